@@ -1,0 +1,3 @@
+"""Saccade: generalist vision on modern PyTorch."""
+
+__version__ = "0.1.0"

@@ -1,0 +1,229 @@
+"""What a model is given: samples, targets, class lists, preprocessing declarations and batches.
+
+Frames: a :class:`Sample` that comes from a source is in the frame of the original image; after the transforms it is in
+the frame of the network input. Boxes are absolute pixels, ``x0 y0 x1 y1``, with the origin at the corner of the first pixel.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from torchvision import tv_tensors
+
+from saccade.errors import DataError, UsageError
+from saccade.tasks import Task
+
+IGNORE_LABEL = 255
+"""Label of pixels that semantic segmentation neither learns nor scores."""
+
+
+@dataclass(kw_only=True, frozen=True)
+class ClassList:
+    """The one class-id contract: ``class_id`` k (0..K-1) has a name and the data set's own category id.
+
+    Attributes:
+        names: Class names, indexed by class id.
+        category_ids: The ids that the data set's files use, indexed by class id.
+    """
+
+    names: tuple[str, ...]
+    category_ids: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        if len(self.names) != len(self.category_ids):
+            raise DataError(
+                f"{len(self.names)} class names but {len(self.category_ids)} category ids", where=self.names[:5]
+            )
+        if len(set(self.category_ids)) != len(self.category_ids):
+            raise DataError("a category id is used by two classes", where=self.category_ids)
+        if len(set(self.names)) != len(self.names):
+            twice = sorted({name for name in self.names if self.names.count(name) > 1})
+            raise DataError("a class name is used twice", where=twice)
+
+    @classmethod
+    def from_names(cls, names: Iterable[str]) -> ClassList:
+        """Numbers the names 0..K-1 and uses these numbers as category ids too.
+
+        Raises:
+            UsageError: An empty list, or an empty name.
+        """
+        listed = tuple(name.strip() for name in names)
+        if not listed or any(not name for name in listed):
+            raise UsageError("class names must be a non-empty list of non-empty names", where=listed)
+        return cls(names=listed, category_ids=tuple(range(len(listed))))
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def class_id(self, category_id: int) -> int:
+        """Class id (0..K-1) of a data set's category id.
+
+        Raises:
+            DataError: The category is not in the list.
+        """
+        try:
+            return self.category_ids.index(category_id)
+        except ValueError:
+            raise DataError(
+                f"category id {category_id} is not among the {len(self)} declared categories",
+                why="the annotation names a category that the file does not declare",
+                fix="run `saccade data check` on the data set",
+            ) from None
+
+
+@dataclass(kw_only=True, frozen=True)
+class Origin:
+    """Where an image came from.
+
+    Attributes:
+        dataset: Name of the source.
+        image_id: The data set's own id (file stem where it has none).
+        path: File path, or None for drawn or in-memory images.
+        size_hw: Height and width of the original image, after EXIF orientation.
+    """
+
+    dataset: str
+    image_id: int | str
+    path: str | None
+    size_hw: tuple[int, int]
+
+
+@dataclass(kw_only=True)
+class Target:
+    """Every kind of truth about one image; a source fills what it knows and leaves the rest None.
+
+    Attributes:
+        boxes: ``[N, 4]`` float32 pixels, XYXY.
+        class_ids: ``[N]`` int64 in 0..K-1.
+        masks: ``[N, H, W]`` bool.
+        is_crowd: ``[N]`` bool; crowd regions are never training targets and are ignored regions for AP.
+        areas: ``[N]`` float64, the annotation's own area (AP size ranges use it).
+        semantic: ``[H, W]`` int64, :data:`IGNORE_LABEL` where unlabelled.
+        captions: Reference sentences.
+        contours: ``[N, 2 + R]`` float32 from :mod:`saccade.tokens.contours`: integer mass centre (x, y) and R ray
+            lengths in pixels. Filled by the loader's workers, because tracing contours is slow.
+        depth_m: ``[H, W]`` float32 metres, 0 where unknown.
+    """
+
+    boxes: tv_tensors.BoundingBoxes | None = None
+    class_ids: Tensor | None = None
+    masks: tv_tensors.Mask | None = None
+    is_crowd: Tensor | None = None
+    areas: Tensor | None = None
+    semantic: tv_tensors.Mask | None = None
+    captions: tuple[str, ...] = ()
+    contours: Tensor | None = None
+    depth_m: Tensor | None = None
+
+    def to(self, device: torch.device | str) -> Target:
+        """Copies every tensor to the device."""
+        moved = {
+            f.name: value.to(device) if isinstance(value := getattr(self, f.name), Tensor) else value
+            for f in dataclasses.fields(self)
+        }
+        return Target(**moved)
+
+
+@dataclass(kw_only=True)
+class Sample:
+    """One image, its task, its truth, its prompt and its origin.
+
+    Attributes:
+        image: ``[3, H, W]`` uint8 RGB (float32 in 0..255 after a float resize).
+        task: What is asked.
+        target: The truth, in the frame of ``image``.
+        classes: Prompt of detection, instance and semantic segmentation.
+        phrase: Prompt of grounding.
+        origin: Where it came from.
+    """
+
+    image: tv_tensors.Image
+    task: Task
+    origin: Origin
+    target: Target = field(default_factory=Target)
+    classes: ClassList | None = None
+    phrase: str | None = None
+
+    @property
+    def size_hw(self) -> tuple[int, int]:
+        """Height and width of ``image``."""
+        return int(self.image.shape[-2]), int(self.image.shape[-1])
+
+
+@dataclass(kw_only=True, frozen=True)
+class Preprocess:
+    """What a model declares about its input; :mod:`saccade.data.transforms` carries it out.
+
+    Attributes:
+        size_hw: Height and width of the network input; the aspect ratio is not kept.
+        interpolation: ``"bilinear"`` as OpenCV computes it (no antialiasing), ``"bicubic"`` as Pillow computes it.
+        resize_as_float: Resize in float32 without rounding to 8 bit.
+        pad_multiple: Zero-pad bottom and right to a multiple of this.
+        mean: RGB mean, 0..255.
+        std: RGB standard deviation, 0..255.
+    """
+
+    size_hw: tuple[int, int]
+    interpolation: Literal["bilinear", "bicubic"] = "bilinear"
+    resize_as_float: bool = False
+    pad_multiple: int = 1
+    mean: tuple[float, float, float] = (123.675, 116.28, 103.53)
+    std: tuple[float, float, float] = (58.395, 57.12, 57.375)
+
+
+@dataclass(kw_only=True)
+class Batch:
+    """A stack of network inputs of one task.
+
+    Attributes:
+        images: ``[B, 3, H, W]`` float32, normalised and padded.
+        task: The task of all B.
+        targets: Truths in the frame of the network input.
+        origins: Where each came from (original sizes map predictions back).
+        input_sizes_hw: Size of each image inside the padded tensor.
+        classes: Class list of all B, for tasks prompted by classes.
+        phrases: One phrase per image, for tasks prompted by a phrase.
+    """
+
+    images: Tensor
+    task: Task
+    origins: list[Origin]
+    input_sizes_hw: list[tuple[int, int]]
+    targets: list[Target] = field(default_factory=list)
+    classes: ClassList | None = None
+    phrases: list[str] | None = None
+
+    def __len__(self) -> int:
+        return int(self.images.shape[0])
+
+    def to(self, device: torch.device | str, **kwargs: Any) -> Batch:
+        """Copies images and targets to the device."""
+        return dataclasses.replace(
+            self,
+            images=self.images.to(device, **kwargs),
+            targets=[target.to(device) for target in self.targets],
+        )
+
+    def pin_memory(self) -> Batch:
+        """Pins the images, so that the copy to a GPU can overlap (called by the DataLoader)."""
+        return dataclasses.replace(self, images=self.images.pin_memory())
+
+
+def same_classes(samples: Sequence[Sample]) -> ClassList | None:
+    """The class list shared by all samples of a batch.
+
+    Raises:
+        DataError: The samples have different class lists.
+    """
+    first = samples[0].classes
+    if any(sample.classes != first for sample in samples[1:]):
+        raise DataError(
+            "samples with different class lists cannot share a batch",
+            where=sorted({sample.origin.dataset for sample in samples}),
+        )
+    return first

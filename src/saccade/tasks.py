@@ -1,0 +1,59 @@
+"""The tasks: what each is asked with, what it learns from, and what it answers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Literal
+
+from saccade.errors import UsageError, nearest
+
+
+class Task(StrEnum):
+    """A vision task. The value is the name used in files, configs and on the command line."""
+
+    DETECTION = "detection"
+    INSTANCE = "instance_segmentation"
+    SEMANTIC = "semantic_segmentation"
+    CAPTION = "caption"
+    GROUNDING = "grounding"
+
+
+@dataclass(kw_only=True, frozen=True)
+class TaskSpec:
+    """What a task takes and gives.
+
+    Attributes:
+        prompt: ``"classes"`` (a list of class names), ``"phrase"`` (one expression) or ``"none"``.
+        target: The fields of :class:`saccade.samples.Target` that training and evaluation read.
+        result: Name of the result type in :mod:`saccade.results`.
+        alias: The short name accepted on the command line.
+    """
+
+    prompt: Literal["classes", "phrase", "none"]
+    target: tuple[str, ...]
+    result: str
+    alias: str
+
+
+TASKS: dict[Task, TaskSpec] = {
+    Task.DETECTION: TaskSpec(prompt="classes", target=("boxes", "class_ids"), result="Instances", alias="detection"),
+    Task.INSTANCE: TaskSpec(
+        prompt="classes", target=("boxes", "class_ids", "masks"), result="Instances", alias="instance"
+    ),
+    Task.SEMANTIC: TaskSpec(prompt="classes", target=("semantic",), result="SemanticMap", alias="semantic"),
+    Task.CAPTION: TaskSpec(prompt="none", target=("captions",), result="Caption", alias="caption"),
+    Task.GROUNDING: TaskSpec(prompt="phrase", target=("boxes",), result="Grounding", alias="grounding"),
+}
+
+
+def parse_task(name: str) -> Task:
+    """Reads a task by its name or its alias (``instance`` for ``instance_segmentation``).
+
+    Raises:
+        UsageError: No such task; the message offers the nearest name.
+    """
+    by_name = {str(task): task for task in TASKS} | {spec.alias: task for task, spec in TASKS.items()}
+    if name not in by_name:
+        raise UsageError(f"unknown task '{name}'", fix=nearest(name, by_name))
+    return by_name[name]
