@@ -1,1 +1,1 @@
-"""Placeholder docstring, replaced by the module that owns it."""
+"""Task-blind building blocks, each written once and shared by all systems."""

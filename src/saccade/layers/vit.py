@@ -1,20 +1,232 @@
-"""The plain ViT."""
+"""The plain ViT: one config serves GiT, ViTDet, SAM and EVA.
+
+Shape legend: B images, H W patch grid, C width, N tokens; windows are cut row-major and stand on the batch axis.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from saccade.errors import ConfigError, UsageError
+from saccade.layers.attention import Attention, QKVBias
 
 
 @dataclass(kw_only=True)
 class ViTConfig:
-    """Placeholder while the module is written; fields below are stable."""
+    """A plain ViT.
+
+    Attributes:
+        width: Channels.
+        depth: Blocks.
+        heads: Attention heads.
+        mlp_width: Hidden channels of the MLP.
+        patch_size: Side of a patch in pixels.
+        image_size: Nominal input side in pixels; sizes the position table and the global relative-position tables.
+        window_size: Side of an attention window in patches.
+        global_blocks: Blocks (0-based) that attend over the whole image; all others attend in windows.
+        rel_pos: Decomposed relative position in every block.
+        abs_pos: Learned absolute position, resized bicubically to other inputs.
+        qkv_bias: Bias form of the query-key-value projection.
+        norm: Norm before each branch (``pre``) or after it (``post``: EVA-E).
+        norm_eps: LayerNorm epsilon.
+        layer_scale: Initial value of the branch scales; 0 = none.
+        drop_path: Greatest stochastic-depth rate, reached linearly at the last block.
+        drop_path_attention: Stochastic depth on the attention branch too (GiT has it on the MLP only).
+    """
 
     width: int = 768
     depth: int = 18
     heads: int = 12
     mlp_width: int = 3072
     patch_size: int = 16
+    image_size: int = 1120
     window_size: int = 14
     global_blocks: tuple[int, ...] = (2, 5, 8, 11)
-    image_size: int = 1120
+    rel_pos: bool = True
+    abs_pos: bool = True
+    qkv_bias: QKVBias = "full"
+    norm: Literal["pre", "post"] = "pre"
+    norm_eps: float = 1e-6
+    layer_scale: float = 0.0
     drop_path: float = 0.1
+    drop_path_attention: bool = False
+
+    def __post_init__(self) -> None:
+        if self.width % self.heads:
+            raise ConfigError(f"width {self.width} is not a multiple of heads {self.heads}", where="vit.width")
+        if self.image_size % self.patch_size:
+            raise ConfigError(
+                f"image_size {self.image_size} is not a multiple of patch_size {self.patch_size}",
+                where="vit.image_size",
+            )
+
+    @property
+    def grid_size(self) -> int:
+        """Patches per side at the nominal size."""
+        return self.image_size // self.patch_size
+
+
+class DropPath(nn.Module):
+    """Stochastic depth along the first axis (per image, or per window in windowed blocks)."""
+
+    def __init__(self, rate: float) -> None:
+        super().__init__()
+        self.rate = rate
+
+    def draw(self, batch: int, like: Tensor) -> Tensor | None:
+        """Draws the factors ``[batch]`` (0 or 1 / keep), or None where nothing is dropped."""
+        if not self.training or self.rate == 0.0:
+            return None
+        keep = 1.0 - self.rate
+        return torch.bernoulli(torch.full((batch,), keep, device=like.device, dtype=like.dtype)) / keep
+
+    def forward(self, x: Tensor, factors: Tensor | None) -> Tensor:
+        """Scales x along its first axis by factors drawn before."""
+        return x if factors is None else x * factors.view(-1, *[1] * (x.ndim - 1))
+
+
+class MLP(nn.Module):
+    """Two linear layers with an exact (erf) GELU between them."""
+
+    def __init__(self, width: int, hidden: int) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(width, hidden)
+        self.fc2 = nn.Linear(hidden, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``[..., C]`` to ``[..., C]``."""
+        return self.fc2(F.gelu(self.fc1(x)))
+
+
+class Block(nn.Module):
+    """A transformer block; ``window_size`` None means global attention.
+
+    The branches are methods, so that a model with tokens of its own (GiT) can run them on any tokens.
+    """
+
+    def __init__(self, config: ViTConfig, index: int) -> None:
+        super().__init__()
+        width = config.width
+        self.window_size = None if index in config.global_blocks else config.window_size
+        self.post_norm = config.norm == "post"
+        self.norm1 = nn.LayerNorm(width, eps=config.norm_eps)
+        self.attn = Attention(
+            width=width,
+            heads=config.heads,
+            qkv_bias=config.qkv_bias,
+            rel_pos_size=(self.window_size or config.grid_size) if config.rel_pos else None,
+        )
+        self.norm2 = nn.LayerNorm(width, eps=config.norm_eps)
+        self.mlp = MLP(width, config.mlp_width)
+        rate = config.drop_path * index / max(1, config.depth - 1)
+        self.drop_path = DropPath(rate)
+        self.drop_path_attn = DropPath(rate if config.drop_path_attention else 0.0)
+        self.layer_scale = config.layer_scale > 0
+        if self.layer_scale:
+            self.gamma1 = nn.Parameter(torch.full((width,), config.layer_scale))
+            self.gamma2 = nn.Parameter(torch.full((width,), config.layer_scale))
+
+    def attention_input(self, x: Tensor) -> Tensor:
+        """What the attention branch reads."""
+        return x if self.post_norm else self.norm1(x)
+
+    def add_attention(self, x: Tensor, branch: Tensor, factors: Tensor | None = None) -> Tensor:
+        """Adds the (projected) attention branch to the stream."""
+        branch = self.norm1(branch) if self.post_norm else branch
+        branch = branch * self.gamma1 if self.layer_scale else branch
+        return x + self.drop_path_attn(branch, factors)
+
+    def add_mlp(self, x: Tensor, factors: Tensor | None = None) -> Tensor:
+        """Adds the MLP branch to the stream; ``factors`` come from ``drop_path.draw``."""
+        branch = self.norm2(self.mlp(x)) if self.post_norm else self.mlp(self.norm2(x))
+        branch = branch * self.gamma2 if self.layer_scale else branch
+        return x + self.drop_path(branch, factors)
+
+    def forward(self, x_BHWC: Tensor) -> Tensor:
+        """One block over an image map; windows are cut and joined here."""
+        size_hw = (x_BHWC.shape[1], x_BHWC.shape[2])
+        x = to_windows(x_BHWC, self.window_size or size_hw)
+        inner = (self.window_size, self.window_size) if self.window_size else size_hw
+        branch = self.attn(self.attention_input(x), inner)
+        x = self.add_attention(x, branch, self.drop_path_attn.draw(x.shape[0], x))
+        x = self.add_mlp(x, self.drop_path.draw(x.shape[0], x))
+        return from_windows(x, self.window_size or size_hw, size_hw)
+
+
+def to_windows(x_BHWC: Tensor, window: int | tuple[int, int]) -> Tensor:
+    """Cuts a map into windows: ``[B * windows, h * w, C]``, windows row-major.
+
+    Raises:
+        UsageError: The map is not a whole number of windows.
+    """
+    b, height, width, c = x_BHWC.shape
+    h, w = (window, window) if isinstance(window, int) else window
+    if height % h or width % w:
+        raise UsageError(
+            f"a map of {height}x{width} patches is not a whole number of {h}x{w} windows",
+            where="plain ViT",
+            fix="choose an input size that is a multiple of patch_size * window_size",
+        )
+    if (h, w) == (height, width):
+        return x_BHWC.flatten(1, 2)
+    x = x_BHWC.view(b, height // h, h, width // w, w, c).transpose(2, 3)
+    return x.reshape(-1, h * w, c)
+
+
+def from_windows(x: Tensor, window: int | tuple[int, int], size_hw: tuple[int, int]) -> Tensor:
+    """The inverse of :func:`to_windows`: ``[B, H, W, C]``."""
+    height, width = size_hw
+    h, w = (window, window) if isinstance(window, int) else window
+    if (h, w) == size_hw:
+        return x.unflatten(1, size_hw)
+    x = x.view(-1, height // h, width // w, h, w, x.shape[-1]).transpose(2, 3)
+    return x.reshape(-1, height, width, x.shape[-1])
+
+
+def resize_position(table: Tensor, size_hw: tuple[int, int]) -> Tensor:
+    """Resizes an absolute position table ``[1, H, W, C]`` bicubically (align_corners False); a no-op at its own size."""
+    if tuple(table.shape[1:3]) == tuple(size_hw):
+        return table
+    resized = F.interpolate(table.permute(0, 3, 1, 2).float(), size=size_hw, mode="bicubic", align_corners=False)
+    return resized.permute(0, 2, 3, 1).to(table.dtype)
+
+
+class PlainViT(nn.Module):
+    """Patches, positions and blocks; no class token, no final norm.
+
+    Args:
+        config: Sizes and choices.
+    """
+
+    def __init__(self, config: ViTConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.patch_embed = nn.Conv2d(3, config.width, config.patch_size, stride=config.patch_size)
+        if config.abs_pos:
+            self.pos_embed = nn.Parameter(torch.zeros(1, config.grid_size, config.grid_size, config.width))
+            nn.init.trunc_normal_(self.pos_embed, std=0.02)
+        self.blocks = nn.ModuleList(Block(config, index) for index in range(config.depth))
+        self.activation_checkpointing = False
+
+    def embed(self, images_B3HW: Tensor) -> Tensor:
+        """Patch embedding plus position: ``[B, 3, H, W]`` normalised pixels to ``[B, H / p, W / p, C]``."""
+        x_BHWC = self.patch_embed(images_B3HW).permute(0, 2, 3, 1)
+        if self.config.abs_pos:
+            x_BHWC = x_BHWC + resize_position(self.pos_embed, (x_BHWC.shape[1], x_BHWC.shape[2]))
+        return x_BHWC.contiguous()
+
+    def forward(self, images_B3HW: Tensor) -> Tensor:
+        """Image map after the last block, ``[B, H / p, W / p, C]``."""
+        x_BHWC = self.embed(images_B3HW)
+        for block in self.blocks:
+            if self.activation_checkpointing and torch.is_grad_enabled():
+                x_BHWC = checkpoint(block, x_BHWC, use_reentrant=False)
+            else:
+                x_BHWC = block(x_BHWC)
+        return x_BHWC

@@ -1,0 +1,158 @@
+"""Multi-head attention with optional decomposed relative position.
+
+Shape legend: B batch (images or windows), N tokens, C channels, n heads, d channels per head, H W token grid.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import Literal, TypeAlias
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+QKVBias: TypeAlias = Literal["full", "qv", "none"]
+
+# A bias tensor larger than this is built for a few heads at a time (inference only): it would not fit the caches anyway.
+_BIAS_BYTES = 64 * 2**20
+
+
+@lru_cache(maxsize=64)
+def _relative_index(size: int, device: torch.device) -> Tensor:
+    """``[size, size]`` rows of a table of ``2 * size - 1`` offsets: entry (a, b) is ``a - b + size - 1``."""
+    position = torch.arange(size, device=device)
+    return position[:, None] - position[None, :] + size - 1
+
+
+def relative_table(table: Tensor, size: int) -> Tensor:
+    """Gathers a relative-position table into one vector per (query, key) position on an axis.
+
+    Args:
+        table: ``[2 * s - 1, d]`` learned offsets of an axis of s positions.
+        size: Positions on the axis now. Where ``2 * size - 1`` differs from the table's length, the table is resized
+            along its length, linearly (align_corners False), as SAM and GiT do.
+
+    Returns:
+        ``[size, size, d]``, query first.
+    """
+    length = 2 * size - 1
+    if table.shape[0] != length:
+        table = F.interpolate(table.float().T[None], size=length, mode="linear")[0].T.to(table.dtype)
+    return table[_relative_index(size, table.device)]
+
+
+def decomposed_bias(q_BnNd: Tensor, table_h: Tensor, table_w: Tensor, size_hw: tuple[int, int]) -> tuple[Tensor, Tensor]:
+    """The two halves of the decomposed relative-position term (MViTv2, as used by SAM and GiT).
+
+    Args:
+        q_BnNd: Unscaled queries of ``H * W`` tokens, row-major.
+        table_h: ``[2 * H - 1, d]`` vertical offsets (any other length is resized).
+        table_w: ``[2 * W - 1, d]`` horizontal offsets.
+        size_hw: The token grid.
+
+    Returns:
+        ``[B, n, N, H]`` and ``[B, n, N, W]``; the logit of query i and key (y, x) gains ``first[i, y] + second[i, x]``.
+    """
+    h, w = size_hw
+    b, n, _, d = q_BnNd.shape
+    q_BnHWd = q_BnNd.reshape(b, n, h, w, d)
+    rel_h = torch.einsum("bnhwd,hkd->bnhwk", q_BnHWd, relative_table(table_h, h))
+    rel_w = torch.einsum("bnhwd,wkd->bnhwk", q_BnHWd, relative_table(table_w, w))
+    return rel_h.flatten(2, 3), rel_w.flatten(2, 3)
+
+
+class Attention(nn.Module):
+    """Self-attention over tokens; the parts are exposed so that a model can add keys of its own.
+
+    Args:
+        width: Channels C.
+        heads: Heads n; C must be a multiple.
+        qkv_bias: ``"full"``, ``"qv"`` (no bias on the keys: BEiT, EVA) or ``"none"``.
+        rel_pos_size: Side of the square token grid whose relative-position tables are learned; None for no such term.
+    """
+
+    def __init__(
+        self, *, width: int, heads: int, qkv_bias: QKVBias = "full", rel_pos_size: int | None = None
+    ) -> None:
+        super().__init__()
+        self.heads = heads
+        self.head_dim = width // heads
+        self.qkv = nn.Linear(width, 3 * width, bias=qkv_bias == "full")
+        if qkv_bias == "qv":
+            self.q_bias = nn.Parameter(torch.zeros(width))
+            self.v_bias = nn.Parameter(torch.zeros(width))
+        self.qkv_bias = qkv_bias
+        self.proj = nn.Linear(width, width)
+        self.rel_pos = rel_pos_size is not None
+        if rel_pos_size is not None:
+            self.rel_pos_h = nn.Parameter(torch.zeros(2 * rel_pos_size - 1, self.head_dim))
+            self.rel_pos_w = nn.Parameter(torch.zeros(2 * rel_pos_size - 1, self.head_dim))
+
+    def split_heads(self, x_BNC: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries, keys and values, each ``[B, n, N, d]``."""
+        if self.qkv_bias == "qv":
+            bias = torch.cat([self.q_bias, torch.zeros_like(self.q_bias), self.v_bias])
+            qkv = F.linear(x_BNC, self.qkv.weight, bias)
+        else:
+            qkv = self.qkv(x_BNC)
+        q, k, v = qkv.unflatten(-1, (3, self.heads, self.head_dim)).permute(2, 0, 3, 1, 4)
+        return q, k, v
+
+    def merge_heads(self, x_BnNd: Tensor) -> Tensor:
+        """``[B, n, N, d]`` to the projected ``[B, N, C]``."""
+        return self.proj(x_BnNd.transpose(1, 2).flatten(2))
+
+    def attend(
+        self,
+        q_BnNd: Tensor,
+        k_BnMd: Tensor,
+        v_BnMd: Tensor,
+        size_hw: tuple[int, int],
+        *,
+        mask: Tensor | None = None,
+    ) -> Tensor:
+        """Softmax attention; the first ``H * W`` tokens are the image and get the relative-position term.
+
+        Args:
+            q_BnNd: Queries (unscaled).
+            k_BnMd: Keys.
+            v_BnMd: Values.
+            size_hw: The token grid of the image.
+            mask: Additive ``[B, 1, N, M]`` (0 or -inf), or None.
+
+        Returns:
+            ``[B, n, N, d]``.
+        """
+        if not self.rel_pos:
+            return F.scaled_dot_product_attention(q_BnNd, k_BnMd, v_BnMd, attn_mask=mask)
+        pixels = size_hw[0] * size_hw[1]
+        rel_h, rel_w = decomposed_bias(q_BnNd[:, :, :pixels], self.rel_pos_h, self.rel_pos_w, size_hw)
+        b, n, tokens, _ = q_BnNd.shape
+        step = n
+        if not torch.is_grad_enabled():
+            per_head = b * tokens * k_BnMd.shape[2] * q_BnNd.element_size()
+            step = max(1, min(n, _BIAS_BYTES // per_head))
+        out = [
+            F.scaled_dot_product_attention(
+                q_BnNd[:, i : i + step],
+                k_BnMd[:, i : i + step],
+                v_BnMd[:, i : i + step],
+                attn_mask=_join_bias(rel_h[:, i : i + step], rel_w[:, i : i + step], tokens, k_BnMd.shape[2], mask),
+            )
+            for i in range(0, n, step)
+        ]
+        return out[0] if len(out) == 1 else torch.cat(out, dim=1)
+
+    def forward(self, x_BNC: Tensor, size_hw: tuple[int, int]) -> Tensor:
+        """Self-attention of ``H * W`` tokens, ``[B, N, C]`` to ``[B, N, C]``."""
+        q, k, v = self.split_heads(x_BNC)
+        return self.merge_heads(self.attend(q, k, v, size_hw))
+
+
+def _join_bias(rel_h: Tensor, rel_w: Tensor, queries: int, keys: int, mask: Tensor | None) -> Tensor:
+    """The one bias tensor ``[B, n, queries, keys]`` of a block: relative position for image-image, the mask elsewhere."""
+    bias = (rel_h[..., :, None] + rel_w[..., None, :]).flatten(3)
+    if bias.shape[-2:] != (queries, keys):
+        bias = F.pad(bias, (0, keys - bias.shape[-1], 0, queries - bias.shape[-2]))
+    return bias if mask is None else bias + mask
