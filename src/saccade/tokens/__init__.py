@@ -1,1 +1,1 @@
-"""Placeholder docstring, replaced by the module that owns it."""
+"""Between pixels and sequences: box bins, contours and text vocabularies."""
