@@ -42,7 +42,9 @@ def relative_table(table: Tensor, size: int) -> Tensor:
     return table[_relative_index(size, table.device)]
 
 
-def decomposed_bias(q_BnNd: Tensor, table_h: Tensor, table_w: Tensor, size_hw: tuple[int, int]) -> tuple[Tensor, Tensor]:
+def decomposed_bias(
+    q_BnNd: Tensor, table_h: Tensor, table_w: Tensor, size_hw: tuple[int, int]
+) -> tuple[Tensor, Tensor]:
     """The two halves of the decomposed relative-position term (MViTv2, as used by SAM and GiT).
 
     Args:
@@ -72,9 +74,7 @@ class Attention(nn.Module):
         rel_pos_size: Side of the square token grid whose relative-position tables are learned; None for no such term.
     """
 
-    def __init__(
-        self, *, width: int, heads: int, qkv_bias: QKVBias = "full", rel_pos_size: int | None = None
-    ) -> None:
+    def __init__(self, *, width: int, heads: int, qkv_bias: QKVBias = "full", rel_pos_size: int | None = None) -> None:
         super().__init__()
         self.heads = heads
         self.head_dim = width // heads

@@ -3,8 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
+from saccade.errors import ConfigError
 from saccade.layers.vit import ViTConfig
+
+if TYPE_CHECKING:
+    from saccade.models.git.model import GiT
+    from saccade.tokens.vocabulary import TextVocabulary
 
 
 @dataclass(kw_only=True)
@@ -27,6 +33,15 @@ class DetectionConfig:
     max_detections: int = 100
     num_rays: int = 0
 
+    def grid_shape(self, vit: ViTConfig) -> tuple[int, int]:
+        """Grid points per window (rows, columns)."""
+        return self.grid_per_window
+
+    @property
+    def length(self) -> int:
+        """Tokens of a response: class, box, and with rays the mass centre and the rays."""
+        return 5 + (2 + self.num_rays if self.num_rays else 0)
+
 
 @dataclass(kw_only=True)
 class SemanticConfig:
@@ -41,6 +56,10 @@ class SemanticConfig:
     input_size: int = 672
     train_points_per_window: int = 32
     block: int = 4
+
+    def grid_shape(self, vit: ViTConfig) -> tuple[int, int]:
+        """Grid points per window (rows, columns): every patch is one."""
+        return vit.window_size, vit.window_size
 
 
 @dataclass(kw_only=True)
@@ -95,3 +114,27 @@ class GiTConfig:
     semantic_segmentation: SemanticConfig | None = field(default_factory=SemanticConfig)
     caption: CaptionConfig | None = field(default_factory=CaptionConfig)
     grounding: GroundingConfig | None = field(default_factory=GroundingConfig)
+
+    def __post_init__(self) -> None:
+        side = self.vit.patch_size * self.vit.window_size
+        for name in ("detection", "instance_segmentation", "semantic_segmentation", "caption", "grounding"):
+            task = getattr(self, name)
+            if task is not None and task.input_size % side:
+                raise ConfigError(
+                    f"input_size {task.input_size} is not a multiple of {side}",
+                    where=f"model.{name}.input_size",
+                    why="images are cut into windows of window_size patches",
+                )
+            if name in ("caption", "grounding") and task is not None and task.input_size != side:
+                raise ConfigError(
+                    f"input_size {task.input_size} is not one window",
+                    where=f"model.{name}.input_size",
+                    why="the single response of this task reads exactly one window",
+                    fix=f"set it to {side}",
+                )
+
+    def build(self, vocabulary: TextVocabulary) -> GiT:
+        """Builds the model with fresh weights."""
+        from saccade.models.git.model import GiT  # the module needs this file
+
+        return GiT(self, vocabulary)
