@@ -1,19 +1,105 @@
 """What a model says: one result type per task, in the frame of the original image.
 
-Every result knows how to describe itself (``to_dict``) and how to draw itself (:mod:`saccade.drawing`).
+Every result describes itself (``to_dict``), draws itself on a picture (``draw``) and speaks COCO (``to_coco``); boxes
+and maps also speak supervision (``to_supervision``). Files are written by :mod:`saccade.saving`.
 """
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from pycocotools import mask as mask_api
 from torch import Tensor
 
-from saccade.samples import ClassList
+from saccade import drawing
+from saccade.drawing import ImageLike
+from saccade.errors import DataError, UsageError, require
+from saccade.samples import IGNORE_LABEL, ClassList, Sample
+from saccade.tasks import Task
 
 RLE: TypeAlias = dict[str, Any]
 """COCO run-length encoding: ``{"size": [height, width], "counts": bytes}``."""
+
+
+def encode_masks(masks: Tensor | NDArray[np.bool_]) -> list[RLE]:
+    """Run-length encodes masks.
+
+    Args:
+        masks: ``[N, H, W]`` bool.
+
+    Returns:
+        N encodings with ``bytes`` counts.
+    """
+    dense = masks.detach().cpu().numpy() if isinstance(masks, Tensor) else masks
+    # One at a time: the encoder wants column-major bytes, and a copy of all masks of a large picture would not fit.
+    return [mask_api.encode(np.asfortranarray(mask, dtype=np.uint8)) for mask in dense]
+
+
+def decode_masks(rles: Sequence[RLE], size_hw: tuple[int, int]) -> Tensor:
+    """Decodes run-length masks, all of the same size.
+
+    Args:
+        rles: N encodings; counts may be ``bytes`` or ``str``.
+        size_hw: Height and width of the picture.
+
+    Returns:
+        ``[N, H, W]`` bool.
+
+    Raises:
+        DataError: An encoding has another size.
+    """
+    dense = torch.zeros((len(rles), *size_hw), dtype=torch.bool)
+    for row, rle in zip(dense, rles, strict=True):
+        row.copy_(torch.from_numpy(_decode(rle, size_hw)))
+    return dense
+
+
+def _decode(rle: RLE, size_hw: tuple[int, int]) -> NDArray[np.bool_]:
+    if tuple(rle["size"]) != tuple(size_hw):
+        raise DataError(f"a mask of size {tuple(rle['size'])} does not fit an image of size {tuple(size_hw)}")
+    return mask_api.decode(rle).astype(bool)
+
+
+def _text_rle(rle: RLE) -> RLE:
+    """The same mask with ``str`` counts, as JSON needs it."""
+    counts = rle["counts"]
+    return {
+        "size": [int(side) for side in rle["size"]],
+        "counts": counts.decode("ascii") if isinstance(counts, bytes) else counts,
+    }
+
+
+def _binary_rle(rle: Mapping[str, Any]) -> RLE:
+    """The same mask with ``bytes`` counts, as the results hold it."""
+    counts = rle["counts"]
+    return {
+        "size": [int(side) for side in rle["size"]],
+        "counts": counts.encode("ascii") if isinstance(counts, str) else counts,
+    }
+
+
+def _xywh(box_xyxy: Sequence[float]) -> list[float]:
+    x0, y0, x1, y1 = box_xyxy
+    return [x0, y0, x1 - x0, y1 - y0]
+
+
+def _check_picture(image: ImageLike, size_hw: tuple[int, int]) -> Image.Image:
+    """The picture as Pillow image, if it is the one the result speaks of."""
+    picture = drawing.to_pil(image)
+    if (picture.height, picture.width) != tuple(size_hw):
+        raise UsageError(
+            f"the result belongs to an image of {size_hw[1]}x{size_hw[0]} pixels, "
+            f"the picture has {picture.width}x{picture.height}",
+            fix="draw on the original image, not on the resized network input",
+        )
+    return picture
 
 
 @dataclass(kw_only=True)
@@ -36,18 +122,283 @@ class Instances:
     size_hw: tuple[int, int]
     masks: list[RLE] | None = None
 
+    def __len__(self) -> int:
+        return int(self.boxes_xyxy.shape[0])
+
+    @property
+    def category_ids(self) -> list[int]:
+        """The data set's own category id of each instance."""
+        return [self.classes.category_ids[k] for k in self.class_ids.tolist()]
+
+    @property
+    def class_names(self) -> list[str]:
+        """The class name of each instance."""
+        return [self.classes.names[k] for k in self.class_ids.tolist()]
+
+    def filter(self, *, min_score: float = 0.0, class_ids: Collection[int] | None = None) -> Instances:
+        """The instances with at least this score and, where given, of these classes, in the same order.
+
+        Args:
+            min_score: Least score, 0..1.
+            class_ids: Class ids (0..K-1) to keep; None keeps all.
+        """
+        keep = self.scores >= min_score
+        if class_ids is not None:
+            keep &= torch.isin(self.class_ids, torch.tensor(sorted(class_ids), device=self.class_ids.device))
+        return self[keep.nonzero().flatten().tolist()]
+
+    def __getitem__(self, indices: Sequence[int]) -> Instances:
+        """The instances at these positions, in this order."""
+        index = torch.tensor(list(indices), dtype=torch.int64, device=self.boxes_xyxy.device)
+        return dataclasses.replace(
+            self,
+            boxes_xyxy=self.boxes_xyxy[index],
+            scores=self.scores[index],
+            class_ids=self.class_ids[index],
+            masks=None if self.masks is None else [self.masks[i] for i in indices],
+        )
+
+    def dense_masks(self) -> Tensor:
+        """The masks as ``[N, H, W]`` bool.
+
+        Raises:
+            UsageError: The instances are boxes only.
+        """
+        return decode_masks(self._masks_or_error(), self.size_hw)
+
+    def _masks_or_error(self) -> list[RLE]:
+        if self.masks is None:
+            raise UsageError(
+                "these instances have boxes but no masks", fix=f"predict with task '{Task.INSTANCE}' to get masks"
+            )
+        return self.masks
+
+    def _iterate_masks(self) -> Iterator[NDArray[np.bool_]]:
+        """The masks one by one: a hundred masks of a large picture need not be in memory together."""
+        return (_decode(rle, self.size_hw) for rle in self._masks_or_error())
+
+    def union_mask(self) -> Tensor:
+        """The pixels of any instance, ``[H, W]`` bool (the answer for a binary lesion)."""
+        union = np.zeros(self.size_hw, dtype=bool)
+        for mask in self._iterate_masks():
+            union |= mask
+        return torch.from_numpy(union)
+
+    def id_map(self) -> Tensor:
+        """Instance ids of the pixels: ``[H, W]`` int64, 0 = none, k + 1 = instance k; the better score lies on top."""
+        ids = np.zeros(self.size_hw, dtype=np.int64)
+        order = torch.argsort(self.scores, descending=True, stable=True).tolist()
+        masks = self._masks_or_error()
+        for k in reversed(order):
+            ids[_decode(masks[k], self.size_hw)] = k + 1
+        return torch.from_numpy(ids)
+
+    def areas(self) -> list[float]:
+        """Pixels of each mask, or of each box where there are no masks."""
+        if self.masks is not None:
+            return [float(mask_api.area(rle)) for rle in self.masks]
+        x0, y0, x1, y1 = self.boxes_xyxy.double().cpu().unbind(1)
+        return ((x1 - x0) * (y1 - y0)).tolist()
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything as plain JSON values; ``id`` is the instance's value in :meth:`id_map`."""
+        boxes, scores = self.boxes_xyxy.tolist(), self.scores.tolist()
+        instances = []
+        for k, (class_id, area) in enumerate(zip(self.class_ids.tolist(), self.areas(), strict=True)):
+            instance: dict[str, Any] = {
+                "id": k + 1,
+                "class_id": class_id,
+                "class_name": self.classes.names[class_id],
+                "category_id": self.classes.category_ids[class_id],
+                "score": scores[k],
+                "box_xyxy": boxes[k],
+                "area": area,
+            }
+            if self.masks is not None:
+                instance["segmentation"] = _text_rle(self.masks[k])
+            instances.append(instance)
+        return {"type": "instances", "size_hw": list(self.size_hw), "instances": instances}
+
+    def to_coco(self, image_id: int | str) -> list[dict[str, Any]]:
+        """Records of the COCO results format, with the data set's own category ids.
+
+        Note that ``pycocotools.COCO.loadRes`` replaces ``area`` by the area of ``bbox`` where both are present.
+
+        Args:
+            image_id: The data set's id of the image.
+
+        Returns:
+            One dict per instance: image_id, category_id, bbox (x, y, width, height), score, area and, where there are
+            masks, segmentation (run lengths with ``str`` counts).
+        """
+        records = []
+        for instance in self.to_dict()["instances"]:
+            record = {
+                "image_id": image_id,
+                "category_id": instance["category_id"],
+                "bbox": _xywh(instance["box_xyxy"]),
+                "score": instance["score"],
+                "area": instance["area"],
+            }
+            if "segmentation" in instance:
+                record["segmentation"] = instance["segmentation"]
+            records.append(record)
+        return records
+
+    @classmethod
+    def from_coco(cls, records: Iterable[Mapping[str, Any]], classes: ClassList, size_hw: tuple[int, int]) -> Instances:
+        """Rebuilds the instances of one image from COCO records (a result's, or annotations with run lengths).
+
+        Args:
+            records: The records of one image; ``score`` is 1 where absent.
+            classes: The class list that knows the category ids.
+            size_hw: Size of the image.
+
+        Raises:
+            DataError: A category id is not in the list.
+        """
+        rows = sorted(records, key=lambda record: -record.get("score", 1.0))
+        boxes = torch.tensor([row["bbox"] for row in rows], dtype=torch.float64).reshape(-1, 4)
+        boxes[:, 2:] += boxes[:, :2]
+        has_masks = bool(rows) and all("segmentation" in row for row in rows)
+        return cls(
+            boxes_xyxy=boxes.float(),
+            scores=torch.tensor([row.get("score", 1.0) for row in rows], dtype=torch.float32),
+            class_ids=torch.tensor([classes.class_id(row["category_id"]) for row in rows], dtype=torch.int64),
+            classes=classes,
+            size_hw=size_hw,
+            masks=[_binary_rle(row["segmentation"]) for row in rows] if has_masks else None,
+        )
+
+    def draw(self, image: ImageLike) -> Image.Image:
+        """Draws boxes, masks, class names and scores on the original picture.
+
+        Args:
+            image: The original picture.
+
+        Returns:
+            A new image of the same size.
+
+        Raises:
+            UsageError: The picture has another size than the one the result speaks of.
+        """
+        labels = [f"{n} {s:.2f}" for n, s in zip(self.class_names, self.scores.tolist(), strict=True)]
+        return drawing.draw_instances(
+            _check_picture(image, self.size_hw),
+            boxes_xyxy=self.boxes_xyxy.cpu().numpy(),
+            class_ids=self.class_ids.tolist(),
+            labels=labels,
+            masks=None if self.masks is None else self._iterate_masks(),
+        )
+
+    def to_supervision(self) -> Any:
+        """A ``supervision.Detections`` (masks included), for its trackers, zones and annotators.
+
+        Raises:
+            MissingExtraError: The package is not installed.
+        """
+        sv = require("supervision", extra="supervision", purpose="to_supervision()")
+        return sv.Detections(
+            xyxy=self.boxes_xyxy.cpu().numpy(),
+            mask=None if self.masks is None else self.dense_masks().numpy(),
+            confidence=self.scores.cpu().numpy(),
+            class_id=self.class_ids.cpu().numpy(),
+            data={"class_name": np.array(self.class_names, dtype=str)},
+        )
+
 
 @dataclass(kw_only=True)
 class SemanticMap:
     """One class per pixel.
 
     Attributes:
-        labels: ``[H, W]`` int64 class ids.
+        labels: ``[H, W]`` int64 class ids (:data:`saccade.samples.IGNORE_LABEL` only in a truth, where unlabelled).
         classes: Names and category ids of the classes.
     """
 
     labels: Tensor
     classes: ClassList
+
+    @property
+    def size_hw(self) -> tuple[int, int]:
+        """Height and width of the map."""
+        return int(self.labels.shape[0]), int(self.labels.shape[1])
+
+    def _present(self) -> list[tuple[int, NDArray[np.bool_]]]:
+        """The class ids that occur, with their pixels."""
+        labels = self.labels.cpu().numpy()
+        return [(int(k), labels == k) for k in np.unique(labels) if 0 <= k < len(self.classes)]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Size, and area and share of each class that occurs, as plain JSON values; ``id`` is the value in the PNG."""
+        regions = [
+            {
+                "id": k,
+                "class_id": k,
+                "class_name": self.classes.names[k],
+                "category_id": self.classes.category_ids[k],
+                "area": int(mask.sum()),
+                "share": float(mask.mean()),
+            }
+            for k, mask in self._present()
+        ]
+        return {"type": "semantic_map", "size_hw": list(self.size_hw), "regions": regions}
+
+    def to_coco(self, image_id: int | str) -> list[dict[str, Any]]:
+        """Records of the COCO stuff results format: one run-length mask per class that occurs.
+
+        Args:
+            image_id: The data set's id of the image.
+        """
+        return [
+            {
+                "image_id": image_id,
+                "category_id": self.classes.category_ids[k],
+                "segmentation": _text_rle(encode_masks(mask[None])[0]),
+            }
+            for k, mask in self._present()
+        ]
+
+    def to_png(self) -> Image.Image:
+        """The class ids as a PNG-ready image: 8-bit palette with the classes' colours, or 16-bit grey past 256 ids.
+
+        Reading the file as an array gives the ids back (``numpy.asarray(PIL.Image.open(path))``).
+        """
+        labels = self.labels.cpu().numpy()
+        if labels.max(initial=0) > 255:
+            return Image.fromarray(labels.astype(np.uint16))
+        image = Image.fromarray(labels.astype(np.uint8))
+        image.putpalette(drawing.colour_table(256).tobytes())
+        return image
+
+    def draw(self, image: ImageLike) -> Image.Image:
+        """Tints the original picture by class and adds a legend strip below it.
+
+        Raises:
+            UsageError: The picture has another size than the map.
+        """
+        return drawing.draw_semantic(
+            _check_picture(image, self.size_hw),
+            labels=self.labels.cpu().numpy(),
+            names=self.classes.names,
+            ignore=IGNORE_LABEL if len(self.classes) <= IGNORE_LABEL else None,
+        )
+
+    def to_supervision(self) -> Any:
+        """A ``supervision.Detections`` with one mask per class that occurs.
+
+        Raises:
+            MissingExtraError: The package is not installed.
+        """
+        sv = require("supervision", extra="supervision", purpose="to_supervision()")
+        present = self._present()
+        masks = np.stack([mask for _, mask in present]) if present else np.zeros((0, *self.size_hw), dtype=bool)
+        return sv.Detections(
+            xyxy=sv.mask_to_xyxy(masks).astype(np.float32).reshape(-1, 4),
+            mask=masks,
+            class_id=np.array([k for k, _ in present], dtype=int),
+            data={"class_name": np.array([self.classes.names[k] for k, _ in present], dtype=str)},
+        )
 
 
 @dataclass(kw_only=True)
@@ -61,6 +412,22 @@ class Caption:
 
     text: str
     score: float
+
+    def to_dict(self) -> dict[str, Any]:
+        """Sentence and score as plain JSON values."""
+        return {"type": "caption", "text": self.text, "score": self.score}
+
+    def to_coco(self, image_id: int | str) -> list[dict[str, Any]]:
+        """The record of the COCO caption results format.
+
+        Args:
+            image_id: The data set's id of the image.
+        """
+        return [{"image_id": image_id, "caption": self.text}]
+
+    def draw(self, image: ImageLike) -> Image.Image:
+        """Writes the sentence in a strip below the picture."""
+        return drawing.draw_caption(image, text=self.text)
 
 
 @dataclass(kw_only=True)
@@ -77,5 +444,62 @@ class Grounding:
     box_xyxy: Tensor
     score: float
 
+    def to_dict(self) -> dict[str, Any]:
+        """Phrase, box and score as plain JSON values."""
+        return {
+            "type": "grounding",
+            "phrase": self.phrase,
+            "score": self.score,
+            "box_xyxy": self.box_xyxy.tolist(),
+        }
+
+    def to_coco(self, image_id: int | str) -> list[dict[str, Any]]:
+        """One COCO results record of the single category 1, with the phrase as an extra key.
+
+        Args:
+            image_id: The data set's id of the image.
+        """
+        box = _xywh(self.box_xyxy.tolist())
+        record = {"image_id": image_id, "category_id": 1, "bbox": box, "score": self.score, "phrase": self.phrase}
+        return [{**record, "area": box[2] * box[3]}]
+
+    def draw(self, image: ImageLike) -> Image.Image:
+        """Draws the box with its score, and the phrase in a strip below the picture."""
+        return drawing.draw_grounding(
+            image, box_xyxy=self.box_xyxy.cpu().numpy(), phrase=self.phrase, label=f"{self.score:.2f}"
+        )
+
 
 Prediction: TypeAlias = Instances | SemanticMap | Caption | Grounding
+
+
+def from_truth(sample: Sample) -> Prediction:
+    """The truth of a sample in the form of a perfect prediction: to draw it, or to test a metric.
+
+    Args:
+        sample: A sample whose target holds what its task needs, in the frame of its image.
+
+    Raises:
+        DataError: The target lacks what the task needs.
+    """
+    target, task = sample.target, sample.task
+    if task in (Task.DETECTION, Task.INSTANCE) and target.boxes is not None and target.class_ids is not None:
+        if sample.classes is not None and (task is Task.DETECTION or target.masks is not None):
+            return Instances(
+                boxes_xyxy=torch.as_tensor(target.boxes).float(),
+                scores=torch.ones(len(target.class_ids)),
+                class_ids=target.class_ids,
+                classes=sample.classes,
+                size_hw=sample.size_hw,
+                masks=encode_masks(target.masks) if task is Task.INSTANCE and target.masks is not None else None,
+            )
+    elif task is Task.SEMANTIC and target.semantic is not None and sample.classes is not None:
+        return SemanticMap(labels=torch.as_tensor(target.semantic), classes=sample.classes)
+    elif task is Task.CAPTION and target.captions:
+        return Caption(text=target.captions[0], score=0.0)
+    elif task is Task.GROUNDING and target.boxes is not None and len(target.boxes) and sample.phrase:
+        return Grounding(phrase=sample.phrase, box_xyxy=torch.as_tensor(target.boxes)[0].float(), score=1.0)
+    raise DataError(
+        f"the sample has no complete truth for the task '{task}'",
+        where=f"{sample.origin.dataset} {sample.origin.image_id}",
+    )
