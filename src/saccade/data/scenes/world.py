@@ -100,7 +100,7 @@ def _layout(dice: Dice, size_hw: tuple[int, int]) -> World:
     short = min(size_hw)
     zoom = dice.uniform(0.95, 1.3)
     focal = zoom * short
-    near, far = 4.0 * zoom, 7.6 * zoom
+    near, far = 3.7 * zoom, 7.0 * zoom
     camera_height = dice.uniform(1.5, 3.2)
     # The pitch that puts the nearest standing place near the lower edge of the picture.
     edge = dice.uniform(0.30, 0.43) * height / focal
@@ -147,11 +147,11 @@ def _band(dice: Dice, near: float, far: float) -> Band | None:
     if kind > 0.7:
         return None
     if kind > 0.42:
-        # A river lies across, behind or among the objects.
+        # A river or a lake whose near shore lies behind or among the objects.
         sin, cos = _turn(dice.uniform(-0.5, 0.5))
-        return Band(
-            name="water", sin=sin, cos=cos, offset=dice.uniform(near + 1.5, far + 3), half_width=dice.uniform(0.8, 2.2)
-        )
+        half_width = dice.uniform(1.0, 6.0)
+        shore = dice.uniform(near + 1.2, far + 1.0)
+        return Band(name="water", sin=sin, cos=cos, offset=shore + half_width, half_width=half_width)
     sin, cos = _turn(dice.uniform(-1.7, 1.7))
     x, z = dice.uniform(-2.5, 2.5), dice.uniform(near, far)
     return Band(name="road", sin=sin, cos=cos, offset=sin * x + cos * z, half_width=dice.uniform(0.9, 1.8))
