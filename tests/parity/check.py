@@ -1,0 +1,124 @@
+"""Runs one folder of parity fixtures: what the original code computed against what ours computes.
+
+Usage: python tests/parity/check.py SYSTEM DIR [--all]
+
+Prints the greatest error per tensor and exits 1 when one is past its tolerance, or when a tensor was not compared.
+Tolerances: ../shared/parity/README.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+SYSTEMS = {"git": "git_checks"}
+
+
+@dataclass
+class Row:
+    """One comparison."""
+
+    name: str
+    kind: str
+    norm_error: float
+    peak_error: float
+    tolerance: float
+
+    @property
+    def passed(self) -> bool:
+        return self.norm_error <= self.tolerance and self.peak_error <= self.tolerance
+
+
+@dataclass
+class Report:
+    """All comparisons of a folder, and the tensors that are still to be compared."""
+
+    rows: list[Row] = field(default_factory=list)
+    pending: set[str] = field(default_factory=set)
+
+    def expect(self, file: str, names: list[str]) -> None:
+        self.pending.update(f"{file}/{name}" for name in names)
+
+    def skip(self, name: str) -> None:
+        """Marks an input: it was used, there is nothing to compare."""
+        self.pending.discard(name)
+
+    def close(self, name: str, ours: Tensor, reference: Tensor, tolerance: float) -> None:
+        """Float tensors: relative norm of the difference, and greatest difference over greatest magnitude."""
+        self.pending.discard(name)
+        ours, reference = ours.detach().double(), reference.double()
+        if ours.shape != reference.shape:
+            self.rows.append(Row(f"{name} {tuple(ours.shape)} != {tuple(reference.shape)}", "shape", 1.0, 1.0, 0.0))
+            return
+        difference = ours - reference
+        scale = reference.abs().max().clamp(min=1e-30) if reference.numel() else torch.tensor(1.0)
+        norm = float(difference.norm() / reference.norm().clamp(min=1e-30))
+        peak = float(difference.abs().max() / scale) if reference.numel() else 0.0
+        # NaN would compare as "not greater": count it as wrong.
+        norm, peak = (value if value == value else float("inf") for value in (norm, peak))
+        self.rows.append(Row(name, "float", norm, peak, tolerance))
+
+    def same(self, name: str, ours: Tensor, reference: Tensor, *, allowed: float = 0.0) -> None:
+        """Integers, labels, tokens: equal; ``allowed`` is the share of places that may differ (masks)."""
+        self.pending.discard(name)
+        if tuple(ours.shape) != tuple(reference.shape):
+            self.rows.append(Row(f"{name} {tuple(ours.shape)} != {tuple(reference.shape)}", "shape", 1.0, 1.0, 0.0))
+            return
+        wrong = float((ours.long() != reference.long()).double().mean()) if reference.numel() else 0.0
+        self.rows.append(Row(name, "exact", wrong, wrong, allowed))
+
+    def equal(self, name: str, ours: object, reference: object) -> None:
+        """Strings and lists."""
+        self.pending.discard(name)
+        wrong = 0.0 if ours == reference else 1.0
+        self.rows.append(Row(name if not wrong else f"{name}: {ours!r} != {reference!r}", "equal", wrong, wrong, 0.0))
+
+    @property
+    def failures(self) -> list[Row]:
+        return [row for row in self.rows if not row.passed]
+
+    @property
+    def passed(self) -> bool:
+        return bool(self.rows) and not self.failures and not self.pending
+
+
+def run(system: str, folder: Path) -> Report:
+    """Compares every tensor of the folder."""
+    sys.path.insert(0, str(Path(__file__).parent))
+    try:
+        checks = importlib.import_module(SYSTEMS[system])
+    finally:
+        sys.path.pop(0)
+    report = Report()
+    checks.check(folder, report)
+    return report
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("system", choices=sorted(SYSTEMS))
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--all", action="store_true", help="print every row, not only the worst and the failed ones")
+    arguments = parser.parse_args()
+    if not (arguments.folder / "config.json").is_file():
+        parser.error(f"{arguments.folder} is not a fixture folder: it has no config.json")
+    report = run(arguments.system, arguments.folder)
+    worst = sorted(report.rows, key=lambda row: (row.passed, -max(row.norm_error, row.peak_error)))
+    for row in worst if arguments.all else [row for row in worst if not row.passed] + worst[:20]:
+        mark = "ok  " if row.passed else "FAIL"
+        print(f"{mark} {row.norm_error:.2e} {row.peak_error:.2e} (<= {row.tolerance:.0e}) {row.kind:5s} {row.name}")
+    for name in sorted(report.pending):
+        print(f"FAIL not compared: {name}")
+    failed = len(report.failures) + len(report.pending)
+    print(f"{len(report.rows)} comparisons, {failed} failed, {len(report.pending)} tensors not compared")
+    return 0 if report.passed else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
