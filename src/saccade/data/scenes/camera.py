@@ -1,18 +1,20 @@
 """The pinhole camera above the ground plane.
 
-World frame: origin at the camera, x to the right, y up, z forward and level; the ground is the plane ``y = -height_m``.
-A pixel's ray is ``depth * (x, -down, forward)`` where depth is measured along the optical axis (the depth of depth maps).
+World frame: origin at the camera, x to the right, y up, z forward and level; the ground is the plane
+``y = -height_m``. A pixel's ray is ``depth * (x, -down, forward)`` where depth is measured along the optical axis (the
+depth of depth maps).
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
+from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
-Floats = npt.NDArray[np.float32]
+Floats: TypeAlias = npt.NDArray[np.floating[Any]]
 
 
 @dataclass(kw_only=True, frozen=True)

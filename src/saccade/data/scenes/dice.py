@@ -18,8 +18,8 @@ _BLOCK = 128
 class Dice:
     """Seeded numbers taken from the raw words of PCG64.
 
-    numpy promises that the raw words of a bit generator never change, but not what ``Generator.normal`` and its like make
-    of them: everything here is therefore derived from the words.
+    numpy promises that the raw words of a bit generator never change, but not what ``Generator.normal`` and its like
+    make of them: everything here is therefore derived from the words.
 
     Args:
         seed: A non-negative integer or a tuple of such integers.

@@ -11,7 +11,10 @@ from dataclasses import dataclass
 
 from saccade.data.scenes.words import COLOURS, MATERIALS, NUMBERS, PLURALS, SEMANTIC_CLASSES, SIZES, THING_CLASSES
 
-_FUNCTION_WORDS = tuple(["a", "all", "and", "behind", "beside", "front", "in", "left", "object", "objects", "of", "on", "right", "the", "with"])
+_FUNCTION_WORDS = (
+    *("a", "all", "and", "behind", "beside", "front", "in", "left"),
+    *("object", "objects", "of", "on", "right", "the", "with"),
+)
 _SUPERLATIVES = ("leftmost", "rightmost", "nearest", "farthest", "biggest", "smallest")
 RELATIONS: tuple[str, ...] = ("left of", "right of", "in front of", "behind")
 
@@ -274,7 +277,7 @@ def _related(things: Sequence[Thing], anchors: list[tuple[int, str]]) -> Iterato
 
 
 def choose_phrases(things: Sequence[Thing], units: Sequence[float]) -> tuple[Phrase, ...]:
-    """Up to seven phrases: three with one target (the first is the one to train grounding on), two with several, two with none.
+    """Up to seven phrases: three with one target, two with several, two with none; the first is for grounding.
 
     Args:
         things: All objects.

@@ -17,6 +17,10 @@ from saccade.errors import UsageError
 
 MIN_SIZE, MAX_SIZE = 64, 1120
 
+SPLITS: dict[str, tuple[int, int]] = {"train": (0, 10**9), "val": (1, 10_000), "test": (2, 10_000)}
+"""Split name -> (its word in the seed of a scene, how many scenes it has). Scene i of a split has the seed
+``(seed of the world, word of the split, i)``, so that the splits share no scene."""
+
 
 @dataclass(kw_only=True, frozen=True)
 class Segment:
@@ -39,8 +43,8 @@ class Segment:
 class Scene:
     """A picture, and the truth about it. What is costly and not always wanted is worked out when first read.
 
-    The objects are numbered by visible area, the greatest first. Every object listed is visible: at least 40 % of it and
-    at least 40 pixels of a 224 x 224 picture.
+    The objects are numbered by visible area, the greatest first. Every object listed is visible: at least 40 % of what
+    the frame shows of it, and at least 40 pixels of a 224 x 224 picture.
 
     Attributes:
         seed: What it was drawn from.

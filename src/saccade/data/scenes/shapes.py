@@ -1,7 +1,7 @@
 """The solids of the scenes world: where a ray meets them, and which way their surface faces.
 
-Balls, boxes, cones and cylinders are met exactly. Arches, crosses, rings and stars are upright plates of some thickness,
-met as a stack of parallel outlines whose spacing is about one pixel.
+Balls, boxes, cones and cylinders are met exactly. Arches, crosses, rings and stars are upright plates of some
+thickness, met as a stack of parallel outlines whose spacing is about one pixel.
 Only + - * / and square roots touch pixels, so that silhouettes are the same on every machine.
 """
 

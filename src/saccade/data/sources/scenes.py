@@ -5,13 +5,11 @@ from __future__ import annotations
 import torch
 from torchvision import tv_tensors
 
-from saccade.data.scenes import SEMANTIC_CLASSES, THING_CLASSES, Scene, draw_scene
+from saccade.data.scenes import SEMANTIC_CLASSES, SPLITS, THING_CLASSES, Scene, draw_scene
+from saccade.data.scenes.scene import MAX_SIZE, MIN_SIZE
 from saccade.errors import DataError, UsageError, nearest
 from saccade.samples import ClassList, Origin, Sample, Target
 from saccade.tasks import Task
-
-SPLITS: dict[str, tuple[int, int]] = {"train": (0, 10**9), "val": (1, 10_000), "test": (2, 10_000)}
-"""Split name -> (its word in the scene seed, its length)."""
 
 
 class ScenesSource:
@@ -42,6 +40,8 @@ class ScenesSource:
                 "limit, offset and seed must not be negative, and the offset must lie inside the split",
                 where=f"limit={limit}, offset={offset}, seed={seed}, split '{split}' of {total} scenes",
             )
+        if not MIN_SIZE <= size <= MAX_SIZE:
+            raise UsageError(f"scenes are drawn from {MIN_SIZE} to {MAX_SIZE} pixels a side, not {size}", where="size")
         self.name = f"scenes/{split}"
         self.task = Task(task)
         self.classes = _CLASSES.get(self.task)
@@ -49,8 +49,6 @@ class ScenesSource:
         self._size_hw = (size, size)
         self._offset = offset
         self._length = min(limit, total - offset) if limit else total - offset
-        if not 64 <= size <= 1120:
-            raise UsageError(f"scenes are drawn from 64 to 1120 pixels a side, not {size}", where="size")
 
     def __len__(self) -> int:
         return self._length
