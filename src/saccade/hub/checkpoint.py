@@ -227,7 +227,7 @@ def read_card(folder: str | Path) -> CheckpointCard:
     file = path / CONFIG
     try:
         data = json.loads(file.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
+    except (FileNotFoundError, NotADirectoryError) as error:
         raise _no_checkpoint(path) from error
     except (OSError, ValueError) as error:
         raise CheckpointError(

@@ -1,0 +1,233 @@
+"""Official weight files to checkpoint folders, and back, with a report of every key.
+
+The names and table sizes of a system are in its own ``convert.py``; here are the files around them: what kind of file
+it is and the folder that it becomes.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from saccade.data.class_names import CLASS_NAMES, COCO_CATEGORY_IDS
+from saccade.errors import CheckpointError, UsageError
+from saccade.hub.checkpoint import VOCABULARY, WEIGHTS, file_sha256, read_card, write_checkpoint
+from saccade.hub.sizes import Kind, choose_config, count_blocks, expected_shapes, skeleton
+from saccade.hub.starts import BACKBONE, TEXT
+from saccade.hub.unpickle import TensorFile, read_safetensors, read_tensor_file
+from saccade.hub.zoo import entry_of_file
+from saccade.mapping import MappingReport
+from saccade.models.git import convert as git
+from saccade.models.git.config import GiTConfig
+from saccade.samples import ClassList
+from saccade.tasks import Task
+from saccade.tokens.vocabulary import TextVocabulary
+
+
+@dataclass(kw_only=True)
+class Conversion:
+    """A foreign file read and mapped, not yet written.
+
+    Attributes:
+        file: The file.
+        kind: A whole model, a backbone that training starts from, or a text embedding that it starts from.
+        preset: The size, or ``custom``.
+        config: The model that the file fits.
+        state: Our names to tensors.
+        report: What became of every key.
+        allowed: Patterns of keys that this kind of file cannot have.
+    """
+
+    file: TensorFile
+    kind: Kind
+    preset: str
+    config: GiTConfig
+    state: dict[str, Tensor]
+    report: MappingReport
+    allowed: tuple[str, ...] = field(default=())
+
+
+def convert_file(
+    path: str | Path, *, out: str | Path, preset: str | None = None, vocabulary: str | Path | None = None
+) -> MappingReport:
+    """Converts an official file into a folder of ours.
+
+    A whole model becomes a checkpoint folder. A SAM backbone or a ``bert_embed`` file becomes a folder with one
+    safetensors file, which ``init_from`` and ``text_init`` read (they read the original too).
+
+    Args:
+        path: A ``.pth``, ``.pt`` or ``.safetensors`` file; see :mod:`saccade.hub.unpickle` for why reading it is safe.
+        out: The folder to write.
+        preset: A name of :data:`saccade.models.git.presets.PRESETS`; None finds it from the shapes.
+        vocabulary: The ``vocab.txt`` that belongs to the word table; without it the checkpoint cannot predict yet.
+
+    Returns:
+        The report of every key.
+
+    Raises:
+        CheckpointError: The file is damaged, of an unknown kind, or does not fit the model whole.
+        UsageError: Unknown preset, or a vocabulary of another length.
+    """
+    found = map_file(path, preset=preset)
+    found.report.check(allow=found.allowed)
+    write_conversion(found, out, vocabulary=vocabulary)
+    return found.report
+
+
+def map_file(path: str | Path, *, preset: str | None = None) -> Conversion:
+    """Reads and maps an official file without writing anything; the report may have gaps.
+
+    Raises:
+        CheckpointError: The file is damaged or of an unknown kind.
+        UsageError: Unknown preset.
+    """
+    file = read_tensor_file(path)
+    if all(key.startswith("module.") for key in file.tensors):
+        file.tensors = {key.removeprefix("module."): value for key, value in file.tensors.items()}
+    kind = _kind(file)
+    name, config, notes = choose_config(file, kind, preset)
+    expected = expected_shapes(config)
+    allowed: tuple[str, ...] = ()
+    if kind == "checkpoint":
+        state, report = git.from_official(file.tensors, expected, source=str(file.path))
+    elif kind == "text":
+        state, report = git.from_text_embedding(file.tensors, expected, source=str(file.path))
+    else:
+        backbone = {key: shape for key, shape in expected.items() if key.startswith("backbone.")}
+        state, report = git.from_sam(file.tensors, backbone, source=str(file.path))
+        depth = count_blocks(file.tensors)
+        allowed = tuple(f"backbone.blocks.{index}.*" for index in range(depth, config.vit.depth))
+        notes.append(f"a backbone of {depth} blocks: blocks {depth} to {config.vit.depth - 1} start fresh")
+    report.dropped |= {key: reason for key, reason in file.skipped.items() if key not in report.dropped}
+    report.notes += notes
+    return Conversion(file=file, kind=kind, preset=name, config=config, state=state, report=report, allowed=allowed)
+
+
+def write_conversion(found: Conversion, out: str | Path, *, vocabulary: str | Path | None = None) -> Path:
+    """Writes what :func:`map_file` found; call ``found.report.check(allow=found.allowed)`` first.
+
+    Raises:
+        CheckpointError: The folder cannot be written.
+        UsageError: The vocabulary has another length than the word table.
+    """
+    folder = Path(out)
+    if found.kind != "checkpoint":
+        file = folder / (BACKBONE if found.kind == "backbone" else TEXT)
+        folder.mkdir(parents=True, exist_ok=True)
+        save_file({key: value.contiguous() for key, value in found.state.items()}, file, metadata={"format": "pt"})
+        found.report.notes.append(f"use it as {'init_from' if found.kind == 'backbone' else 'text_init'}={file}")
+        return folder
+    words = None if vocabulary is None else TextVocabulary(vocabulary)
+    if words is not None and len(words) != found.config.vocab_size:
+        raise UsageError(
+            f"the vocabulary has {len(words)} pieces, the word table {found.config.vocab_size} rows",
+            where=vocabulary,
+            fix="use the vocabulary that the weights were trained with",
+        )
+    if words is None:
+        found.report.notes.append(
+            f"no vocabulary was given: to predict, copy the vocab.txt of bert-base-uncased to {folder / VOCABULARY}"
+        )
+    config = _offer_trained_tasks(found)
+    model = skeleton(config)
+    entry = entry_of_file(found.file.path.name)
+    provenance: dict[str, Any] = {
+        "source": {"file": found.file.path.name, "sha256": file_sha256(found.file.path)},
+        "preset": found.preset,
+    }
+    if entry is not None:
+        provenance |= {"zoo": entry.name, "licence": entry.licence, "recipe": entry.recipe}
+    training = found.file.meta.get("meta")
+    if isinstance(training, dict):
+        provenance["training"] = {
+            key: training[key] for key in ("iter", "epoch", "experiment_name", "seed", "time") if key in training
+        }
+    return write_checkpoint(
+        folder,
+        state=found.state,
+        config=config,
+        tasks=model.tasks,
+        classes={task: listed for task, listed in _released_classes().items() if task in model.tasks},
+        preprocessing={task: model.preprocess(task) for task in model.tasks},
+        provenance=provenance,
+        vocabulary=words,
+    )
+
+
+def export_official(folder: str | Path, out: str | Path) -> MappingReport:
+    """Writes a checkpoint folder (or a converted backbone) as an official file, for the authors' code.
+
+    Args:
+        folder: A checkpoint folder.
+        out: A ``.pth`` (``{"meta": ..., "state_dict": ...}``) or ``.safetensors`` file to write.
+
+    Returns:
+        Our keys to official ones.
+
+    Raises:
+        CheckpointError: No checkpoint, or a name that the official model does not have.
+        UsageError: Another ending, or a file that exists.
+    """
+    target = Path(out)
+    if target.suffix not in (".pth", ".safetensors"):
+        raise UsageError("the name of the official file must end in .pth or .safetensors", where=target)
+    if target.exists():
+        raise UsageError("will not write over an existing file", where=target, fix="choose another name")
+    card = read_card(folder)
+    state = read_safetensors(card.folder / WEIGHTS)
+    unknown = [key for key in state if git.official_key(key) is None]
+    if unknown:
+        raise CheckpointError("the official model has no such tensor", where=card.folder / WEIGHTS, why=unknown[0])
+    official = git.to_official({key: value.float() for key, value in state.items()})
+    report = MappingReport(source=str(card.folder), matched={key: cast(str, git.official_key(key)) for key in state})
+    report.notes += [f"written by us: {key}" for key in official if key not in report.matched.values()]
+    target.parent.mkdir(parents=True, exist_ok=True)
+    if target.suffix == ".safetensors":
+        save_file(official, target, metadata={"format": "pt"})
+    else:
+        torch.save({"meta": {"experiment_name": "saccade", "iter": 0, "epoch": 0}, "state_dict": official}, target)
+    return report
+
+
+def _kind(file: TensorFile) -> Kind:
+    keys = file.tensors.keys()
+    if any(key.startswith("backbone.layers.") for key in keys):
+        return "checkpoint" if any(key.startswith("embed.") for key in keys) else "backbone"
+    if any(key.startswith("image_encoder.blocks.") for key in keys):
+        return "backbone"
+    if {"word_embeddings.weight", "position_embeddings.weight"} <= set(keys):
+        return "text"
+    first = ", ".join(list(keys)[:4])
+    raise CheckpointError(
+        "no GiT checkpoint, SAM backbone or text embedding",
+        where=file.path,
+        why=f"its keys are not of any of them: {first} ...",
+        fix="see `saccade models list` for the files that can be converted",
+    )
+
+
+def _offer_trained_tasks(found: Conversion) -> GiTConfig:
+    """A released single-task file offers that task alone: its other vocabularies were never trained."""
+    entry = entry_of_file(found.file.path.name)
+    if entry is None or not entry.tasks:
+        return found.config
+    config = dataclasses.replace(found.config)
+    for task in Task:
+        if task not in entry.tasks:
+            setattr(config, task.value, None)
+    return config
+
+
+def _released_classes() -> dict[Task, ClassList]:
+    coco = ClassList(names=CLASS_NAMES["coco"], category_ids=COCO_CATEGORY_IDS)
+    return {
+        Task.DETECTION: coco,
+        Task.INSTANCE: coco,
+        Task.SEMANTIC: ClassList.from_names(CLASS_NAMES["ade20k"]),
+    }

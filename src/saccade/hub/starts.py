@@ -1,0 +1,93 @@
+"""What training can start from: a pre-trained backbone (``init_from``) and a text embedding (``text_init``)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from saccade.errors import CheckpointError
+from saccade.hub.checkpoint import WEIGHTS
+from saccade.hub.sizes import count_blocks, variant_notes
+from saccade.hub.unpickle import TensorFile, read_tensor_file
+from saccade.mapping import MappingReport, apply_mapping
+from saccade.models.git import convert as git
+from saccade.models.git.model import GiT
+
+BACKBONE, TEXT = "backbone.safetensors", "text_embed.safetensors"
+"""Names of the files that a converted backbone and text embedding have in their folders."""
+
+
+def load_backbone(model: GiT, path: str | Path) -> MappingReport:
+    """Copies a pre-trained backbone into a model (``init_from``); blocks beyond its depth keep their fresh values.
+
+    Args:
+        model: Its backbone is overwritten.
+        path: A SAM file in mmpretrain's or Segment Anything's names, a GiT file, or a folder or file of ours.
+
+    Raises:
+        CheckpointError: The file is damaged, or a tensor of the backbone is missing or has another shape.
+    """
+    file, depth = _read_part(path, BACKBONE)
+    expected = {k: tuple(v.shape) for k, v in model.state_dict().items() if k.startswith("backbone.")}
+    if any(key.startswith("backbone.blocks.") for key in file.tensors):
+        mapped, report = apply_mapping(
+            file.tensors,
+            expected=expected,
+            rename=lambda key: key,
+            drop=lambda key: None if key.startswith("backbone.") else "not part of the backbone",
+            resize=git.resize_table,
+            source=str(file.path),
+        )
+    else:
+        mapped, report = git.from_sam(file.tensors, expected, source=str(file.path))
+    report.notes += variant_notes(file.tensors, model.config)
+    report.check(allow=tuple(f"backbone.blocks.{index}.*" for index in range(depth, model.config.vit.depth)))
+    _copy_into(model, mapped)
+    return report
+
+
+def load_text_embedding(model: GiT, path: str | Path) -> MappingReport:
+    """Copies a text embedding into a model (``text_init``).
+
+    Args:
+        model: Its text embedding is overwritten.
+        path: An official ``bert_embed*.pt``, or a folder or file of ours.
+
+    Raises:
+        CheckpointError: The file is damaged, or a tensor is missing or has another shape.
+    """
+    file, _ = _read_part(path, TEXT)
+    expected = {k: tuple(v.shape) for k, v in model.state_dict().items() if k.startswith("text_embed.")}
+    # A whole model brings its text embedding with it; the rest of it is not looked at.
+    ours = {key: value for key, value in file.tensors.items() if key.startswith("text_embed.")}
+    official = {key: value for key, value in file.tensors.items() if key.startswith("embed.")} or file.tensors
+    if ours:
+        mapped, report = apply_mapping(ours, expected=expected, rename=lambda key: key, source=str(file.path))
+    else:
+        mapped, report = git.from_text_embedding(official, expected, source=str(file.path))
+    report.check()
+    _copy_into(model, mapped)
+    return report
+
+
+def _read_part(path: str | Path, name: str) -> tuple[TensorFile, int]:
+    given = Path(path)
+    if given.is_dir():
+        parts = [given / file for file in (name, WEIGHTS) if (given / file).is_file()]
+        if not parts:
+            raise CheckpointError(
+                f"the folder has no {name}", where=given, fix="name a weight file or a converted folder"
+            )
+        given = parts[0]
+    file = read_tensor_file(given)
+    return file, count_blocks(file.tensors)
+
+
+def _copy_into(model: GiT, mapped: Mapping[str, Tensor]) -> None:
+    own = dict(model.named_parameters()) | dict(model.named_buffers())
+    with torch.no_grad():
+        for key, value in mapped.items():
+            own[key].copy_(value)
