@@ -1,0 +1,403 @@
+"""From a checkpoint to answers about pictures: ``saccade.load(name).predict(image)``."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import time
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from PIL import Image
+from torch import Tensor
+from torchvision import tv_tensors
+
+from saccade.data.transforms import collate, preprocess
+from saccade.errors import SaccadeError, UsageError, nearest
+from saccade.hub.checkpoint import LoadedModel
+from saccade.hub.resolve import load_model
+from saccade.inputs import Input, Inputs, find_inputs
+from saccade.results import Instances, Prediction
+from saccade.samples import ClassList, Origin, Sample
+from saccade.tasks import TASKS, Task, parse_task
+from saccade.tokens.vocabulary import clean_caption
+from saccade.training.distributed import resolve_device
+
+T = TypeVar("T")
+
+DEFAULT_SCORE = 0.3
+"""Instances below this score are left out of predictions unless another score is asked for."""
+
+_READERS = 2  # threads that decode the next pictures while the model looks at these
+
+
+@dataclass(kw_only=True)
+class Answer:
+    """What became of one picture (and, for grounding, one phrase).
+
+    Attributes:
+        origin: Where the picture came from; ``size_hw`` is (0, 0) where it could not be read.
+        stem: Name for output files, unique in the run.
+        image: The picture, uint8 ``[3, H, W]`` RGB, upright; None where it could not be read.
+        prediction: The answer, in the frame of the picture; None where there is an error.
+        error: Why there is no answer.
+        seconds: Wall-clock time of preprocessing and model, shared evenly by the pictures of a batch.
+    """
+
+    origin: Origin
+    stem: str
+    image: Tensor | None = None
+    prediction: Prediction | None = None
+    error: SaccadeError | None = None
+    seconds: float = 0.0
+
+    def draw(self) -> Image.Image:
+        """The picture with the prediction on it.
+
+        Raises:
+            SaccadeError: The picture's own error, where there is no prediction.
+        """
+        if self.prediction is None or self.image is None:
+            raise self.error or SaccadeError("there is no prediction to draw", where=self.stem)
+        return self.prediction.draw(self.image)
+
+
+@dataclass(kw_only=True)
+class Report:
+    """What a run has come to so far.
+
+    Attributes:
+        done: Pictures answered.
+        failed: Pictures that could not be read, with the reason.
+        passed_over: Files in the folders that are no images by their suffix.
+        seconds: Time spent in preprocessing and model.
+    """
+
+    done: int = 0
+    failed: dict[str, SaccadeError] = field(default_factory=dict)
+    passed_over: list[str] = field(default_factory=list)
+    seconds: float = 0.0
+
+
+@dataclass(kw_only=True)
+class Stream:
+    """The answers of a run, computed as they are asked for.
+
+    Attributes:
+        total: Pictures in all; each gives one answer, or one per phrase.
+        task: What is asked.
+        report: Grows with every picture.
+        answers: The answers to come.
+    """
+
+    total: int
+    task: Task
+    report: Report
+    answers: Iterator[Answer]
+
+    def __iter__(self) -> Iterator[Answer]:
+        return self.answers
+
+
+@dataclass(kw_only=True, frozen=True)
+class _Question:
+    """A checked request: what is asked about every picture."""
+
+    task: Task
+    classes: ClassList | None
+    phrases: tuple[str, ...]
+    score: float
+
+
+class Predictor:
+    """A model with its class lists, ready to look at pictures.
+
+    Args:
+        loaded: The model and what its checkpoint says.
+        device: Where it runs.
+    """
+
+    def __init__(self, loaded: LoadedModel, *, device: torch.device | str = "cpu") -> None:
+        self.device = torch.device(device)
+        self.model = loaded.model.to(self.device).eval()
+        self.classes = loaded.classes
+        self.card = loaded.card
+
+    @property
+    def tasks(self) -> tuple[Task, ...]:
+        """The tasks that the model offers."""
+        return tuple(self.model.tasks)
+
+    def predict(
+        self,
+        inputs: Inputs,
+        *,
+        task: Task | str | None = None,
+        classes: Sequence[str] | ClassList | str | None = None,
+        phrases: Sequence[str] | str | None = None,
+        score: float | None = None,
+        batch_size: int | None = None,
+    ) -> Prediction | list[Answer]:
+        """Looks at one picture or several.
+
+        Args:
+            inputs: A path, folder, pattern, bytes, Pillow image, uint8 array ``[H, W, 3]``, uint8 tensor ``[3, H, W]``,
+                or a list of these.
+            task: A task or its short name; may be left out where the model has one task, and where phrases are given.
+            classes: Class names to look for (a list, or ``"cat,dog"``); None takes those of the checkpoint.
+            phrases: What to ground: one phrase or several.
+            score: Least score of instances, 0..1; None means :data:`DEFAULT_SCORE`.
+            batch_size: Pictures per call of the model; None means 1 on a CPU and 8 on a GPU.
+
+        Returns:
+            The prediction, where one picture (and at most one phrase) was given by itself; otherwise a list of
+            :class:`Answer`, each with its picture and origin, in the order of the inputs (all phrases of a picture
+            together).
+
+        Raises:
+            UsageError: The request does not fit the model.
+            ImageError: A picture cannot be read (:meth:`stream` goes on instead).
+        """
+        found = find_inputs(inputs)
+        stream = self._stream(
+            found.items,
+            self._question(task, classes, phrases, score),
+            batch_size,
+            Report(passed_over=found.passed_over),
+        )
+        answers = []
+        for answer in stream:
+            if answer.error is not None:
+                raise answer.error
+            answers.append(answer)
+        alone = answers[0].prediction if found.single and len(answers) == 1 else None
+        return answers if alone is None else alone
+
+    def stream(
+        self,
+        inputs: Inputs,
+        *,
+        task: Task | str | None = None,
+        classes: Sequence[str] | ClassList | str | None = None,
+        phrases: Sequence[str] | str | None = None,
+        score: float | None = None,
+        batch_size: int | None = None,
+    ) -> Stream:
+        """Looks at pictures one after the other and goes on where one is damaged.
+
+        The arguments are those of :meth:`predict`. A request that does not fit the model raises here; a picture that
+        cannot be read becomes an answer with an ``error`` and an entry in ``report.failed``.
+
+        Returns:
+            An iterable of :class:`Answer` with a ``report``. Pictures are read as they are needed, a few ahead.
+        """
+        found = find_inputs(inputs)
+        question = self._question(task, classes, phrases, score)
+        return self._stream(found.items, question, batch_size, Report(passed_over=found.passed_over))
+
+    # ------------------------------------------------------------------ the question
+
+    def _question(
+        self,
+        task: Task | str | None,
+        classes: Sequence[str] | ClassList | str | None,
+        phrases: Sequence[str] | str | None,
+        score: float | None,
+    ) -> _Question:
+        asked = self._task(task, has_phrases=phrases is not None)
+        spec = TASKS[asked]
+        if classes is not None and spec.prompt != "classes":
+            raise UsageError(f"the task '{asked}' takes no class names", fix="leave out classes")
+        if phrases is not None and spec.prompt != "phrase":
+            raise UsageError(f"the task '{asked}' takes no phrases", fix=f"ask for the task '{Task.GROUNDING}'")
+        if score is not None and spec.result != "Instances":
+            raise UsageError(f"the task '{asked}' has no scores to filter by", fix="leave out score")
+        if score is not None and not 0 <= score <= 1:
+            raise UsageError(f"a score lies between 0 and 1, not {score}")
+        return _Question(
+            task=asked,
+            classes=self._class_list(asked, classes) if spec.prompt == "classes" else None,
+            phrases=self._phrases(phrases) if spec.prompt == "phrase" else (),
+            score=DEFAULT_SCORE if score is None else score,
+        )
+
+    def _task(self, task: Task | str | None, *, has_phrases: bool) -> Task:
+        if task is None and len(self.tasks) == 1:
+            return self.tasks[0]
+        if task is None and has_phrases:
+            task = Task.GROUNDING
+        aliases = [TASKS[offered].alias for offered in self.tasks]
+        if task is None:
+            raise UsageError("this model has several tasks: say which", fix=nearest("", aliases))
+        asked = parse_task(task)
+        if asked not in self.tasks:
+            raise UsageError(f"this model does not offer the task '{asked}'", fix=nearest(str(task), aliases))
+        return asked
+
+    def _class_list(self, task: Task, classes: Sequence[str] | ClassList | str | None) -> ClassList:
+        """The class list asked for; names that the checkpoint knows keep its category ids."""
+        own = self.classes.get(task)
+        if isinstance(classes, ClassList):
+            return classes
+        if classes is None:
+            if own is None:
+                raise UsageError(
+                    f"the checkpoint has no class names for the task '{task}'",
+                    fix="name the classes to look for, e.g. classes='cat,dog'",
+                )
+            return own
+        names = [name.strip() for name in (classes.split(",") if isinstance(classes, str) else classes)]
+        listed = ClassList.from_names(names)
+        if own is not None and set(names) <= set(own.names):
+            known = dict(zip(own.names, own.category_ids, strict=True))
+            return ClassList(names=listed.names, category_ids=tuple(known[name] for name in listed.names))
+        return listed
+
+    def _phrases(self, phrases: Sequence[str] | str | None) -> tuple[str, ...]:
+        listed = (phrases,) if isinstance(phrases, str) else tuple(phrases or ())
+        if not listed or any(not clean_caption(phrase) for phrase in listed):
+            raise UsageError("grounding needs phrases with words in them", where=listed, fix="phrases='the red ball'")
+        config = self.model.config.grounding
+        limit = config.max_text_length if config else 0
+        for phrase in listed:
+            if self._pieces(phrase) > limit:
+                raise UsageError(f"the phrase has more than the {limit} pieces that the model reads", where=phrase)
+        return listed
+
+    def _pieces(self, phrase: str) -> int:
+        """Vocabulary pieces of a phrase."""
+        return int(self.model.vocabulary.encode([clean_caption(phrase)], max_length=10**6)[0].shape[1])
+
+    # ------------------------------------------------------------------ the answers
+
+    def _stream(self, items: Sequence[Input], question: _Question, batch_size: int | None, report: Report) -> Stream:
+        size = batch_size if batch_size is not None else (1 if self.device.type == "cpu" else 8)
+        if size < 1:
+            raise UsageError(f"the batch size must be at least 1, not {size}")
+        answers = self._answers(items, question, size, report)
+        return Stream(total=len(items), task=question.task, report=report, answers=answers)
+
+    def _answers(self, items: Sequence[Input], question: _Question, size: int, report: Report) -> Iterator[Answer]:
+        for chunk in _chunks(_read_ahead(items, size), size):
+            start = time.perf_counter()
+            by_picture: list[list[Answer]] = []
+            pending: list[tuple[Answer, Sample]] = []
+            for item, picture in chunk:
+                if isinstance(picture, SaccadeError):
+                    by_picture.append([Answer(origin=_origin(item, (0, 0)), stem=item.stem, error=picture)])
+                else:
+                    asked = self._ask(item, picture, question)
+                    by_picture.append([answer for answer, _ in asked])
+                    pending += asked
+            for group in self._groups(pending, size):
+                self._answer(group, question)
+            seconds = time.perf_counter() - start
+            report.seconds += seconds
+            for answers in by_picture:
+                error = answers[0].error
+                if error is None:
+                    report.done += 1
+                else:
+                    report.failed[answers[0].origin.path or answers[0].stem] = error
+                for answer in answers:
+                    answer.seconds = seconds / len(pending) if error is None else 0.0
+                    yield answer
+
+    def _ask(self, item: Input, picture: Tensor, question: _Question) -> list[tuple[Answer, Sample]]:
+        """The open answers about a picture, each with its network input: one, or one per phrase."""
+        origin = _origin(item, (int(picture.shape[-2]), int(picture.shape[-1])))
+        sample = Sample(image=tv_tensors.Image(picture), task=question.task, origin=origin, classes=question.classes)
+        sample = preprocess(sample, self.model.preprocess(question.task), with_target=False)
+        if not question.phrases:
+            return [(Answer(origin=origin, stem=item.stem, image=picture), sample)]
+        stems = [f"{item.stem}_{n}" if len(question.phrases) > 1 else item.stem for n in range(len(question.phrases))]
+        return [
+            (Answer(origin=origin, stem=stem, image=picture), dataclasses.replace(sample, phrase=phrase))
+            for stem, phrase in zip(stems, question.phrases, strict=True)
+        ]
+
+    def _groups(self, pending: Sequence[tuple[Answer, Sample]], size: int) -> Iterator[list[tuple[Answer, Sample]]]:
+        """Batches of at most ``size``; phrases of different length stay apart, because GiT counts the padding of a
+        batch as positions: this way no answer depends on what else is asked."""
+        alike: dict[int, list[tuple[Answer, Sample]]] = {}
+        for answer, sample in pending:
+            pieces = self._pieces(sample.phrase) if sample.phrase is not None else 0
+            alike.setdefault(pieces, []).append((answer, sample))
+        for group in alike.values():
+            yield from _chunks(group, size)
+
+    def _answer(self, group: Sequence[tuple[Answer, Sample]], question: _Question) -> None:
+        """Runs one batch through the model and fills its answers."""
+        batch = collate([sample for _, sample in group], self.model.preprocess(question.task))
+        predictions = self.model.predict(batch.to(self.device))
+        for (answer, _), prediction in zip(group, predictions, strict=True):
+            prediction = _to_cpu(prediction)
+            if isinstance(prediction, Instances):
+                prediction = prediction.filter(min_score=question.score)
+            answer.prediction = prediction
+
+
+def load(name_or_folder: str | Path, *, device: str = "auto") -> Predictor:
+    """Loads a checkpoint for prediction.
+
+    Args:
+        name_or_folder: A name of the zoo (``saccade models list``) or a checkpoint folder.
+        device: ``auto`` (a GPU where there is one), ``cpu``, ``cuda`` or ``cuda:N``.
+
+    Raises:
+        UsageError: No such name or device.
+        CheckpointError: The checkpoint is damaged.
+    """
+    where = resolve_device(device)
+    return Predictor(load_model(name_or_folder), device=where)
+
+
+def _origin(item: Input, size_hw: tuple[int, int]) -> Origin:
+    return Origin(dataset="", image_id=item.image_id, path=item.path, size_hw=size_hw)
+
+
+def _chunks(items: Iterable[T], size: int) -> Iterator[list[T]]:
+    """Lists of ``size`` items, the last one shorter."""
+    iterator = iter(items)
+    while chunk := list(itertools.islice(iterator, size)):
+        yield chunk
+
+
+def _read(item: Input) -> Tensor | SaccadeError:
+    try:
+        return item.read()
+    except SaccadeError as error:
+        return error
+
+
+def _read_ahead(items: Sequence[Input], ahead: int) -> Iterator[tuple[Input, Tensor | SaccadeError]]:
+    """Reads pictures in threads, at most ``ahead`` more than were asked for, and gives them in order."""
+    waiting: deque[tuple[Input, Future[Tensor | SaccadeError]]] = deque()
+    with ThreadPoolExecutor(max_workers=_READERS) as threads:
+        try:
+            for item in items:
+                waiting.append((item, threads.submit(_read, item)))
+                if len(waiting) > ahead:
+                    first, picture = waiting.popleft()
+                    yield first, picture.result()
+            while waiting:
+                first, picture = waiting.popleft()
+                yield first, picture.result()
+        finally:
+            for _, picture in waiting:  # whoever asked has gone away
+                picture.cancel()
+
+
+def _to_cpu(prediction: Prediction) -> Prediction:
+    """The same prediction with its tensors in main memory."""
+    tensors: dict[str, Any] = {
+        f.name: value.cpu()
+        for f in dataclasses.fields(prediction)
+        if isinstance(value := getattr(prediction, f.name), Tensor)
+    }
+    return dataclasses.replace(prediction, **tensors)
