@@ -300,6 +300,7 @@ def choose_phrases(things: Sequence[Thing], units: Sequence[float]) -> tuple[Phr
 
 
 def _add(chosen: list[Phrase], options: list[Phrase], unit: float) -> None:
-    fresh = [phrase for phrase in options if phrase not in chosen]
+    taken = {phrase.text for phrase in chosen}
+    fresh = [phrase for phrase in options if phrase.text not in taken]
     if fresh:
         chosen.append(fresh[min(int(unit * len(fresh)), len(fresh) - 1)])

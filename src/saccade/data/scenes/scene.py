@@ -11,6 +11,7 @@ import numpy.typing as npt
 from saccade.data.scenes.dice import Dice
 from saccade.data.scenes.language import Phrase, Thing, captions, choose_phrases
 from saccade.data.scenes.render import lay_backdrop, paint
+from saccade.data.scenes.styles import restyle
 from saccade.data.scenes.words import SEMANTIC_CLASSES, THING_CLASSES
 from saccade.data.scenes.world import World, build_world
 from saccade.errors import UsageError
@@ -146,15 +147,16 @@ class Scene:
         return choose_phrases(self.things, Dice((*self.seed, 1)).units(7))
 
 
-def draw_scene(seed: int | tuple[int, ...], size_hw: tuple[int, int] = (224, 224)) -> Scene:
+def draw_scene(seed: int | tuple[int, ...], size_hw: tuple[int, int] = (224, 224), *, style: str = "plain") -> Scene:
     """Draws a picture and everything that is true of it.
 
     Args:
         seed: A non-negative integer, or a tuple of them. The same seed and size give the same bytes.
         size_hw: Height and width in pixels, 64 to 1120 each.
+        style: One of ``SCENE_STYLES``; every truth but the picture is the same in all styles.
 
     Raises:
-        UsageError: A size out of range, or a seed that is not made of non-negative integers.
+        UsageError: A size out of range, an unknown style, or a seed that is not made of non-negative integers.
     """
     height, width = size_hw
     if not (MIN_SIZE <= height <= MAX_SIZE and MIN_SIZE <= width <= MAX_SIZE):
@@ -175,7 +177,7 @@ def draw_scene(seed: int | tuple[int, ...], size_hw: tuple[int, int] = (224, 224
     boxes, areas = _boxes(world)
     return Scene(
         seed=words,
-        image=image,
+        image=restyle(image, depth, style),
         instance_ids=ids,
         boxes_xyxy=boxes,
         areas=areas,

@@ -39,4 +39,4 @@ SIZES: dict[str, float] = {"small": 0.85, "medium": 1.25, "big": 1.85}
 
 MATERIALS: tuple[str, ...] = ("matte", "shiny")
 
-NUMBERS: tuple[str, ...] = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight")
+NUMBERS: tuple[str, ...] = ("zero", "one", "two", "three", "four", "five", "six", "seven")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torchvision import tv_tensors
 
-from saccade.data.scenes import SEMANTIC_CLASSES, SPLITS, THING_CLASSES, Scene, draw_scene
+from saccade.data.scenes import SCENE_STYLES, SEMANTIC_CLASSES, SPLITS, THING_CLASSES, Scene, draw_scene
 from saccade.data.scenes.scene import MAX_SIZE, MIN_SIZE
 from saccade.errors import DataError, UsageError, nearest
 from saccade.samples import ClassList, Origin, Sample, Target
@@ -24,13 +24,22 @@ class ScenesSource:
         limit: Only so many samples (0 = all).
         offset: Skip so many samples.
         seed: Another seed is another world of the same kind.
+        style: Another look of the same scenes (``SCENE_STYLES``).
 
     Raises:
-        UsageError: An unknown split or task, or a size, limit, offset or seed out of range.
+        UsageError: An unknown split or style, or a size, limit, offset or seed out of range.
     """
 
     def __init__(
-        self, *, task: Task, split: str = "train", size: int = 224, limit: int = 0, offset: int = 0, seed: int = 0
+        self,
+        *,
+        task: Task,
+        split: str = "train",
+        size: int = 224,
+        limit: int = 0,
+        offset: int = 0,
+        seed: int = 0,
+        style: str = "plain",
     ) -> None:
         if split not in SPLITS:
             raise UsageError(f"the scenes have no split '{split}'", fix=nearest(split, SPLITS))
@@ -42,7 +51,10 @@ class ScenesSource:
             )
         if not MIN_SIZE <= size <= MAX_SIZE:
             raise UsageError(f"scenes are drawn from {MIN_SIZE} to {MAX_SIZE} pixels a side, not {size}", where="size")
-        self.name = f"scenes/{split}"
+        if style not in SCENE_STYLES:
+            raise UsageError(f"the scenes have no style '{style}'", fix=nearest(style, SCENE_STYLES))
+        self.name = f"scenes/{split}" if style == "plain" else f"scenes/{split}/{style}"
+        self._style = style
         self.task = Task(task)
         self.classes = _CLASSES.get(self.task)
         self._seed = (seed, word)
@@ -62,7 +74,7 @@ class ScenesSource:
         if not 0 <= index < self._length:
             raise IndexError(f"scene {index} of {self._length} in {self.name}")
         number = self._offset + index
-        scene = draw_scene((*self._seed, number), self._size_hw)
+        scene = draw_scene((*self._seed, number), self._size_hw, style=self._style)
         return Sample(
             image=tv_tensors.Image(torch.from_numpy(scene.image).permute(2, 0, 1).contiguous()),
             task=self.task,
