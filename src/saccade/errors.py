@@ -71,6 +71,10 @@ class CheckpointError(SaccadeError):
     """A checkpoint is missing, damaged, unsafe, or does not fit the model."""
 
 
+class TrainingError(SaccadeError):
+    """A training run cannot go on, e.g. because its loss is not finite."""
+
+
 def nearest(name: str, options: Iterable[str]) -> str:
     """Returns a hint that names the closest option, or lists the options when none is close.
 

@@ -3,45 +3,30 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
+from pathlib import PurePath
+from typing import Literal, TypeAlias
 
 from saccade.data.augment import Augment
+from saccade.data.sources.spec import SourceSpec
+from saccade.errors import ConfigError, nearest
 from saccade.models.git.config import GiTConfig
-from saccade.tasks import Task
+
+Precision: TypeAlias = Literal["float32", "bf16"]
+"""Arithmetic of the forward pass; weights, gradients and optimiser are float32 in both."""
 
 
 @dataclass(kw_only=True)
-class SourceConfig:
-    """One data source of the mixture.
+class SourceConfig(SourceSpec):
+    """One source of the mixture: the data set (:class:`~saccade.data.sources.spec.SourceSpec`) and how it is used.
 
     Attributes:
-        task: What it trains or evaluates.
-        reader: Name of the reader (``saccade.data.sources.READERS``).
-        root: Folder of the data set.
-        split: Split name as the reader understands it.
-        images: Image folder, relative to root, where the format leaves it open.
-        annotations: Annotation file, relative to root, where the format leaves it open.
-        classes: Class names, where the format does not carry them.
-        limit: Read only the first N samples (0 = all).
-        offset: Skip the first N samples.
         weight: Probability weight of this source in the mixture.
-        batch_size: Images per process and step.
-        repeat_threshold: Class-balanced repeat factor threshold (0 = off).
+        batch_size: Images per process and step; in evaluation, images per forward pass.
         augment: Training augmentation; None for evaluation.
     """
 
-    task: Task
-    reader: str
-    root: str = ""
-    split: str = "train"
-    images: str = ""
-    annotations: str = ""
-    classes: tuple[str, ...] = ()
-    limit: int = 0
-    offset: int = 0
     weight: float = 1.0
     batch_size: int = 1
-    repeat_threshold: float = 0.0
     augment: Augment | None = None
 
 
@@ -107,7 +92,7 @@ class TrainConfig:
         text_init: A BERT embedding file for ``text_embed`` (GiT's ``bert_embed*.pt``).
         vocabulary: A WordPiece vocabulary file; empty = the bundled one.
         accumulate: Batches per optimiser step.
-        precision: Arithmetic of the forward pass.
+        precision: Arithmetic of the forward pass, in training and evaluation.
         activation_checkpointing: Recompute activations in the backward pass.
         ema_decay: Decay of the averaged weights that are evaluated and saved (0 = off).
         seed: Seeds initialisation, data order and augmentation.
@@ -117,7 +102,9 @@ class TrainConfig:
         eval_every: Steps between evaluations (0 = only at the end).
         save_every: Steps between checkpoints.
         keep: Checkpoints kept.
-        monitor: Metric that decides the best checkpoint, e.g. ``detection/AP``; empty = keep only the last.
+        monitor: Metric that decides the best checkpoint (greater is better), e.g. ``detection/AP``; empty = none is
+            best.
+        tensorboard: Write TensorBoard events too (needs the extra ``track``).
         out: Folder of all runs.
         resume: ``auto`` continues from the last whole checkpoint of the run folder; ``never`` refuses an existing one.
         device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
@@ -134,7 +121,7 @@ class TrainConfig:
     text_init: str = ""
     vocabulary: str = ""
     accumulate: int = 1
-    precision: Literal["float32", "bf16"] = "float32"
+    precision: Precision = "float32"
     activation_checkpointing: bool = False
     ema_decay: float = 0.0
     seed: int = 0
@@ -145,6 +132,62 @@ class TrainConfig:
     save_every: int = 1000
     keep: int = 2
     monitor: str = ""
+    tensorboard: bool = False
     out: str = "runs"
     resume: Literal["auto", "never"] = "auto"
     device: str = "auto"
+
+
+def source_labels(sources: tuple[SourceConfig, ...]) -> list[str]:
+    """A name for each evaluated source: its task, with reader and split where the task is evaluated on several.
+
+    Metrics are named ``label/metric``, e.g. ``detection/AP`` or ``grounding[refcoco:val]/Acc@0.5``.
+    """
+    tasks = [source.task for source in sources]
+    labels = [
+        str(s.task) if tasks.count(s.task) == 1 else f"{s.task}[{PurePath(s.annotations).stem or s.reader}:{s.split}]"
+        for s in sources
+    ]
+    return [
+        label if labels.count(label) == 1 else f"{label}#{labels[:i].count(label)}" for i, label in enumerate(labels)
+    ]
+
+
+def validate(config: TrainConfig) -> None:
+    """Checks what no single value shows, before anything is built.
+
+    Raises:
+        ConfigError: Names the field and what it must be.
+    """
+    at_least = {"steps": 1, "accumulate": 1, "log_every": 1, "save_every": 1, "keep": 1, "eval_every": 0, "workers": 0}
+    for name, least in at_least.items():
+        if getattr(config, name) < least:
+            raise ConfigError(f"{name} must be at least {least}, got {getattr(config, name)}", where=name)
+    if not 0.0 <= config.ema_decay < 1.0:
+        raise ConfigError(f"ema_decay must be in [0, 1), got {config.ema_decay}", where="ema_decay")
+    parts = PurePath(config.name).parts
+    if not parts or PurePath(config.name).is_absolute() or ".." in parts:
+        raise ConfigError(f"'{config.name}' cannot name a run folder", where="name", fix="use a relative name")
+    if not config.train:
+        raise ConfigError("the mixture has no source", where="train", fix="add at least one source to train")
+    if sum(bool(start) for start in (config.weights, config.init_from)) > 1:
+        raise ConfigError(
+            "weights and init_from both say what the model starts from",
+            where="weights, init_from",
+            fix="weights takes a whole model (fine-tuning), init_from a pre-trained backbone: set one of them",
+        )
+    for index, source in enumerate(config.train):
+        if source.weight < 0 or source.batch_size < 1:
+            raise ConfigError("weight must not be negative and batch_size at least 1", where=f"train.{index}")
+    if not any(source.weight > 0 for source in config.train):
+        raise ConfigError("every source of the mixture has weight 0", where="train")
+    for part, sources in (("train", config.train), ("val", config.val)):
+        for index, source in enumerate(sources):
+            if getattr(config.model, source.task.value, None) is None:
+                raise ConfigError(f"the model does not offer the task {source.task}", where=f"{part}.{index}.task")
+    if config.monitor and config.monitor.rpartition("/")[0] not in (labels := source_labels(config.val)):
+        raise ConfigError(
+            f"monitor '{config.monitor}' names nothing that is evaluated",
+            where="monitor",
+            fix=nearest(config.monitor, [f"{label}/..." for label in labels]) if labels else "add a source to val",
+        )

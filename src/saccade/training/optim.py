@@ -1,0 +1,134 @@
+"""AdamW with one parameter group per (learning-rate multiplier, weight decay) pair."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from saccade.errors import CheckpointError, ConfigError
+from saccade.training.config import LayerRates, OptimConfig
+
+_BLOCK = re.compile(r"backbone\.blocks\.(\d+)\.")
+_STEM = ("backbone.patch_embed.", "backbone.pos_embed")
+
+
+def layer_multiplier(name: str, rates: LayerRates | None) -> float:
+    """Learning-rate multiplier of one parameter.
+
+    Args:
+        name: Parameter name, e.g. ``backbone.blocks.7.norm1.weight``.
+        rates: The ramp; None = 1 everywhere.
+
+    Returns:
+        ``floor`` for the stem and the blocks up to ``frozen_until``, a linear ramp to 1 at ``first_full``, 1 elsewhere.
+    """
+    if rates is None:
+        return 1.0
+    if name.startswith(_STEM):
+        return rates.floor
+    block = _BLOCK.match(name)
+    if block is None:
+        return 1.0
+    ramp = (int(block.group(1)) - rates.frozen_until) / (rates.first_full - rates.frozen_until)
+    return rates.floor + (1.0 - rates.floor) * min(1.0, max(0.0, ramp))
+
+
+def parameter_groups(named_parameters: Iterable[tuple[str, Tensor]], optim: OptimConfig) -> list[dict[str, Any]]:
+    """Sorts the trainable parameters into AdamW groups.
+
+    Args:
+        named_parameters: ``model.named_parameters()``.
+        optim: Multipliers and decay rule.
+
+    Returns:
+        Groups with the keys ``params``, ``names`` (in the same order), ``multiplier`` and ``weight_decay``.
+
+    Raises:
+        ConfigError: The model has no trainable parameter, or no block that ``layer_rates`` could apply to.
+    """
+    groups: dict[tuple[float, float], dict[str, Any]] = {}
+    blocks = 0
+    for name, parameter in named_parameters:
+        if not parameter.requires_grad:
+            continue
+        blocks += _BLOCK.match(name) is not None
+        multiplier = layer_multiplier(name, optim.layer_rates)
+        plain = optim.decay_matrices_only and (parameter.ndim < 2 or _is_table(name))
+        decay = 0.0 if plain else optim.weight_decay
+        group = groups.setdefault(
+            (multiplier, decay), {"params": [], "names": [], "multiplier": multiplier, "weight_decay": decay}
+        )
+        group["params"].append(parameter)
+        group["names"].append(name)
+    if not groups:
+        raise ConfigError("the model has no trainable parameter")
+    if optim.layer_rates is not None and not blocks:
+        raise ConfigError(
+            "optim.layer_rates is set, but the model has no parameter named backbone.blocks.*",
+            fix="set optim.layer_rates to null for this model",
+        )
+    return list(groups.values())
+
+
+def _is_table(name: str) -> bool:
+    """Position, relative-position and word tables: looked up by index, not multiplied."""
+    return any(part in name for part in ("pos_embed", "rel_pos", "positions.", "words."))
+
+
+def build_optimizer(model: nn.Module, optim: OptimConfig) -> torch.optim.AdamW:
+    """AdamW over :func:`parameter_groups` of the model; learning rates are set before every step by the engine.
+
+    Parameters that took no part in a step keep ``grad = None`` and are left alone by that step: neither moved nor
+    decayed, and their moments stay (PyTorch's rule, which the official recipes rely on with one task per batch).
+    """
+    return torch.optim.AdamW(
+        parameter_groups(model.named_parameters(), optim),
+        lr=optim.lr,
+        betas=optim.betas,
+        eps=optim.eps,
+        weight_decay=optim.weight_decay,
+        fused=next(model.parameters()).device.type == "cuda",
+    )
+
+
+def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """The optimiser's state, as ``<parameter>/exp_avg``, ``<parameter>/exp_avg_sq`` and ``<parameter>/step``."""
+    tensors: dict[str, Tensor] = {}
+    for group in optimizer.param_groups:
+        for name, parameter in zip(group["names"], group["params"], strict=True):
+            for key, value in optimizer.state.get(parameter, {}).items():
+                tensors[f"{name}/{key}"] = value
+    return tensors
+
+
+def load_optimizer_tensors(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
+    """Puts back what :func:`optimizer_tensors` gave.
+
+    Raises:
+        CheckpointError: A name that the optimiser does not have, or another shape.
+    """
+    index: dict[str, tuple[int, Tensor]] = {}
+    for group in optimizer.param_groups:
+        for name, parameter in zip(group["names"], group["params"], strict=True):
+            index[name] = (len(index), parameter)
+    state: dict[int, dict[str, Tensor]] = {}
+    for key, value in tensors.items():
+        name, slot = key.rsplit("/", 1)
+        if name not in index:
+            raise CheckpointError(
+                "the checkpoint has optimiser state for a parameter that is not trained",
+                where=name,
+                why="the model or its frozen parts changed since the checkpoint was written",
+            )
+        position, parameter = index[name]
+        if value.ndim and value.shape != parameter.shape:
+            raise CheckpointError(
+                f"optimiser state has shape {tuple(value.shape)}, the parameter {tuple(parameter.shape)}", where=key
+            )
+        state.setdefault(position, {})[slot] = value
+    # The optimiser's own loader decides where each tensor lives (fused AdamW keeps its step counters on the GPU).
+    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})

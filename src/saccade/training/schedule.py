@@ -1,0 +1,31 @@
+"""The learning rate as a pure function of the step, so that a resumed run needs no scheduler state."""
+
+from __future__ import annotations
+
+import math
+
+from saccade.training.config import OptimConfig
+
+
+def learning_rate(step: int, *, steps: int, optim: OptimConfig, multiplier: float = 1.0) -> float:
+    """Learning rate of one parameter group at one step.
+
+    Without warm-up the cosine is that of the GiT recipes:
+    ``lr(t) = min_lr + (base - min_lr) * (1 + cos(pi * t / T)) / 2`` with ``base = lr * multiplier``. ``min_lr`` is
+    absolute: groups with a small multiplier end at the same rate as the others. With warm-up the first ``warmup_steps``
+    steps rise linearly to ``base`` and the cosine spans the rest.
+
+    Args:
+        step: 0-based optimiser step.
+        steps: Steps of the whole run (T).
+        optim: Base rate, schedule, warm-up.
+        multiplier: Layer multiplier of the group.
+    """
+    base = optim.lr * multiplier
+    warmup = min(optim.warmup_steps, steps)
+    if step < warmup:
+        return base * (step + 1) / warmup
+    if optim.schedule == "constant":
+        return base
+    progress = (step - warmup) / max(1, steps - warmup)
+    return optim.min_lr + (base - optim.min_lr) * (1 + math.cos(math.pi * min(1.0, progress))) / 2
