@@ -1,1 +1,1 @@
-"""Placeholder docstring, replaced by the module that owns it."""
+"""Data: readers, drawn scenes, transforms, augmentation, mixtures, loaders, checks and writers."""

@@ -1,0 +1,277 @@
+"""Loads batches: an endless mixture for training, one exact pass for evaluation."""
+
+from __future__ import annotations
+
+import dataclasses
+import signal
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from saccade.data.augment import Augment, Redraw, Transform
+from saccade.data.mixture import Mixture
+from saccade.data.parcel import Parcel, pack, unpack
+from saccade.data.sources.base import Source
+from saccade.data.transforms import collate, preprocess
+from saccade.errors import DataError, SaccadeError, UsageError
+from saccade.samples import Batch, Preprocess, Sample
+
+_MAX_REDRAWS = 100
+
+
+@dataclass(kw_only=True)
+class SourceEntry:
+    """One source of a training mixture.
+
+    Attributes:
+        source: Where samples come from.
+        preprocess: What the model declares for the source's task.
+        augment: Training augmentation; None = the test-time resize.
+        weight: Probability weight.
+        batch_size: Samples per process and step.
+    """
+
+    source: Source
+    preprocess: Preprocess
+    augment: Augment | None = None
+    weight: float = 1.0
+    batch_size: int = 1
+
+
+class TrainLoader:
+    """An endless iterator over training batches, one task per batch.
+
+    Batch number k of a rank is a pure function of (seed, k, rank): the number of workers does not change it, and a
+    loader with ``start_step=k`` goes on exactly where another one stopped before batch k.
+
+    Args:
+        sources: The mixture.
+        seed: Seeds order, choice of sources and augmentation.
+        rank: This process.
+        world_size: Number of processes.
+        workers: Loader processes (0 = load in this process).
+        start_step: Number of the first batch.
+        pin_memory: Pin the tensors for the copy to a GPU.
+
+    Attributes:
+        redraws: How many samples were drawn again so far, by source and reason.
+    """
+
+    def __init__(
+        self,
+        sources: Sequence[SourceEntry],
+        *,
+        seed: int,
+        rank: int = 0,
+        world_size: int = 1,
+        workers: int = 0,
+        start_step: int = 0,
+        pin_memory: bool = False,
+    ) -> None:
+        mixture = Mixture(
+            lengths=[len(entry.source) for entry in sources],
+            weights=[entry.weight for entry in sources],
+            batch_sizes=[entry.batch_size for entry in sources],
+            seed=seed,
+            rank=rank,
+            world_size=world_size,
+        )
+        self.redraws: Counter[str] = Counter()
+        self._steps = _Steps(sources, mixture)
+        self._start_step, self._workers, self._pin_memory = start_step, workers, pin_memory
+
+    def __iter__(self) -> Iterator[Batch]:
+        loader = _data_loader(self._steps, _CountFrom(self._start_step), self._workers, self._pin_memory)
+        for batch, redraws in _receive(loader):
+            self.redraws.update(redraws)
+            yield batch
+
+
+class EvalLoader:
+    """Iterates once over a source: every sample exactly once over all ranks.
+
+    Yields pairs of the original samples (truth in the frame of the original image) and the batch of network inputs
+    (without targets).
+
+    Args:
+        source: Where samples come from.
+        preprocess: What the model declares for the source's task.
+        batch_size: Samples per batch; the last one may be smaller.
+        workers: Loader processes (0 = load in this process).
+        rank: This process takes samples rank, rank + world_size, ...
+        world_size: Number of processes.
+        pin_memory: Pin the tensors for the copy to a GPU.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        *,
+        preprocess: Preprocess,
+        batch_size: int = 1,
+        workers: int = 0,
+        rank: int = 0,
+        world_size: int = 1,
+        pin_memory: bool = False,
+    ) -> None:
+        if batch_size < 1:
+            raise UsageError(f"the batch size must be at least 1, not {batch_size}", where=source.name)
+        indices = range(rank, len(source), world_size)
+        chunks = [indices[k : k + batch_size] for k in range(0, len(indices), batch_size)]
+        self._chunks = _Chunks(source, preprocess, chunks)
+        self._workers, self._pin_memory = workers, pin_memory
+
+    def __len__(self) -> int:
+        return len(self._chunks)
+
+    def __iter__(self) -> Iterator[tuple[list[Sample], Batch]]:
+        yield from _receive(_data_loader(self._chunks, range(len(self._chunks)), self._workers, self._pin_memory))
+
+
+class _CountFrom:
+    """The endless sampler start, start + 1, ..."""
+
+    def __init__(self, start: int) -> None:
+        self._start = start
+
+    def __iter__(self) -> Iterator[int]:
+        step = self._start
+        while True:
+            yield step
+            step += 1
+
+
+class _Steps(Dataset[Parcel]):
+    """Step number -> (batch, counts of redraws), packed."""
+
+    def __init__(self, sources: Sequence[SourceEntry], mixture: Mixture) -> None:
+        self._sources, self._mixture = list(sources), mixture
+        self._transforms: list[Transform] | None = None
+
+    def __getitem__(self, step: int) -> Parcel:
+        return _packed(lambda: self._load(step))
+
+    def _load(self, step: int) -> tuple[Batch, Counter[str]]:
+        if self._transforms is None:  # built here, in the worker: closures do not cross process borders
+            self._transforms = [_transform_of(entry) for entry in self._sources]
+        plan = self._mixture.plan(step)
+        redraws: Counter[str] = Counter()
+        samples = [self._draw(plan.source, position, redraws) for position in plan.positions]
+        return collate(samples, self._sources[plan.source].preprocess), redraws
+
+    def _draw(self, number: int, position: int, redraws: Counter[str]) -> Sample:
+        assert self._transforms is not None
+        source, transform = self._sources[number].source, self._transforms[number]
+        rng = self._mixture.generator(number, position)
+        index = self._mixture.index(number, position)
+        for _ in range(_MAX_REDRAWS):
+            try:
+                return transform(source[index], rng)
+            except Redraw as signal_:
+                redraws[f"{source.name}: {signal_.reason}"] += 1
+                index = int(rng.integers(len(source)))
+        raise DataError(
+            f"{_MAX_REDRAWS} samples in a row could not be used",
+            where=source.name,
+            why="; ".join(redraws),
+            fix="run `saccade data check` on the source, or weaken its augmentation",
+        )
+
+
+class _Chunks(Dataset[Parcel]):
+    """Batch number -> (original samples, batch), packed."""
+
+    def __init__(self, source: Source, declared: Preprocess, chunks: list[range]) -> None:
+        self._source, self._declared, self._chunks = source, declared, chunks
+
+    def __len__(self) -> int:
+        return len(self._chunks)
+
+    def __getitem__(self, number: int) -> Parcel:
+        return _packed(lambda: self._load(number))
+
+    def _load(self, number: int) -> tuple[list[Sample], Batch]:
+        samples = [self._source[index] for index in self._chunks[number]]
+        inputs = [preprocess(sample, self._declared, with_target=False) for sample in samples]
+        return samples, collate(inputs, self._declared)
+
+
+def _transform_of(entry: SourceEntry) -> Transform:
+    declared = entry.preprocess
+    if entry.augment is None:
+        return lambda sample, rng: _without_crowds(preprocess(sample, declared))
+    height, width = declared.size_hw
+    if height != width:
+        raise UsageError(f"training augmentation makes square inputs, not {height} x {width}", where=entry.source.name)
+    return entry.augment.build(height)
+
+
+def _without_crowds(sample: Sample) -> Sample:
+    """Crowd regions are never training targets."""
+    target = sample.target
+    if target.is_crowd is None or not target.is_crowd.any():
+        return sample
+    keep = ~target.is_crowd
+    kept = {
+        name: value[keep]
+        for name in ("boxes", "class_ids", "masks", "is_crowd", "areas")
+        if (value := getattr(target, name)) is not None
+    }
+    return dataclasses.replace(sample, target=dataclasses.replace(target, **kept))
+
+
+def _packed(load: Any) -> Parcel:
+    # An error raised in a worker would arrive wrapped in the text of a traceback: send it as a value instead.
+    try:
+        return pack(load())
+    except SaccadeError as error:
+        return pack(error)
+
+
+def _data_loader(dataset: Dataset[Parcel], sampler: Any, workers: int, pin_memory: bool) -> DataLoader[Parcel]:
+    return DataLoader(
+        dataset,
+        batch_size=None,
+        sampler=sampler,
+        num_workers=workers,
+        pin_memory=pin_memory and torch.cuda.is_available(),
+        prefetch_factor=2 if workers else None,
+        worker_init_fn=_start_worker if workers else None,
+        collate_fn=_as_it_is,
+    )
+
+
+def _as_it_is(parcel: Any) -> Any:
+    return parcel
+
+
+def _start_worker(number: int) -> None:
+    """Ctrl-C and SIGTERM are for the training process, which saves and then stops its workers."""
+    del number
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    torch.set_num_threads(1)
+
+
+def _receive(loader: DataLoader[Parcel]) -> Iterator[Any]:
+    parcels = iter(loader)
+    while True:
+        try:
+            value = unpack(next(parcels))
+        except StopIteration:
+            return
+        except RuntimeError as error:
+            if "DataLoader worker" not in str(error):
+                raise
+            raise SaccadeError(
+                "a loader process died",
+                why=str(error),
+                fix="it was probably killed for memory: use fewer workers or smaller batches",
+            ) from error
+        if isinstance(value, SaccadeError):
+            raise value
+        yield value

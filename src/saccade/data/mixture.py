@@ -1,0 +1,121 @@
+"""Which samples a training step sees: a pure function of (seed, step, rank).
+
+Every step draws one source by weight and takes the next positions of that source's own endless shuffled stream
+(specs/git.md 6.7). Nothing is remembered from one step to the next, so a run continues exactly by starting at step N,
+and neither the number of workers nor a crash changes the data.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from saccade.errors import UsageError
+
+MAX_SHUFFLED = 2**26
+"""Sources longer than this are read in order: a permutation of them would not fit, and endless ones need none."""
+
+_BLOCK = 4096  # steps whose sources are drawn together
+_ORDER, _CHOICE, _SAMPLE = 1, 2, 3  # first word of the seed of each kind of draw, so that they never coincide
+
+
+@dataclass(kw_only=True, frozen=True)
+class StepPlan:
+    """What one rank reads in one step.
+
+    Attributes:
+        source: Number of the source.
+        positions: Positions in that source's stream, one per sample of the batch.
+    """
+
+    source: int
+    positions: tuple[int, ...]
+
+
+class Mixture:
+    """The plan of all steps.
+
+    Args:
+        lengths: Samples of each source.
+        weights: Probability weight of each source; 0 = never drawn.
+        batch_sizes: Samples per rank and step of each source.
+        seed: Seeds the choice of sources, the order and the augmentation.
+        rank: This process.
+        world_size: Number of processes; all see the same source in the same step.
+
+    Raises:
+        UsageError: No source, an empty one, a negative weight, or a batch size below 1.
+    """
+
+    def __init__(
+        self,
+        *,
+        lengths: Sequence[int],
+        weights: Sequence[float],
+        batch_sizes: Sequence[int],
+        seed: int,
+        rank: int = 0,
+        world_size: int = 1,
+    ) -> None:
+        if not any(weight > 0 for weight in weights):
+            raise UsageError("a mixture needs at least one source with a weight above 0")
+        for number, (length, weight, size) in enumerate(zip(lengths, weights, batch_sizes, strict=True)):
+            if length < 1:
+                raise UsageError("a source without samples", where=f"source {number}")
+            if not 0 <= weight < np.inf:
+                raise UsageError(
+                    f"the weight of a source must be a number from 0 up, not {weight}", where=f"source {number}"
+                )
+            if size < 1:
+                raise UsageError(f"the batch size must be at least 1, not {size}", where=f"source {number}")
+        self._lengths, self._batch_sizes = tuple(lengths), tuple(batch_sizes)
+        self._seed, self._rank, self._world_size = seed, rank, world_size
+        self._cumulative = np.cumsum(np.asarray(weights, np.float64) / np.sum(weights))
+        self._before: list[NDArray[np.int64]] = [np.zeros(len(lengths), np.int64)]
+        self._block: tuple[int, NDArray[np.intp]] = (-1, np.zeros(0, np.intp))
+        self._orders: dict[int, tuple[int, NDArray[np.int32]]] = {}
+
+    def plan(self, step: int) -> StepPlan:
+        """What this rank reads in the given step (0-based)."""
+        block, offset = divmod(step, _BLOCK)
+        sources = self._sources_of_block(block)
+        source = int(sources[offset])
+        earlier = int(self._draws_before(block)[source]) + int(np.count_nonzero(sources[:offset] == source))
+        size = self._batch_sizes[source]
+        first = earlier * size * self._world_size + self._rank
+        return StepPlan(source=source, positions=tuple(range(first, first + size * self._world_size, self._world_size)))
+
+    def index(self, source: int, position: int) -> int:
+        """Sample of the source at a position of its stream: a new permutation in every pass."""
+        length = self._lengths[source]
+        turn, offset = divmod(position, length)
+        if length > MAX_SHUFFLED:
+            return offset
+        if self._orders.get(source, (-1, None))[0] != turn:
+            order = np.arange(length, dtype=np.int32)
+            np.random.default_rng([_ORDER, self._seed, source, turn]).shuffle(order)
+            self._orders[source] = (turn, order)
+        return int(self._orders[source][1][offset])
+
+    def generator(self, source: int, position: int) -> np.random.Generator:
+        """The generator of all random draws for the sample at that position."""
+        return np.random.default_rng([_SAMPLE, self._seed, source, position])
+
+    def _sources_of_block(self, block: int) -> NDArray[np.intp]:
+        if self._block[0] != block:
+            draws = np.random.default_rng([_CHOICE, self._seed, block]).random(_BLOCK)
+            # Rounding may leave the last sum below 1: a draw above it belongs to the last source that has a weight.
+            last = int(np.flatnonzero(np.diff(self._cumulative, prepend=0.0))[-1])
+            chosen = np.searchsorted(self._cumulative, draws, side="right")
+            self._block = (block, np.minimum(chosen, last))
+        return self._block[1]
+
+    def _draws_before(self, block: int) -> NDArray[np.int64]:
+        """How often each source was drawn before the block."""
+        while len(self._before) <= block:
+            counts = np.bincount(self._sources_of_block(len(self._before) - 1), minlength=len(self._lengths))
+            self._before.append(self._before[-1] + counts)
+        return self._before[block]

@@ -1,0 +1,118 @@
+"""What a data source is, and the sources made from other sources."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Sequence
+from typing import Protocol, runtime_checkable
+
+from saccade.errors import UsageError
+from saccade.samples import ClassList, Sample
+from saccade.tasks import Task
+
+
+@runtime_checkable
+class Source(Protocol):
+    """A sized, indexable collection of samples in the frame of the original image.
+
+    Attributes:
+        name: Name of the data set and split, for messages and reports.
+        task: The task of every sample.
+        classes: The class list, for tasks prompted by classes.
+        skipped: What was left out while the annotations were read, and how often.
+    """
+
+    name: str
+    task: Task
+    classes: ClassList | None
+    skipped: dict[str, int]
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> Sample: ...
+
+
+@runtime_checkable
+class CountsClasses(Protocol):
+    """A source that knows the classes of a sample without reading its image."""
+
+    def class_ids_of(self, index: int) -> set[int]:
+        """Class ids that occur in the sample."""
+        ...
+
+
+class Selection:
+    """Some samples of another source, in a given order (an index may occur more than once).
+
+    Args:
+        source: Where the samples come from.
+        indices: Which ones.
+    """
+
+    def __init__(self, source: Source, indices: Sequence[int]) -> None:
+        self._source, self._indices = source, indices
+        self.name, self.task, self.classes = source.name, source.task, source.classes
+        self.skipped = source.skipped
+
+    def __len__(self) -> int:
+        return len(self._indices)
+
+    def __getitem__(self, index: int) -> Sample:
+        return self._source[self._indices[index]]
+
+    def class_ids_of(self, index: int) -> set[int]:
+        """Class ids that occur in the sample (only where the source below can say)."""
+        if not isinstance(self._source, CountsClasses):
+            raise UsageError(f"'{self.name}' cannot list the classes of a sample without reading its image")
+        return self._source.class_ids_of(self._indices[index])
+
+
+def select_range(source: Source, *, offset: int = 0, limit: int = 0) -> Source:
+    """Skips ``offset`` samples and keeps the next ``limit`` (0 = all).
+
+    Raises:
+        UsageError: Nothing is left.
+    """
+    if not offset and not limit:
+        return source
+    stop = min(len(source), offset + limit) if limit else len(source)
+    if offset >= stop:
+        raise UsageError(
+            f"no sample is left of '{source.name}'",
+            why=f"offset {offset} passes its {len(source)} samples",
+            fix="lower the offset",
+        )
+    return Selection(source, range(offset, stop))
+
+
+def balance_classes(source: Source, threshold: float) -> Source:
+    """Repeats images of rare classes (LVIS, arXiv 1908.03195, section 5.3).
+
+    A class that occurs in the share f of the images gets the factor ``max(1, sqrt(threshold / f))``; an image is
+    repeated as often as its rarest class asks, rounded up.
+
+    Args:
+        source: Must be able to list classes without reading images.
+        threshold: Share of images below which a class counts as rare (0 = leave the source as it is).
+
+    Raises:
+        UsageError: The source cannot list classes.
+    """
+    if threshold <= 0:
+        return source
+    if not isinstance(source, CountsClasses):
+        raise UsageError(
+            f"'{source.name}' cannot repeat rare classes",
+            why="its reader does not list classes",
+            fix="repeat_threshold=0",
+        )
+    classes_of = [source.class_ids_of(index) for index in range(len(source))]
+    images_with = Counter(class_id for present in classes_of for class_id in present)
+    factor = {class_id: max(1.0, math.sqrt(threshold * len(source) / count)) for class_id, count in images_with.items()}
+    indices = [
+        index
+        for index, present in enumerate(classes_of)
+        for _ in range(math.ceil(max((factor[class_id] for class_id in present), default=1.0)))
+    ]
+    return Selection(source, indices)

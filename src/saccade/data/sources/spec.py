@@ -1,0 +1,52 @@
+"""Which data set to open, and how: the part of the configuration that readers understand."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from saccade.tasks import Task
+
+
+@dataclass(kw_only=True)
+class SourceSpec:
+    """A data set on disk, or drawn.
+
+    Attributes:
+        task: What it trains or evaluates.
+        reader: Name of the reader (``saccade.data.sources.READERS``).
+        root: Folder of the data set.
+        split: Split name as the reader understands it.
+        images: Image folder, relative to root, where the format leaves it open.
+        annotations: Annotation file (or mask folder), relative to root, where the format leaves it open.
+        classes: Class names, where the format does not carry them; names that the format lacks are an error.
+        limit: Read only the first N samples (0 = all).
+        offset: Skip the first N samples.
+        repeat_threshold: Class-balanced repeat factor threshold (0 = off).
+        size: Side of drawn scenes in pixels.
+        seed: Seed of drawn scenes.
+        mask_suffix: What mask files append to the stem of the image file, e.g. ``_segmentation``.
+        ignore_labels: Values of label maps that are neither learned nor scored.
+        reduce_zero_label: Value 0 of label maps means unlabelled, and class k is stored as k + 1 (ADE20K).
+        drop_empty: Leave out images without an annotation (GiT's training filter).
+        min_side: Leave out images whose shorter side is below this, in pixels (GiT: 32).
+        per_caption: One sample per caption instead of one per image.
+    """
+
+    task: Task
+    reader: str
+    root: str = ""
+    split: str = "train"
+    images: str = ""
+    annotations: str = ""
+    classes: tuple[str, ...] = ()
+    limit: int = 0
+    offset: int = 0
+    repeat_threshold: float = 0.0
+    size: int = 224
+    seed: int = 0
+    mask_suffix: str = ""
+    ignore_labels: tuple[int, ...] = ()
+    reduce_zero_label: bool = False
+    drop_empty: bool = False
+    min_side: int = 0
+    per_caption: bool = False
