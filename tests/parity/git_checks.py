@@ -384,9 +384,7 @@ def predict_caption(run: _Run, kind: str, model: GiT, batch: Batch, recorder: Re
     theirs = run.tensors["topk_values"]
     ended = theirs >= 1e9
     run.report.same(f"{run.file}/topk_ended", values >= 1e9, ended)
-    run.report.close(
-        f"{run.file}/topk_values", values.masked_fill(ended, 0), theirs.masked_fill(ended, 0), FLOAT
-    )
+    run.report.close(f"{run.file}/topk_values", values.masked_fill(ended, 0), theirs.masked_fill(ended, 0), FLOAT)
     run.same("topk_indices", torch.stack([state.picks for state in steps], dim=1))
     best, scores, lengths = beam_finish(final, end_id=model.vocabulary.sep_id, length_exponent=0.75)
     run.close("final_scores", scores)
@@ -711,7 +709,12 @@ def check_masks(run: _Run) -> None:
     polygons = decode_polygons(centers, lengths)
     run.close("mask/dec_polygons", polygons)
     unit = decode_polygons(torch.zeros(1, 2), torch.ones(1, num_rays))[0]
-    run.close("mask/angles", torch.atan2(unit[0], unit[1]).remainder(2 * torch.pi).where(unit[0].abs() > 1e-6, torch.atan2(unit[0], unit[1]).abs()))
+    run.close(
+        "mask/angles",
+        torch.atan2(unit[0], unit[1])
+        .remainder(2 * torch.pi)
+        .where(unit[0].abs() > 1e-6, torch.atan2(unit[0], unit[1]).abs()),
+    )
     clamped = polygons.clamp(min=0).minimum(torch.tensor([w, h])[:, None])
     for way in (polygons, clamped):
         drawn = np.stack([coco_mask.decode(rle) for rle in rasterize(way, (h, w))])
@@ -777,7 +780,9 @@ def check_text(run: _Run, text: dict[str, Any]) -> None:
         run.same(f"caption/{index}/weights", weights)
         run.same(f"caption/{index}/num_pos", (wanted != -100).sum()[None])
     complete = [
-        (ids, words) for ids, words in zip(decoded["ids"], decoded["text"], strict=True) if all(n in pieces for n in ids)
+        (ids, words)
+        for ids, words in zip(decoded["ids"], decoded["text"], strict=True)
+        if all(n in pieces for n in ids)
     ]
     run.equal("decode", [vocabulary.decode(ids) for ids, _ in complete], [words for _, words in complete])
 
@@ -827,6 +832,3 @@ def check_metrics(run: _Run, text: dict[str, Any]) -> None:
     found = grounding_accuracy(run.take("metric/vg_pred"), run.take("metric/vg_gt"))
     for name, value in grounding_values.items():
         run.report.close(f"{run.file}/metric {name}", torch.tensor(found[name]), torch.tensor(value), 1e-5)
-
-
-

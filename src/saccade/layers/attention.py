@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 QKVBias: TypeAlias = Literal["full", "qv", "none"]
 
-# A bias tensor larger than this is built for a few heads at a time (inference only): it would not fit the caches anyway.
+# A larger bias tensor is built for a few heads at a time in inference: it would not fit the caches anyway.
 _BIAS_BYTES = 64 * 2**20
 
 
@@ -128,17 +128,20 @@ class Attention(nn.Module):
             return F.scaled_dot_product_attention(q_BnNd, k_BnMd, v_BnMd, attn_mask=mask)
         pixels = size_hw[0] * size_hw[1]
         rel_h, rel_w = decomposed_bias(q_BnNd[:, :, :pixels], self.rel_pos_h, self.rel_pos_w, size_hw)
-        b, n, tokens, _ = q_BnNd.shape
-        step = n
-        if not torch.is_grad_enabled():
-            per_head = b * tokens * k_BnMd.shape[2] * q_BnNd.element_size()
-            step = max(1, min(n, _BIAS_BYTES // per_head))
+        b, n, tokens, d = q_BnNd.shape
+        keys = k_BnMd.shape[2]
+        if torch.is_grad_enabled():
+            # No fused kernel gives the gradient of a bias: this is their fallback, less its extra passes.
+            bias = _join_bias(rel_h, rel_w, tokens, keys, mask).flatten(0, 1)
+            logits = torch.baddbmm(bias, q_BnNd.flatten(0, 1) * d**-0.5, k_BnMd.flatten(0, 1).mT)
+            return (logits.softmax(-1) @ v_BnMd.flatten(0, 1)).unflatten(0, (b, n))
+        step = max(1, min(n, _BIAS_BYTES // (b * tokens * keys * q_BnNd.element_size())))
         out = [
             F.scaled_dot_product_attention(
                 q_BnNd[:, i : i + step],
                 k_BnMd[:, i : i + step],
                 v_BnMd[:, i : i + step],
-                attn_mask=_join_bias(rel_h[:, i : i + step], rel_w[:, i : i + step], tokens, k_BnMd.shape[2], mask),
+                attn_mask=_join_bias(rel_h[:, i : i + step], rel_w[:, i : i + step], tokens, keys, mask),
             )
             for i in range(0, n, step)
         ]
@@ -151,7 +154,7 @@ class Attention(nn.Module):
 
 
 def _join_bias(rel_h: Tensor, rel_w: Tensor, queries: int, keys: int, mask: Tensor | None) -> Tensor:
-    """The one bias tensor ``[B, n, queries, keys]`` of a block: relative position for image-image, the mask elsewhere."""
+    """The one bias tensor ``[B, n, queries, keys]``: relative position for image-image, the mask elsewhere."""
     bias = (rel_h[..., :, None] + rel_w[..., None, :]).flatten(3)
     if bias.shape[-2:] != (queries, keys):
         bias = F.pad(bias, (0, keys - bias.shape[-1], 0, queries - bias.shape[-2]))

@@ -140,7 +140,7 @@ def beam_step(
     Returns:
         The new state.
     """
-    b, k, vocab = logits.shape
+    _, k, vocab = logits.shape
     log_probs = (logits.float() / temperature).log_softmax(-1)
     total = log_probs + state.scores[..., None]
     at_end = torch.zeros(vocab, dtype=torch.bool, device=logits.device)

@@ -190,7 +190,7 @@ def from_windows(x: Tensor, window: int | tuple[int, int], size_hw: tuple[int, i
 
 
 def resize_position(table: Tensor, size_hw: tuple[int, int]) -> Tensor:
-    """Resizes an absolute position table ``[1, H, W, C]`` bicubically (align_corners False); a no-op at its own size."""
+    """Resizes a position table ``[1, H, W, C]`` bicubically (align_corners False); a no-op at its own size."""
     if tuple(table.shape[1:3]) == tuple(size_hw):
         return table
     resized = F.interpolate(table.permute(0, 3, 1, 2).float(), size=size_hw, mode="bicubic", align_corners=False)

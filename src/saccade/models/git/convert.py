@@ -1,7 +1,7 @@
 """Official GiT and SAM checkpoints to ours, and back: names and table sizes.
 
-The official names are those of the released files (mmengine state dicts). SAM pre-training files exist in two forms: as
-mmpretrain's ViTSAM (prefix ``backbone.``, the names GiT itself uses) and as Segment Anything's own (``image_encoder.``).
+The official names are those of the released files (mmengine state dicts). SAM pre-training files exist in two forms:
+mmpretrain's ViTSAM (prefix ``backbone.``, the names GiT itself uses) and Segment Anything's own (``image_encoder.``).
 """
 
 from __future__ import annotations
@@ -133,8 +133,8 @@ def from_sam(
 ) -> tuple[dict[str, Tensor], MappingReport]:
     """Maps a SAM ViT (mmpretrain's or Segment Anything's names) onto our backbone.
 
-    SAM's neck and its prompt and mask decoders are dropped by name; our blocks beyond SAM's depth and the text tables are
-    reported as missing and keep their fresh values.
+    SAM's neck and its prompt and mask decoders are dropped by name; our blocks beyond SAM's depth and the text tables
+    are reported as missing and keep their fresh values.
     """
     own_names = any(key.startswith("image_encoder.") for key in state)
     prefix = "image_encoder." if own_names else "backbone."

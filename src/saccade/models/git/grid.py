@@ -1,7 +1,7 @@
 """Grid points: where they stand, which window each lies in, and how responses are laid out for attention.
 
-Inside the model responses are ordered window by window ("window-major"), so that the points of a window are neighbours in
-memory; everything that leaves the model is in row-major order of the grid.
+Inside the model responses are ordered window by window ("window-major"), so that the points of a window are neighbours
+in memory; everything that leaves the model is in row-major order of the grid.
 """
 
 from __future__ import annotations
@@ -101,8 +101,8 @@ def point_grid(
 class ResponseLayout:
     """How P responses share the observation keys of W windows.
 
-    Attention over the observation is one matrix product per window, so responses of a window stand side by side, padded to
-    the fullest window; with every window equally full there is nothing to move.
+    Attention over the observation is one matrix product per window, so responses of a window stand side by side, padded
+    to the fullest window; with every window equally full there is nothing to move.
 
     Args:
         window_of: ``[P]`` window of every response, ascending.

@@ -1,4 +1,4 @@
-"""Visual grounding: the phrase runs through the layers beside the image, one response says the box (specs section 5.5)."""
+"""Visual grounding: the phrase runs through the layers beside the image, one response says the box (specs 5.5)."""
 
 from __future__ import annotations
 

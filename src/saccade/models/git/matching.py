@@ -13,7 +13,7 @@ _POINT_COST = 5.0
 
 
 def point_costs(points_xy: Tensor, boxes_xyxy: Tensor, size_hw: tuple[int, int]) -> Tensor:
-    """Cost ``[Q, G]`` of letting a point answer for a box: weighted L1 distance to the box centre, normalised by the image.
+    """Cost ``[Q, G]`` of letting a point answer for a box: weighted L1 distance to its centre, in image sizes.
 
     Args:
         points_xy: ``[Q, 2]`` pixels.

@@ -189,7 +189,7 @@ class GiT(nn.Module):
     # ------------------------------------------------------------------ language
 
     def concepts(self, names: Sequence[str]) -> Tensor:
-        """Concept vectors ``[n, C]`` of names: the word's row, or for several pieces an attention over them (specs 4)."""
+        """Concept vectors ``[n, C]``: a name's word row, or for several pieces an attention over them (specs 4)."""
         names = tuple(names)
         if names not in self._ids:
             ids, _ = self.vocabulary.encode(names, max_length=_CONCEPT_LENGTH)
@@ -212,8 +212,8 @@ class GiT(nn.Module):
     def vocabulary_matrix(self, task: Task, classes: Sequence[str]) -> Tensor:
         """The task vocabulary ``[V, C]``: input rows and output classifier in one (specs, section 4).
 
-        It is rebuilt at every training step, because gradients flow through it, and kept as long as the weights stand still
-        otherwise.
+        It is rebuilt at every training step, because gradients flow through it, and kept as long as the weights stand
+        still otherwise.
         """
         if torch.is_grad_enabled():
             return _INTERFACES[task].vocabulary(self, task, classes)
@@ -471,8 +471,8 @@ def response_attention(
 ) -> Tensor:
     """Attention of every response over [its window's observation | its own tokens up to itself].
 
-    It equals the original's attention over all responses of the window under a block-diagonal mask, without the products
-    that the mask throws away.
+    It equals the original's attention over all responses of the window under a block-diagonal mask, without the
+    products that the mask throws away.
 
     Args:
         q_PnLd: Queries of the L newest tokens.
@@ -486,7 +486,7 @@ def response_attention(
     Returns:
         ``[P, L, n * d]``, not yet projected.
     """
-    p, n, new, d = q_PnLd.shape
+    _, _, new, d = q_PnLd.shape
     total = k_PnTd.shape[2]
     q_PnLd = q_PnLd * d**-0.5
     own = q_PnLd @ k_PnTd.mT

@@ -57,17 +57,17 @@ def _small(
         concept_heads=4,
         text_dropout=0.0,
         detection=DetectionConfig(
-            input_size=224, grid_per_window=(10, 10), train_points_per_window=40, num_bins=448, max_detections=100
+            input_size=224, grid_per_window=(10, 10), train_points_per_window=24, num_bins=448, max_detections=100
         ),
         instance_segmentation=DetectionConfig(
             input_size=224,
             grid_per_window=(10, 10),
-            train_points_per_window=20,
+            train_points_per_window=12,
             num_bins=448,
             max_detections=100,
             num_rays=24,
         ),
-        semantic_segmentation=SemanticConfig(input_size=224, train_points_per_window=48),
+        semantic_segmentation=SemanticConfig(input_size=224, train_points_per_window=24),
         caption=CaptionConfig(input_size=224, max_length=24),
         grounding=GroundingConfig(input_size=224, num_bins=448, max_text_length=32),
     )
@@ -79,7 +79,7 @@ NANO_VOCABULARY_SIZE = 1024
 
 def nano() -> GiTConfig:
     """The bundled model: all five tasks in under 8 MB at 224 px."""
-    return _small(width=192, mlp_width=672, depth=8, heads=6, vocab_size=NANO_VOCABULARY_SIZE, global_blocks=(2, 5))
+    return _small(width=192, mlp_width=672, depth=8, heads=3, vocab_size=NANO_VOCABULARY_SIZE, global_blocks=(2, 5))
 
 
 def tiny() -> GiTConfig:

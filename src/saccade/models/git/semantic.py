@@ -1,7 +1,7 @@
 """Semantic segmentation as tokens: every patch says a small block of labels (specs section 5.3).
 
-Rows of the task vocabulary: the classes, then three identical background rows; the first of them is a possible answer, the
-second stands for an ignored pixel among the inputs.
+Rows of the task vocabulary: the classes, then three identical background rows; the first of them is a possible answer,
+the second stands for an ignored pixel among the inputs.
 """
 
 from __future__ import annotations
@@ -93,8 +93,8 @@ def label_scores(model: GiT, batch: Batch) -> tuple[Tensor, Tensor]:
     """Greedy decoding of every patch.
 
     Returns:
-        scores ``[B, n, rows * block, cols * block]`` (softmax without the background column, not renormalised) and tokens
-        ``[B, Q, block * block]`` row-major.
+        scores ``[B, n, rows * block, cols * block]`` (softmax without the background column, not renormalised) and
+        tokens ``[B, Q, block * block]`` row-major.
     """
     task, config = batch.task, _config(model, batch.task)
     classes = class_names(batch)
