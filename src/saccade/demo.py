@@ -85,11 +85,11 @@ def run_demo(out: Path, *, model: str = "git-nano", images: int = 6, device: str
     predictor = load(model, device=device)
     out.mkdir(parents=True, exist_ok=True)
     (out / "pictures").mkdir(exist_ok=True)
-    shown = [
-        _show(predictor, ScenesSource(task=task, split=SPLIT, size=PICTURE_SIZE)[number], out, model)
-        for task in predictor.tasks
-        for number in range(images)
-    ]
+    shown: list[_Shown] = []
+    for task in predictor.tasks:
+        scenes = ScenesSource(task=task, split=SPLIT, size=PICTURE_SIZE)
+        _show(predictor, scenes[0], out, model)  # once before the times count: the first call fills caches
+        shown += [_show(predictor, scenes[number], out, model) for number in range(images)]
     facts = _facts(predictor, out, model, images)
     results = {"about": facts, "results": [_describe(one) for one in shown]}
     write_json(out / "results.json", results)
@@ -115,13 +115,18 @@ def _show(predictor: Predictor, sample: Sample, out: Path, model: str) -> _Shown
         files={"picture": f"pictures/{name}.png"},
         drawn={},
     )
-    for kind, result in (("prediction", shown.prediction), ("truth", shown.truth)):
-        file = f"{task}/{name}_{kind}.png"
-        (out / str(task)).mkdir(exist_ok=True)
-        shown.files[kind] = file
-        shown.drawn[kind] = result.draw(sample.image)
-        shown.drawn[kind].save(out / file)
+    shown.drawn = {"prediction": shown.prediction.draw(sample.image), "truth": _draw_truth(shown.truth, sample)}
+    (out / str(task)).mkdir(exist_ok=True)
+    for kind, drawn in shown.drawn.items():
+        shown.files[kind] = f"{task}/{name}_{kind}.png"
+        drawn.save(out / shown.files[kind])
     return shown
+
+
+def _draw_truth(truth: Prediction, sample: Sample) -> Image.Image:
+    if isinstance(truth, Instances | Grounding):
+        return truth.draw(sample.image, show_scores=False)
+    return truth.draw(sample.image)
 
 
 def _command(picture: Path, model: str, sample: Sample) -> str:
@@ -224,11 +229,12 @@ def _page(facts: dict[str, Any], shown: Sequence[_Shown], tasks: Sequence[Task])
         asked = f'<p class="prompt"><b>Asked for</b> {_e(prompt)}</p>' if prompt else ""
         head = f"<h2>{_e(title)}</h2><p>{_e(purpose)}</p>{asked}"
         sections.append(f'<section id="{task}">{head}<div class="cards">{body}</div></section>')
+    threads = "1 thread" if facts["threads"] == 1 else f"{facts['threads']} threads"
     about = {
-        "Parameters": f"{facts['parameters'] / 1e6:.1f} million"
+        "Parameters": f"{facts['parameters']:,}"
         + (f" ({size / 1e6:.1f} MB of weights)" if isinstance(size, int) else ""),
         "Pictures": facts["pictures"],
-        "Computed on": f"{facts['device']}, {facts['threads']} threads, {facts['machine']}, torch {facts['torch']}",
+        "Computed on": f"{facts['device']}, {threads}, {facts['machine']}, torch {facts['torch']}",
         "Saccade": facts["saccade"],
     }
     return _PAGE.substitute(
@@ -309,7 +315,8 @@ figure { margin: 0; min-width: 0; }
 img { width: 100%; height: auto; display: block; border-radius: 5px; }
 figcaption { font-size: .85rem; }
 pre { margin: .8rem 0 0; padding: .55rem .7rem; background: var(--back); border: 1px solid var(--line);
-  border-radius: 6px; overflow-x: auto; font: 13px/1.45 ui-monospace, monospace; }
+  border-radius: 6px; white-space: pre-wrap; overflow-wrap: anywhere;
+  font: 13px/1.45 ui-monospace, monospace; }
 @media (max-width: 480px) { .pair { grid-template-columns: 1fr; } }
 </style>
 </head>
@@ -321,7 +328,7 @@ trained on, so that the truth beside each prediction is exact.</p>
 <dl>$about</dl>
 <pre><code>$command</code></pre>
 <table>
-<thead><tr><th>Task</th><th>What it does</th><th class="n">Median time per picture</th></tr></thead>
+<thead><tr><th>Task</th><th>What it does</th><th class="n">Median time<br>per picture</th></tr></thead>
 <tbody>$rows</tbody>
 </table>
 $sections

@@ -106,7 +106,7 @@ def font_size(width: int, height: int) -> int:
 
 def line_width(width: int, height: int) -> int:
     """Line width in pixels for a picture of this size."""
-    return max(1, round(math.sqrt(width * height) / 320))
+    return max(1, round(math.sqrt(width * height) / 250))
 
 
 @functools.lru_cache(maxsize=32)

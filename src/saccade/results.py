@@ -270,11 +270,12 @@ class Instances:
             masks=[_binary_rle(row["segmentation"]) for row in rows] if has_masks else None,
         )
 
-    def draw(self, image: ImageLike) -> Image.Image:
+    def draw(self, image: ImageLike, *, show_scores: bool = True) -> Image.Image:
         """Draws boxes, masks, class names and scores on the original picture.
 
         Args:
             image: The original picture.
+            show_scores: Write the scores behind the class names (a truth has none).
 
         Returns:
             A new image of the same size.
@@ -282,7 +283,9 @@ class Instances:
         Raises:
             UsageError: The picture has another size than the one the result speaks of.
         """
-        labels = [f"{n} {s:.2f}" for n, s in zip(self.class_names, self.scores.tolist(), strict=True)]
+        labels = self.class_names
+        if show_scores:
+            labels = [f"{name} {score:.2f}" for name, score in zip(labels, self.scores.tolist(), strict=True)]
         return drawing.draw_instances(
             _check_picture(image, self.size_hw),
             boxes_xyxy=self.boxes_xyxy.cpu().numpy(),
@@ -463,11 +466,15 @@ class Grounding:
         record = {"image_id": image_id, "category_id": 1, "bbox": box, "score": self.score, "phrase": self.phrase}
         return [{**record, "area": box[2] * box[3]}]
 
-    def draw(self, image: ImageLike) -> Image.Image:
-        """Draws the box with its score, and the phrase in a strip below the picture."""
-        return drawing.draw_grounding(
-            image, box_xyxy=self.box_xyxy.cpu().numpy(), phrase=self.phrase, label=f"{self.score:.2f}"
-        )
+    def draw(self, image: ImageLike, *, show_scores: bool = True) -> Image.Image:
+        """Draws the box with its score, and the phrase in a strip below the picture.
+
+        Args:
+            image: The original picture.
+            show_scores: Write the score at the box (a truth has none).
+        """
+        label = f"{self.score:.2f}" if show_scores else ""
+        return drawing.draw_grounding(image, box_xyxy=self.box_xyxy.cpu().numpy(), phrase=self.phrase, label=label)
 
 
 Prediction: TypeAlias = Instances | SemanticMap | Caption | Grounding
