@@ -15,6 +15,18 @@ T = TypeVar("T")
 _BLOCK = 128
 
 
+def seed_words(seed: int | tuple[int, ...]) -> tuple[int, ...]:
+    """The words of a seed.
+
+    Raises:
+        UsageError: The seed is neither a non-negative integer nor a non-empty tuple of them.
+    """
+    words = seed if isinstance(seed, tuple) else (seed,)
+    if not words or any(not isinstance(word, int | np.integer) or word < 0 for word in words):
+        raise UsageError("a scene seed is a non-negative integer or a tuple of them", where=repr(seed))
+    return tuple(int(word) for word in words)
+
+
 class Dice:
     """Seeded numbers taken from the raw words of PCG64.
 
@@ -29,10 +41,7 @@ class Dice:
     """
 
     def __init__(self, seed: int | tuple[int, ...]) -> None:
-        words = (seed,) if isinstance(seed, int | np.integer) else tuple(seed)
-        if not words or any(not isinstance(word, int | np.integer) or word < 0 for word in words):
-            raise UsageError("a scene seed is a non-negative integer or a tuple of them", where=repr(seed))
-        self._bits = np.random.PCG64(np.random.SeedSequence([int(word) for word in words]))
+        self._bits = np.random.PCG64(np.random.SeedSequence(seed_words(seed)))
         self._units: list[float] = []
 
     def unit(self) -> float:

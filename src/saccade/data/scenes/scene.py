@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from saccade.data.scenes.dice import Dice
+from saccade.data.scenes.dice import Dice, seed_words
 from saccade.data.scenes.language import Phrase, Thing, captions, choose_phrases
 from saccade.data.scenes.render import lay_backdrop, paint
 from saccade.data.scenes.styles import restyle
@@ -164,7 +164,7 @@ def draw_scene(seed: int | tuple[int, ...], size_hw: tuple[int, int] = (224, 224
             f"scenes are drawn from {MIN_SIZE} to {MAX_SIZE} pixels a side, not {height} x {width}",
             fix="draw at a size in range and resize the result",
         )
-    words = (int(seed),) if isinstance(seed, int | np.integer) else tuple(seed)
+    words = seed_words(seed)
     dice = Dice((*words, 0))
     world = build_world(dice, (height, width))
     backdrop = lay_backdrop(world)
