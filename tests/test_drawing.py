@@ -21,7 +21,7 @@ from saccade.drawing import (
     place_labels,
     to_pil,
 )
-from saccade.errors import UsageError
+from saccade.errors import SaccadeError, UsageError
 
 SIZES = st.tuples(st.integers(1, 300), st.integers(1, 300))  # width, height
 
@@ -51,7 +51,7 @@ def test_drawing_instances_keeps_the_size_whatever_the_boxes(
         image,
         boxes_xyxy=boxes,
         class_ids=list(range(count)),
-        labels=[f"a long name of class {k} 0.99" for k in range(count)],
+        labels=[f"a long\nname of class {k} 0.99" for k in range(count)],
         masks=masks,
     )
     assert drawn.size == size and drawn.mode == "RGB"
@@ -68,7 +68,7 @@ def test_strips_go_below_and_leave_the_picture_alone(size: tuple[int, int], text
     assert drawn.width == size[0] and drawn.height > size[1]
     assert np.array_equal(np.asarray(drawn)[: size[1]], np.asarray(image))
     labels = (np.arange(size[0] * size[1]).reshape(size[1], size[0]) // 7) % 3
-    legend = draw_semantic(image, labels=labels, names=["sky", "a very long class name", "ground"])
+    legend = draw_semantic(image, labels=labels, names=["sky", "a very long\nclass name", "ground"])
     assert legend.width == size[0] and legend.height > size[1]
     box = np.array([0, 0, *size], dtype=np.float32)
     assert draw_grounding(image, box_xyxy=box, phrase=text, label="0.50").width == size[0]
@@ -144,3 +144,10 @@ def test_what_can_be_drawn_on() -> None:
     for wrong in (array.astype(np.float32), array[..., 0], torch.zeros(8, 9, 3, dtype=torch.uint8)):
         with pytest.raises(UsageError, match="cannot draw"):
             to_pil(wrong)
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_a_box_without_numbers_is_an_error(bad: float) -> None:
+    boxes = np.array([[1, 2, bad, 9]], dtype=np.float32)
+    with pytest.raises(SaccadeError, match="NaN or infinity"):
+        draw_instances(Image.new("RGB", (64, 64)), boxes_xyxy=boxes, class_ids=[0], labels=["a"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -87,6 +88,13 @@ def test_unknown_and_unfit_formats(tmp_path: Path) -> None:
 def test_a_number_that_json_does_not_know_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(SaccadeError, match="NaN or infinity"):
         save(Caption(text="a", score=float("nan")), PICTURE, "a", tmp_path, {"json"})
+
+
+def test_file_names_that_are_no_utf8(tmp_path: Path) -> None:
+    name = os.fsdecode(b"caf\xe9")
+    (path,) = save(Caption(text="ein Kätzchen", score=0.0), PICTURE, "a", tmp_path, {"json"}, origin=origin(name))
+    read = json.loads(path.read_text(encoding="utf-8"))
+    assert os.fsencode(read["origin"]["image_id"]) == b"caf\xe9" and read["text"] == "ein Kätzchen"
 
 
 def test_coco_files_of_a_run_load_in_pycocotools_and_category_ids_survive(tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from PIL import Image, ImageDraw, ImageFilter, ImageFont
 from scipy import ndimage
 from torch import Tensor
 
-from saccade.errors import UsageError
+from saccade.errors import SaccadeError, UsageError
 
 RGB: TypeAlias = tuple[int, int, int]
 Rectangle: TypeAlias = tuple[int, int, int, int]
@@ -137,7 +137,8 @@ class _Typesetter:
         return math.ceil(self.font.getlength(text))
 
     def fit(self, text: str, width: int) -> str:
-        """The text, or as much of it as fits with an ellipsis behind."""
+        """The text in one line, or as much of it as fits with an ellipsis behind."""
+        text = " ".join(text.split())
         if self.width(text) <= width:
             return text
         low, high = 0, len(text)
@@ -278,7 +279,17 @@ def _leader(draw: ImageDraw.ImageDraw, anchor: Rectangle, label: Rectangle, colo
 
 
 def _as_rectangle(box: NDArray[np.float32], width: int, height: int) -> Rectangle:
-    """Whole-pixel rectangle of a box, inside the frame and at least one pixel wide and high."""
+    """Whole-pixel rectangle of a box, inside the frame and at least one pixel wide and high.
+
+    Raises:
+        SaccadeError: A coordinate is NaN or infinite.
+    """
+    if not np.isfinite(box).all():
+        raise SaccadeError(
+            "a box that holds NaN or infinity cannot be drawn",
+            where=box.tolist(),
+            fix="the weights are damaged or their training diverged",
+        )
     x0 = int(np.clip(math.floor(box[0]), 0, width - 1))
     y0 = int(np.clip(math.floor(box[1]), 0, height - 1))
     x1 = int(np.clip(math.ceil(box[2]), x0 + 1, width))
@@ -452,11 +463,12 @@ def _name_regions(canvas: Image.Image, labels: NDArray[np.int64], ids: NDArray[n
     for k in ids:
         depth = ndimage.distance_transform_edt(np.pad(small == k, 1))[1:-1, 1:-1] * step
         row, column = np.unravel_index(int(depth.argmax()), depth.shape)
-        w, h = setter.width(names[k]) + 2 * setter.pad, setter.line_height
+        name = setter.fit(names[k], width)
+        w, h = setter.width(name) + 2 * setter.pad, setter.line_height
         if w <= width and math.hypot(w, h) <= 3 * depth[row, column]:
             x = int(np.clip(column * step - w // 2, 0, width - w))
             y = int(np.clip(row * step - h // 2, 0, height - h))
-            _paint_plate(draw, (x, y, x + w, y + h), names[k], setter, fill=class_colour(int(k)))
+            _paint_plate(draw, (x, y, x + w, y + h), name, setter, fill=class_colour(int(k)))
 
 
 def _legend(canvas: Image.Image, entries: Sequence[tuple[RGB, str, str]]) -> Image.Image:

@@ -150,7 +150,8 @@ def write_json(path: Path, content: Any, *, indent: int | None = 1) -> Path:
             why=str(error),
             fix="the weights are damaged or their training diverged",
         ) from error
-    path.write_text(text + "\n", encoding="utf-8")
+    # A file name that is no UTF-8 reaches us with lone surrogates; written as backslash escapes they are valid JSON.
+    path.write_text(text + "\n", encoding="utf-8", errors="backslashreplace")
     return path
 
 
