@@ -5,8 +5,9 @@ Shape legend: B images, H W patch grid, C width, N tokens; windows are cut row-m
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, cast
 
 import torch
 import torch.nn.functional as F
@@ -214,6 +215,10 @@ class PlainViT(nn.Module):
         self.blocks = nn.ModuleList(Block(config, index) for index in range(config.depth))
         self.activation_checkpointing = False
 
+    def __iter__(self) -> Iterator[Block]:
+        """The blocks in order."""
+        return iter(cast("list[Block]", self.blocks))
+
     def embed(self, images_B3HW: Tensor) -> Tensor:
         """Patch embedding plus position: ``[B, 3, H, W]`` normalised pixels to ``[B, H / p, W / p, C]``."""
         x_BHWC = self.patch_embed(images_B3HW).permute(0, 2, 3, 1)
@@ -224,7 +229,7 @@ class PlainViT(nn.Module):
     def forward(self, images_B3HW: Tensor) -> Tensor:
         """Image map after the last block, ``[B, H / p, W / p, C]``."""
         x_BHWC = self.embed(images_B3HW)
-        for block in self.blocks:
+        for block in self:
             if self.activation_checkpointing and torch.is_grad_enabled():
                 x_BHWC = checkpoint(block, x_BHWC, use_reentrant=False)
             else:

@@ -67,7 +67,7 @@ class TextVocabulary:
             single="[CLS] $A [SEP]", special_tokens=[("[CLS]", ids["[CLS]"]), ("[SEP]", ids["[SEP]"])]
         )
         self._tokenizer = tokenizer
-        self.dec_id = tokenizer.token_to_id("[DEC]")
+        self.dec_id = len(ids)  # added tokens follow the file: [DEC], then [ENC]
 
     def __len__(self) -> int:
         return self._tokenizer.get_vocab_size(with_added_tokens=True)
@@ -99,7 +99,7 @@ class TextVocabulary:
 
     def tokens(self, ids: Sequence[int]) -> list[str]:
         """Ids to pieces, special tokens included."""
-        return [self._tokenizer.id_to_token(int(index)) for index in ids]
+        return [self._tokenizer.id_to_token(int(index)) or "[UNK]" for index in ids]
 
     def save(self, folder: str | Path) -> Path:
         """Writes ``vocab.txt`` into the folder, byte for byte as it was read."""

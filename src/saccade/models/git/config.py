@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 from saccade.errors import ConfigError
 from saccade.layers.vit import ViTConfig
@@ -90,6 +90,9 @@ class GroundingConfig:
     input_size: int = 224
     num_bins: int = 448
     max_text_length: int = 128
+
+
+TaskConfig: TypeAlias = DetectionConfig | SemanticConfig | CaptionConfig | GroundingConfig
 
 
 @dataclass(kw_only=True)

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 def vocabulary(model: GiT, task: Task, classes: Sequence[str]) -> Tensor:
     """Bins, classes and background, ``[num_bins + 1 + n + 1, C]``; background is minus the mean of the classes."""
-    config = model.task_config(task)
+    config = _config(model, task)
     bins = [str(value) for value in range(config.num_bins + 1)]
     rows = model.concepts([*bins, *classes])
     return torch.cat([rows, -rows[len(bins) :].mean(dim=0, keepdim=True)])
@@ -101,7 +101,7 @@ def _contours(target: Target, num_rays: int) -> Tensor:
 
 def loss(model: GiT, batch: Batch, *, select: Tensor | None = None) -> dict[str, Tensor]:
     """Class, box and (with rays) polygon losses; see :meth:`GiT.loss`."""
-    task, config = batch.task, model.task_config(batch.task)
+    task, config = batch.task, _config(model, batch.task)
     classes = class_names(batch)
     size_hw = (int(batch.images.shape[-2]), int(batch.images.shape[-1]))
     patch = model.config.vit.patch_size
@@ -163,7 +163,7 @@ def decode_points(
     Returns:
         ``[P, length]`` int64.
     """
-    config = model.task_config(task)
+    config = _config(model, task)
     bins = table[: config.num_bins + 1]
     said = [tokens]
     for position in range(1, length):
@@ -181,7 +181,7 @@ def predict(model: GiT, batch: Batch, *, prune: bool = True) -> list[Prediction]
         batch: Network inputs.
         prune: Decode only the points that reach the top detections; False decodes every point, to the same result.
     """
-    task, config = batch.task, model.task_config(batch.task)
+    task, config = batch.task, _config(model, batch.task)
     classes = class_names(batch)
     table = model.vocabulary_matrix(task, classes.names)
     seen = model.observe(batch.images, task)
@@ -270,3 +270,9 @@ def decode_instances(
         size_hw=original_hw,
         masks=masks,
     )
+
+
+def _config(model: GiT, task: Task) -> DetectionConfig:
+    config = model.task_config(task)
+    assert isinstance(config, DetectionConfig)
+    return config

@@ -19,7 +19,7 @@ from saccade.errors import UsageError
 from saccade.layers.decoding import KVCache
 from saccade.layers.vit import Block, PlainViT, from_windows, resize_position, to_windows
 from saccade.models.git import caption, detection, grounding, semantic
-from saccade.models.git.config import GiTConfig
+from saccade.models.git.config import GiTConfig, TaskConfig
 from saccade.models.git.grid import PointGrid, ResponseLayout, point_grid
 from saccade.results import Prediction
 from saccade.samples import Batch, Preprocess
@@ -140,13 +140,13 @@ class GiT(nn.Module):
         """The tasks that this model offers."""
         return tuple(task for task in _INTERFACES if getattr(self.config, task.value) is not None)
 
-    def task_config(self, task: Task) -> detection.DetectionConfig | semantic.SemanticConfig:
+    def task_config(self, task: Task) -> TaskConfig:
         """The config of a task interface.
 
         Raises:
             UsageError: The model does not offer the task.
         """
-        config = getattr(self.config, task.value, None)
+        config: TaskConfig | None = getattr(self.config, task.value, None)
         if config is None:
             raise UsageError(
                 f"this model does not offer the task '{task}'", fix=f"choose one of: {', '.join(self.tasks)}"
@@ -248,12 +248,15 @@ class GiT(nn.Module):
     def grid(self, task: Task, patches_hw: tuple[int, int]) -> PointGrid:
         """The grid points of a task over a patch map."""
         config = self.task_config(task)
-        per_window = (1, 1) if task in _WHOLE_IMAGE else config.grid_shape(self.config.vit)
+        if isinstance(config, CaptionConfig | GroundingConfig):
+            per_window = (1, 1)
+        else:
+            per_window = config.grid_shape(self.config.vit)
         grid = point_grid(patches_hw, self.config.vit.window_size, per_window, self.backbone.pos_embed.device)
         if task in _WHOLE_IMAGE and grid.windows != 1:
             side = self.config.vit.patch_size * self.config.vit.window_size
             raise UsageError(
-                f"{task} reads exactly one window", where=f"input of {patches_hw} patches", fix=f"{side} px"
+                f"{task} reads exactly one window", where=f"input of {patches_hw} patches", fix=f"use {side} px"
             )
         return grid
 
@@ -295,7 +298,7 @@ class GiT(nn.Module):
         x_BHWC = self.backbone.embed(images_B3HW)
         seen = self._start(task, x_BHWC)
         seen.key_mask = None if text is None else text.key_mask
-        for block in self.backbone.blocks:
+        for block in self.backbone:
             active = self._is_active(task, block)
             if active and self._has_features(task):
                 features = seen.grid.sample(x_BHWC)[:, seen.grid.window_major]
@@ -364,7 +367,7 @@ class GiT(nn.Module):
             ``[P, L, C]`` states after the last layer.
         """
         index = 0
-        for block in self.backbone.blocks:
+        for block in self.backbone:
             if not self._is_active(task, block):
                 continue
             if first:
@@ -452,7 +455,7 @@ class GiT(nn.Module):
             return x_BHWC, text_BTC, x_PLC
 
         text_BTC = None if text is None else text.x_BTC
-        for block in self.backbone.blocks:
+        for block in self.backbone:
             if self.backbone.activation_checkpointing:
                 x_BHWC, text_BTC, x_PLC = checkpoint(layer, block, x_BHWC, text_BTC, x_PLC, use_reentrant=False)
             else:
