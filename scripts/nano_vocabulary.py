@@ -15,27 +15,24 @@ from saccade.models.git.presets import NANO_VOCABULARY_SIZE, nano
 from saccade.tasks import Task
 
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
-COMMON = """\
-person people man woman boy girl child player face head hair hand arm leg foot eye mouth nose
-bicycle car motorcycle airplane plane bus train truck boat ship bike van traffic light fire hydrant stop sign parking
-meter bench bird cat dog horse sheep cow elephant bear zebra giraffe backpack umbrella handbag tie suitcase frisbee skis
-snowboard sports kite baseball bat glove skateboard surfboard tennis racket bottle wine glass cup fork knife spoon bowl
-banana apple sandwich orange broccoli carrot hot pizza donut cake chair couch potted plant bed dining table toilet tv
-laptop mouse remote keyboard phone microwave oven toaster sink refrigerator book clock vase scissors teddy drier
-toothbrush building tree road sidewalk fence pole vegetation terrain rider wall ceiling floor window door cabinet mountain
-curtain painting sofa shelf mirror carpet field seat desk lamp rail cushion base pillow screen stairs river bridge flower hill
-counter path field land ground rock snow cloud sea sky sand house street city room kitchen bathroom
-cell cells blood white red platelet platelets nucleus nuclei lesion skin tumor vessel polyp organ tissue background
-animal food fruit vehicle machine tool metal wood plastic paper water ice
-above below under over next near front top bottom middle center side corner far close closest furthest left right
-first second third last other same different only every some few many no not
-standing sitting walking riding holding wearing playing looking eating flying running lying parked
-group pair row stack piece part line pile number picture image photo scene view
-large small tall short long wide round square old young new dark bright clean dirty
-yellow purple pink brown gray grey orange black green blue gold silver
-it its is are was has have that this these those there their he she his her they them who which while up down out into
-through across along around behind beside between inside outside against
-s es ing ed er est ly ness
+COMMON = """
+person people man woman boy girl child player face head hair hand arm leg foot eye mouth nose bicycle car motorcycle
+airplane plane bus train truck boat ship bike van traffic light fire hydrant stop sign parking meter bench bird cat
+dog horse sheep cow elephant bear zebra giraffe backpack umbrella handbag tie suitcase frisbee skis snowboard sports
+kite baseball bat glove skateboard surfboard tennis racket bottle wine glass cup fork knife spoon bowl banana apple
+sandwich orange broccoli carrot hot pizza donut cake chair couch potted plant bed dining table toilet tv laptop mouse
+remote keyboard phone microwave oven toaster sink refrigerator book clock vase scissors teddy drier toothbrush
+building tree road sidewalk fence pole vegetation terrain rider wall ceiling floor window door cabinet mountain
+curtain painting sofa shelf mirror carpet field seat desk lamp rail cushion base pillow screen stairs river bridge
+flower hill counter path field land ground rock snow cloud sea sky sand house street city room kitchen bathroom cell
+cells blood white red platelet platelets nucleus nuclei lesion skin tumor vessel polyp organ tissue background animal
+food fruit vehicle machine tool metal wood plastic paper water ice above below under over next near front top bottom
+middle center side corner far close closest furthest left right first second third last other same different only
+every some few many no not standing sitting walking riding holding wearing playing looking eating flying running lying
+parked group pair row stack piece part line pile number picture image photo scene view large small tall short long
+wide round square old young new dark bright clean dirty yellow purple pink brown gray grey orange black green blue
+gold silver it its is are was has have that this these those there their he she his her they them who which while up
+down out into through across along around behind beside between inside outside against s es ing ed er est ly ness
 """
 SUFFIXES = ("##s", "##es", "##ing", "##ed", "##er", "##ly", "##man", "##ball", "##board", "##light", "##cell")
 

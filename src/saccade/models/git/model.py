@@ -19,7 +19,7 @@ from saccade.errors import UsageError
 from saccade.layers.decoding import KVCache
 from saccade.layers.vit import Block, PlainViT, from_windows, resize_position, to_windows
 from saccade.models.git import caption, detection, grounding, semantic
-from saccade.models.git.config import GiTConfig, TaskConfig
+from saccade.models.git.config import CaptionConfig, GiTConfig, GroundingConfig, TaskConfig
 from saccade.models.git.grid import PointGrid, ResponseLayout, point_grid
 from saccade.results import Prediction
 from saccade.samples import Batch, Preprocess
