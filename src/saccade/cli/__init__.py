@@ -1,0 +1,94 @@
+"""The command line: ``saccade VERB ...``.
+
+Exit codes: 0 fine, 1 failed, 2 wrong use. An error that Saccade raises on purpose is printed as its message; set
+``SACCADE_DEBUG=1`` for the traceback. Nothing heavy is imported before the verb is known.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+
+import saccade
+from saccade.cli import bench, convert, data, demo, evaluate, models, predict, train
+from saccade.cli.parser import Parser, Verbs
+from saccade.errors import SaccadeError, UsageError, nearest
+
+_VERBS = (predict, train, evaluate, data, models, convert, bench, demo)
+
+INTERRUPTED = 130
+"""Exit code after Ctrl-C, as shells have it (128 + SIGINT)."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one command.
+
+    Args:
+        argv: The words after ``saccade``; None takes them from the process.
+
+    Returns:
+        The exit code: 0 fine, 1 failed, 2 wrong use.
+    """
+    words = sys.argv[1:] if argv is None else list(argv)
+    try:
+        return _run(words)
+    except SystemExit as end:  # argparse after --help or --version, tyro after a value that it cannot read
+        return end.code if isinstance(end.code, int) else 0 if end.code is None else 1
+    except BrokenPipeError:  # `saccade models list | head`
+        # Python flushes stdout once more at exit: give it somewhere to write.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except KeyboardInterrupt:
+        if _debugging():
+            raise
+        sys.stderr.write("interrupted\n")
+        return INTERRUPTED
+    except (SaccadeError, OSError) as error:
+        if _debugging():
+            raise
+        sys.stderr.write(f"error: {_describe(error)}\n")
+        return error.exit_code if isinstance(error, SaccadeError) else 1
+
+
+def build() -> Parser:
+    """The parser of the whole command line."""
+    parser = Parser(
+        prog="saccade",
+        description="Generalist vision: detection, segmentation, captioning and grounding with one model.",
+        epilog="`saccade VERB --help` shows the options of a verb and an example.",
+    )
+    parser.add_argument("--version", action="version", version=f"saccade {saccade.__version__}")
+    verbs = Verbs(parser)
+    for module in _VERBS:
+        module.add(verbs)
+    return parser
+
+
+def _run(words: list[str]) -> int:
+    parser = build()
+    if not words:
+        parser.print_help()
+        return UsageError.exit_code
+    arguments, unknown = parser.parse_known_args(words)
+    verb: Parser = arguments.parser
+    if unknown:
+        word = unknown[0].partition("=")[0]
+        kind = "option" if word.startswith("-") else "argument"
+        options = verb.option_names() if kind == "option" else ()
+        raise UsageError(
+            f"unknown {kind} '{word}'",
+            where=verb.prog,
+            fix=nearest(word, options) if options else f"see `{verb.prog} --help`",
+        )
+    return int(arguments.run(arguments))
+
+
+def _describe(error: SaccadeError | OSError) -> str:
+    if isinstance(error, SaccadeError) or not error.filename:
+        return str(error)
+    return str(SaccadeError(error.strerror or type(error).__name__, where=error.filename))
+
+
+def _debugging() -> bool:
+    return os.environ.get("SACCADE_DEBUG", "") not in ("", "0")

@@ -1,0 +1,57 @@
+"""``saccade convert``: the authors' weight files to checkpoint folders, and back, with a report of every key."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from saccade.cli.parser import Verbs, add_json
+from saccade.errors import UsageError
+
+
+def add(verbs: Verbs) -> None:
+    """Adds the verb."""
+    parser = verbs.add(
+        "convert",
+        summary="Convert an official weight file into a checkpoint folder (or back), with a report of every key.",
+        examples=[
+            "saccade convert multi_base.pth --vocabulary vocab.txt --out git-base",
+            "saccade convert multi_base.pth                     (only the report)",
+            "saccade convert git-base --to-official multi_base.pth",
+        ],
+        run=_run,
+    )
+    parser.add_argument(
+        "source", type=Path, metavar="FILE", help="a .pth, .pt or .safetensors file; or a folder of ours"
+    )
+    parser.add_argument(
+        "--out", type=Path, metavar="DIR", help="the folder to write; without it only the report is made"
+    )
+    parser.add_argument("--preset", help="the size, where the shapes leave it open: base, large, huge ...")
+    parser.add_argument("--vocabulary", type=Path, metavar="FILE", help="the vocab.txt that belongs to the weights")
+    parser.add_argument("--to-official", type=Path, metavar="FILE", help="write a folder of ours as an official file")
+    parser.add_argument("--every-key", action="store_true", help="list the matched keys too")
+    add_json(parser)
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    from saccade.cli import screen
+    from saccade.hub.convert import export_official, map_file, write_conversion
+    from saccade.hub.report import mapping_table
+
+    if arguments.to_official is not None:
+        if arguments.out is not None:
+            raise UsageError("--out and --to-official exclude one another", where="saccade convert")
+        report = export_official(arguments.source, arguments.to_official)
+        written: Path | None = arguments.to_official
+    else:
+        found = map_file(arguments.source, preset=arguments.preset)
+        report, written = found.report, None
+        if not report.gaps(found.allowed) and arguments.out is not None:
+            written = write_conversion(found, arguments.out, vocabulary=arguments.vocabulary)
+    screen.show(mapping_table(report, every_key=arguments.every_key))
+    screen.write_json(arguments.json, {**report.to_dict(), "written": written})
+    if arguments.to_official is None:
+        report.check(allow=found.allowed)
+    screen.note(f"wrote {written}" if written is not None else "nothing written: name a folder with --out")
+    return 0

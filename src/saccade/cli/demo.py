@@ -1,0 +1,30 @@
+"""``saccade demo``: every task on sample pictures, as a page to look at."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from saccade.cli.parser import Verbs, add_model, positive
+
+
+def add(verbs: Verbs) -> None:
+    """Adds the verb."""
+    parser = verbs.add(
+        "demo",
+        summary="Run every task on sample pictures; writes annotated PNGs, JSON and one page. Needs no network.",
+        examples=["saccade demo --out demo", "saccade demo --out demo --model runs/mine/best --images 2"],
+        run=_run,
+    )
+    parser.add_argument("--out", type=Path, default=Path("demo"), metavar="DIR", help="where to write (default: demo)")
+    parser.add_argument("--images", type=positive, default=6, metavar="N", help="pictures per task (default: 6)")
+    add_model(parser)
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    from saccade.cli import screen
+    from saccade.demo import run_demo
+
+    page = run_demo(arguments.out, model=arguments.model, images=arguments.images, device=arguments.device)
+    screen.say(f"open {page}")
+    return 0

@@ -1,0 +1,133 @@
+"""``saccade eval``: the official metrics of a model on a data set."""
+
+from __future__ import annotations
+
+import argparse
+from typing import TYPE_CHECKING, Any
+
+from saccade.cli.parser import Parser, Verbs, add_device, add_json, comma_list, natural, positive
+from saccade.errors import UsageError, nearest
+
+if TYPE_CHECKING:
+    from saccade.data.sources import SourceSpec
+    from saccade.tasks import Task
+    from saccade.training.evaluation import EvalResult
+
+DRAWN = "scenes"
+
+
+def add(verbs: Verbs) -> None:
+    """Adds the verb."""
+    parser = verbs.add(
+        "eval",
+        summary="Measure a model on a data set with the official metrics.",
+        examples=[
+            "saccade eval git-nano --data scenes --task detection --limit 100",
+            "saccade eval git-nano --data scenes                  (every task)",
+            "saccade eval git-base --data coco --root /data/coco --task detection --json result.json",
+        ],
+        run=_run,
+    )
+    parser.add_argument("model", metavar="MODEL", help="a name from `saccade models list`, or a checkpoint folder")
+    add_source(parser, split="val")
+    parser.add_argument(
+        "--task", metavar="TASKS", type=comma_list, help="one or several; scenes: default all of the model"
+    )
+    parser.add_argument(
+        "--batch-size", type=positive, default=1, metavar="N", help="images per forward pass (default: 1)"
+    )
+    parser.add_argument("--workers", type=natural, default=0, metavar="N", help="loader processes (default: 0)")
+    parser.add_argument("--precision", choices=("float32", "bf16"), default="float32", help="default: float32")
+    parser.add_argument("--per-class", action="store_true", help="also show the metrics of every class")
+    add_device(parser)
+    add_json(parser)
+
+
+def add_source(parser: Parser, *, split: str) -> None:
+    """Adds the options that say which data set to open.
+
+    Args:
+        parser: Where to.
+        split: The default split.
+    """
+    parser.add_argument("--data", default=DRAWN, metavar="READER", help=f"how to read the data set (default: {DRAWN})")
+    parser.add_argument("--root", default="", metavar="DIR", help="folder of the data set")
+    parser.add_argument("--split", default=split, help=f"default: {split}")
+    parser.add_argument(
+        "--images", default="", metavar="DIR", help="image folder in the root, where the format leaves it open"
+    )
+    parser.add_argument(
+        "--annotations", default="", metavar="FILE", help="annotation file (or mask folder) in the root, likewise"
+    )
+    parser.add_argument(
+        "--classes", type=comma_list, default=(), metavar="A,B", help="class names, where the format has none"
+    )
+    parser.add_argument(
+        "--limit", type=natural, default=0, metavar="N", help="only the first N samples (default: 0, all)"
+    )
+
+
+def source_spec(arguments: argparse.Namespace, task: Task) -> SourceSpec:
+    """The data set that the options of :func:`add_source` name."""
+    from saccade.data.sources import SourceSpec
+
+    if arguments.data != DRAWN and not arguments.root:
+        raise UsageError(f"--data {arguments.data} needs a folder", fix="--root DIR")
+    return SourceSpec(
+        task=task,
+        reader=arguments.data,
+        root=arguments.root,
+        split=arguments.split,
+        images=arguments.images,
+        annotations=arguments.annotations,
+        classes=tuple(arguments.classes),
+        limit=arguments.limit,
+    )
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    from saccade.cli import screen
+    from saccade.data.sources import READERS, open_source
+    from saccade.hub.resolve import load_model
+    from saccade.tasks import parse_task
+    from saccade.training.distributed import resolve_device
+    from saccade.training.evaluation import evaluate
+
+    if arguments.data not in READERS:
+        raise UsageError(f"unknown reader '{arguments.data}'", fix=nearest(arguments.data, READERS))
+    asked = [parse_task(name) for name in arguments.task or ()]
+    if not asked and arguments.data != DRAWN:
+        raise UsageError("say which task to evaluate", where=f"--data {arguments.data}", fix="--task detection")
+    device = resolve_device(arguments.device)
+    model = load_model(arguments.model, device=device).model
+    results: dict[str, EvalResult] = {}
+    for task in asked or model.tasks:
+        source = open_source(source_spec(arguments, task))
+        with screen.Steps(f"eval {task}") as steps:
+            result = evaluate(
+                model,
+                source,
+                batch_size=arguments.batch_size,
+                workers=arguments.workers,
+                precision=arguments.precision,
+                progress=steps.update,
+                checkpoint=arguments.model,
+            )
+        assert result is not None  # None is the answer to a stop, and nothing stops this
+        _show(str(task), result, per_class=arguments.per_class)
+        results[str(task)] = result
+    screen.write_json(arguments.json, {name: result.to_dict() for name, result in results.items()})
+    return 0
+
+
+def _show(task: str, result: EvalResult, *, per_class: bool) -> None:
+    from saccade.cli import screen
+
+    title = f"{task}: {result.images} images in {result.seconds:.1f} s"
+    rows: list[dict[str, Any]] = [{"metric": name, "value": value} for name, value in result.metrics.items()]
+    screen.table(rows, title=title)
+    for reason, count in result.stamp.get("left_out", {}).items():
+        screen.note(f"left out: {count} ({reason})")
+    if per_class and result.per_class:
+        screen.table([{"class": name, **values} for name, values in result.per_class.items()])
+    screen.say("")

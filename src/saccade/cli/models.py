@@ -1,0 +1,77 @@
+"""``saccade models``: what can be loaded by name, and what its authors published about it."""
+
+from __future__ import annotations
+
+import argparse
+from typing import TYPE_CHECKING
+
+from saccade.cli.parser import Verbs
+from saccade.errors import UsageError, nearest
+
+if TYPE_CHECKING:
+    from saccade.hub.checkpoint import CheckpointCard
+
+
+def add(verbs: Verbs) -> None:
+    """Adds the verb with its second words ``list`` and ``show``."""
+    parser = verbs.add(
+        "models",
+        summary="List the models that can be loaded by name, or show one.",
+        examples=["saccade models list", "saccade models show git-base"],
+    )
+    words = Verbs(parser)
+    listing = words.add("list", summary="List the models.", examples=["saccade models list --system git"], run=_list)
+    listing.add_argument("--system", metavar="NAME", help="only this system, e.g. git")
+    showing = words.add(
+        "show",
+        summary="Show one model: its file, its size and its published numbers.",
+        examples=["saccade models show git-base", "saccade models show runs/cells/best"],
+        run=_show,
+    )
+    showing.add_argument("name", metavar="MODEL", help="a name from `saccade models list`, or a checkpoint folder")
+
+
+def _list(arguments: argparse.Namespace) -> int:
+    from saccade.cli import screen
+    from saccade.hub.report import zoo_table
+    from saccade.hub.resolve import bundled_summaries
+    from saccade.hub.zoo import list_entries
+
+    screen.show(zoo_table(list_entries(arguments.system), bundled_summaries()))
+    return 0
+
+
+def _show(arguments: argparse.Namespace) -> int:
+    from pathlib import Path
+
+    from saccade.cli import screen
+    from saccade.hub.checkpoint import read_card
+    from saccade.hub.report import zoo_card
+    from saccade.hub.resolve import bundled_checkpoints
+    from saccade.hub.zoo import ZOO
+
+    name, bundled = arguments.name, bundled_checkpoints()
+    if name in ZOO and not Path(name).exists():
+        screen.show(zoo_card(ZOO[name]))
+    elif name in bundled or Path(name).exists():
+        _show_card(read_card(bundled.get(name, Path(name))))
+    else:
+        raise UsageError(f"no model is called '{name}'", fix=nearest(name, [*bundled, *ZOO]))
+    return 0
+
+
+def _show_card(card: CheckpointCard) -> None:
+    from saccade.cli import screen
+
+    rows: list[tuple[str, object]] = [("folder", card.folder), ("system", card.system)]
+    for task in card.tasks:
+        height, width = card.preprocessing[task].size_hw
+        listed = card.classes.get(task)
+        classes = f", {len(listed)} classes: {', '.join(listed.names[:8])}" if listed else ""
+        more = " ..." if listed and len(listed) > 8 else ""
+        rows.append((str(task), f"{width} x {height} px{classes}{more}"))
+    vit = card.config.vit
+    rows.append(("backbone", f"{vit.depth} blocks, width {vit.width}, {vit.heads} heads, patch {vit.patch_size}"))
+    rows += [("weights", ", ".join(f"{key} {value}" for key, value in card.weights.items() if key != "sha256"))]
+    rows += [(key, value) for key, value in card.provenance.items()]
+    screen.table([{"": key, "value": str(value)} for key, value in rows])

@@ -1,0 +1,133 @@
+"""``saccade predict``: answers about pictures, on the screen and in files."""
+
+from __future__ import annotations
+
+import argparse
+from collections import Counter
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from saccade.cli.parser import Verbs, add_model, comma_list, fraction, positive
+
+if TYPE_CHECKING:
+    from saccade.predictor import Answer, Report, Stream
+
+DEFAULT_OUT = Path("predictions")
+DEFAULT_SAVE = ("json", "overlay")
+
+
+def add(verbs: Verbs) -> None:
+    """Adds the verb."""
+    parser = verbs.add(
+        "predict",
+        summary="Say what is in pictures: a file, a folder, a pattern, or several of these.",
+        examples=[
+            "saccade predict photo.jpg --model git-nano --task detection",
+            'saccade predict photo.jpg --model git-base --task detection --classes "cat,dog" '
+            "--save coco,png,npy,overlay --out DIR",
+            'saccade predict photo.jpg --phrase "the red ball" --phrase "the cup on the left"',
+            "saccade predict images/ --task instance --save coco,npy --out masks",
+        ],
+        run=_run,
+    )
+    parser.add_argument("inputs", nargs="+", metavar="PICTURE", help="a file, a folder, or a pattern such as 'a/*.jpg'")
+    add_model(parser)
+    parser.add_argument("--task", help="detection, instance, semantic, caption or grounding")
+    parser.add_argument(
+        "--classes", type=comma_list, metavar="A,B", help="class names to look for (default: those of the model)"
+    )
+    parser.add_argument(
+        "--phrase",
+        "--phrases",
+        action="append",
+        dest="phrases",
+        metavar="TEXT",
+        help="what to find (grounding); repeat for more",
+    )
+    parser.add_argument("--score", type=fraction, metavar="S", help="leave out objects below this score (default: 0.3)")
+    parser.add_argument(
+        "--save",
+        type=comma_list,
+        metavar="FORMATS",
+        help=f"json, coco, png, npy, overlay (default: nothing; with --out {','.join(DEFAULT_SAVE)})",
+    )
+    parser.add_argument("--out", type=Path, metavar="DIR", help=f"where to save (default: {DEFAULT_OUT}/)")
+    parser.add_argument("--batch-size", type=positive, metavar="N", help="pictures at once (default: 1, on a GPU 8)")
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    from saccade.cli import screen
+    from saccade.predictor import load
+    from saccade.saving import CocoCollector, check_formats, save
+
+    formats = arguments.save or (DEFAULT_SAVE if arguments.out else ())
+    check_formats(formats)
+    predictor = load(arguments.model, device=arguments.device)
+    stream: Stream = predictor.stream(
+        arguments.inputs,
+        task=arguments.task,
+        classes=arguments.classes,
+        phrases=arguments.phrases,
+        score=arguments.score,
+        batch_size=arguments.batch_size,
+    )
+    check_formats(formats, stream.task)
+    folder = arguments.out or DEFAULT_OUT
+    collector = CocoCollector()
+    files = 0
+    for answer in screen.progress(stream, total=stream.total * len(arguments.phrases or [""]), label="predict"):
+        if answer.prediction is None or answer.image is None:
+            screen.note(f"no answer: {answer.error}")
+            continue
+        screen.say(f"{answer.origin.path or answer.stem}: {describe(answer)}")
+        if formats:
+            files += len(
+                save(
+                    answer.prediction,
+                    answer.image,
+                    answer.stem,
+                    folder,
+                    formats,
+                    origin=answer.origin,
+                    collector=collector,
+                )
+            )
+    if "coco" in formats and len(collector):
+        files += len(collector.write(folder))
+    _sum_up(stream.report, files, folder)
+    return 1 if stream.report.failed else 0
+
+
+def describe(answer: Answer) -> str:
+    """The answer in one line: ``2 cat, 1 dog``, a sentence, or a box."""
+    from saccade.results import Caption, Grounding, Instances, SemanticMap
+
+    prediction = answer.prediction
+    if isinstance(prediction, Instances):
+        counts = Counter(prediction.class_names)
+        return ", ".join(f"{number} {name}" for name, number in counts.most_common()) or "nothing found"
+    if isinstance(prediction, SemanticMap):
+        shares = {
+            name: float((prediction.labels == k).float().mean()) for k, name in enumerate(prediction.classes.names)
+        }
+        largest = sorted(shares.items(), key=lambda item: -item[1])
+        return ", ".join(f"{name} {share:.0%}" for name, share in largest if share >= 0.005)
+    if isinstance(prediction, Caption):
+        return prediction.text
+    if isinstance(prediction, Grounding):
+        x0, y0, x1, y1 = (round(float(value)) for value in prediction.box_xyxy)
+        return f"'{prediction.phrase}' at x {x0} to {x1}, y {y0} to {y1} (score {prediction.score:.2f})"
+    return "no answer"
+
+
+def _sum_up(report: Report, files: int, folder: Path) -> None:
+    from saccade.cli import screen
+
+    parts = [f"{report.done} pictures in {report.seconds:.1f} s"]
+    if files:
+        parts.append(f"{files} files in {folder}/")
+    if report.failed:
+        parts.append(f"{len(report.failed)} could not be read")
+    if report.passed_over:
+        parts.append(f"{len(report.passed_over)} files passed over (no image suffix)")
+    screen.note("; ".join(parts))
