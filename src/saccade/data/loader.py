@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import signal
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -84,7 +84,7 @@ class TrainLoader:
         self._steps = _Steps(sources, mixture)
         self._start_step, self._workers, self._pin_memory = start_step, workers, pin_memory
 
-    def __iter__(self) -> Iterator[Batch]:
+    def __iter__(self) -> Generator[Batch, None, None]:
         loader = _data_loader(self._steps, _CountFrom(self._start_step), self._workers, self._pin_memory)
         for batch, redraws in _receive(loader):
             self.redraws.update(redraws)
@@ -128,7 +128,7 @@ class EvalLoader:
     def __len__(self) -> int:
         return len(self._chunks)
 
-    def __iter__(self) -> Iterator[tuple[list[Sample], Batch]]:
+    def __iter__(self) -> Generator[tuple[list[Sample], Batch], None, None]:
         yield from _receive(_data_loader(self._chunks, range(len(self._chunks)), self._workers, self._pin_memory))
 
 
@@ -257,7 +257,7 @@ def _start_worker(number: int) -> None:
     torch.set_num_threads(1)
 
 
-def _receive(loader: DataLoader[Parcel]) -> Iterator[Any]:
+def _receive(loader: DataLoader[Parcel]) -> Generator[Any, None, None]:
     parcels = iter(loader)
     while True:
         try:
