@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 
-from saccade.cli.parser import Verbs
+from saccade.cli.parser import Verbs, add_device, add_json, comma_list, positive
 
 
 def add(verbs: Verbs) -> None:
@@ -14,14 +15,62 @@ def add(verbs: Verbs) -> None:
         summary="Measure milliseconds per image, and the ratio to torchvision's ViT-B/16 at 224 px.",
         examples=[
             "saccade bench git --task detection --preset base",
-            "saccade bench git --task detection --preset base --dtype bf16 --json bench.json",
+            "saccade bench git --task detection --preset base --dtype bf16",
+            "saccade bench git --task caption,grounding --repeats 10 --json bench.json",
         ],
         run=_run,
     )
-    parser.add_argument("system", help="the system, e.g. git (random weights)")
-    parser.add_argument("--task", default="detection", help="detection, instance, semantic, caption or grounding")
+    parser.add_argument("system", metavar="SYSTEM", help="what to measure: git (random weights)")
+    parser.add_argument(
+        "--task", type=comma_list, default=("detection",), metavar="TASKS", help="one or several (default: detection)"
+    )
     parser.add_argument("--preset", default="base", help="the size (default: base)")
+    parser.add_argument("--dtype", choices=("float32", "bf16"), default="float32", help="default: float32")
+    parser.add_argument("--repeats", type=positive, default=3, metavar="N", help="timed passes (default: 3)")
+    parser.add_argument("--batch-size", type=positive, default=1, metavar="N", help="images per pass (default: 1)")
+    parser.add_argument("--threads", type=positive, default=1, metavar="N", help="threads of torch (default: 1)")
+    add_device(parser)
+    add_json(parser)
 
 
 def _run(arguments: argparse.Namespace) -> int:
+    from saccade.bench import run_bench
+    from saccade.cli import screen
+    from saccade.tasks import parse_task
+    from saccade.training.distributed import resolve_device
+
+    device = resolve_device(arguments.device).type
+    tasks = [parse_task(name) for name in arguments.task]
+    results = [
+        run_bench(
+            arguments.system,
+            task=task,
+            preset=arguments.preset,
+            dtype=arguments.dtype,
+            repeats=arguments.repeats,
+            batch_size=arguments.batch_size,
+            threads=arguments.threads,
+            device=device,
+        )
+        for task in screen.progress(tasks, total=len(tasks), label="bench")
+    ]
+    first = results[0]
+    title = (
+        f"{first.system} {first.preset}, {first.dtype}, batch {first.batch}, {first.threads} thread(s): {first.machine}"
+    )
+    screen.table(
+        [
+            {
+                "task": result.task,
+                "input px": result.input_size,
+                "ms per image": round(result.ms_per_image, 2),
+                "reference ms": round(result.reference_ms, 2),
+                "ratio": round(result.ratio, 2),
+            }
+            for result in results
+        ],
+        title=title,
+    )
+    screen.say(f"reference: {first.reference}, float32; medians of {first.repeats} passes, interleaved")
+    screen.write_json(arguments.json, [dataclasses.asdict(result) for result in results])
     return 0

@@ -53,7 +53,9 @@ def table(rows: Sequence[Mapping[str, Any]], *, title: str | None = None) -> Non
     """Prints rows under their keys; columns of numbers stand to the right."""
     if not rows:
         return
-    grid = Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False, header_style="bold")
+    if title:
+        say(title)
+    grid = Table(box=None, pad_edge=False, header_style="bold")
     for key in rows[0]:
         numeric = all(isinstance(row[key], int | float) or row[key] is None for row in rows)
         grid.add_column(Text(key), justify="right" if numeric else "left", overflow="fold")

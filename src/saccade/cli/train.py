@@ -71,8 +71,8 @@ def resolve(changes: Mapping[str, str]) -> TrainConfig:
     """The configuration that a command line asks for.
 
     Args:
-        changes: ``recipe``, the recipe's own arguments (a dot stands for an underscore: ``data.root`` is ``data_root``),
-            and leaves of the configuration that it returns.
+        changes: ``recipe``, the recipe's own arguments (a dot may stand for an underscore: ``data.root`` is
+            ``data_root``), and leaves of the configuration that it returns.
 
     Raises:
         UsageError: No recipe, one that does not exist, or an argument that is missing.
