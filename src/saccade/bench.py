@@ -1,0 +1,217 @@
+"""Times one image of one task against a named reference, interleaved in the same process.
+
+The reference is torchvision's ``vit_b_16`` at 224 px, batch 1: the ratio says how many of its forward passes one answer costs,
+which carries over between machines much better than milliseconds do.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import platform
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal, TypeAlias
+
+import torch
+from torch import Tensor, nn
+
+from saccade.errors import UsageError, nearest
+from saccade.models.git.presets import PRESETS
+from saccade.samples import Batch, ClassList, Origin
+from saccade.tasks import Task
+from saccade.tokens.vocabulary import TextVocabulary
+
+Dtype: TypeAlias = Literal["float32", "bf16"]
+
+_REFERENCE = "torchvision vit_b_16, 224 px, batch 1"
+_CLASSES = {Task.DETECTION: 80, Task.INSTANCE: 80, Task.SEMANTIC: 150}
+_PHRASE = "the man in the red shirt on the left"
+
+
+@dataclasses.dataclass(kw_only=True, frozen=True)
+class BenchResult:
+    """What a benchmark measured.
+
+    Attributes:
+        system: ``git``.
+        preset: Size of the model.
+        task: The task.
+        input_size: Side of the network input in pixels.
+        dtype: Arithmetic.
+        threads: Threads of torch.
+        batch: Images per forward pass.
+        repeats: Timed passes of each.
+        ms_per_image: Median time per image, from network input to results.
+        reference: What it is compared with.
+        reference_ms: Median time of the reference, always in float32.
+        ratio: ``ms_per_image / reference_ms``.
+        machine: Processor and versions.
+    """
+
+    system: str
+    preset: str
+    task: str
+    input_size: int
+    dtype: str
+    threads: int
+    batch: int
+    repeats: int
+    ms_per_image: float
+    reference: str
+    reference_ms: float
+    ratio: float
+    machine: str
+
+
+def run_bench(
+    system: str,
+    *,
+    task: Task,
+    preset: str = "base",
+    dtype: Dtype = "float32",
+    repeats: int = 3,
+    batch_size: int = 1,
+    threads: int = 1,
+    device: str = "cpu",
+) -> BenchResult:
+    """Times a model with random weights.
+
+    Args:
+        system: ``git``.
+        task: The task.
+        preset: Size of the model.
+        dtype: ``float32``, or ``bf16`` for bfloat16 arithmetic where it is safe.
+        repeats: Timed passes; the median counts.
+        batch_size: Images per pass.
+        threads: Threads of torch during the run.
+        device: ``cpu`` or ``cuda``.
+
+    Raises:
+        UsageError: No such system or preset, or the preset does not offer the task.
+    """
+    if system != "git":
+        raise UsageError(f"no benchmark for '{system}'", fix=nearest(system, ["git"]))
+    if preset not in PRESETS:
+        raise UsageError(f"unknown preset '{preset}'", fix=nearest(preset, PRESETS))
+    with _threads(threads), tempfile.TemporaryDirectory() as scratch:
+        torch.manual_seed(0)
+        config = PRESETS[preset]()
+        model = config.build(TextVocabulary(_bench_vocabulary(Path(scratch), config.vocab_size - 2)))
+        model = model.eval().to(device)
+        size = model.task_config(task).input_size
+        batch = _batch(task, size, batch_size, device)
+
+        def answer() -> None:
+            with torch.autocast(device, torch.bfloat16, enabled=dtype == "bf16"):
+                model.predict(batch)
+
+        reference = _reference(device)
+        # Three passes of the reference around every pass of ours: both see the same machine.
+        ours_s, reference_s = _interleave(answer, reference, repeats=repeats, device=device)
+    per_image_ms = 1e3 * statistics.median(ours_s) / batch_size
+    reference_ms = 1e3 * statistics.median(reference_s)
+    return BenchResult(
+        system=system,
+        preset=preset,
+        task=str(task),
+        input_size=size,
+        dtype=dtype,
+        threads=threads,
+        batch=batch_size,
+        repeats=repeats,
+        ms_per_image=per_image_ms,
+        reference=_REFERENCE,
+        reference_ms=reference_ms,
+        ratio=per_image_ms / reference_ms,
+        machine=describe_machine(device),
+    )
+
+
+def describe_machine(device: str) -> str:
+    """Processor, core count and versions, for reports."""
+    name = platform.processor() or platform.machine()
+    cpuinfo = Path("/proc/cpuinfo")
+    if device == "cuda":
+        name = torch.cuda.get_device_name()
+    elif cpuinfo.is_file():
+        models = [line.split(":", 1)[1].strip() for line in cpuinfo.read_text().splitlines() if "model name" in line]
+        name = models[0] if models else name
+    return f"{name}, {os.cpu_count()} cores, torch {torch.__version__}, python {platform.python_version()}"
+
+
+@contextmanager
+def _threads(number: int) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(number)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _interleave(
+    ours: Callable[[], None], reference: Callable[[], None], *, repeats: int, device: str
+) -> tuple[list[float], list[float]]:
+    def timed(work: Callable[[], None]) -> float:
+        if device == "cuda":
+            torch.cuda.synchronize()
+        start = time.perf_counter()
+        work()
+        if device == "cuda":
+            torch.cuda.synchronize()
+        return time.perf_counter() - start
+
+    for work in (reference, ours, reference):
+        timed(work)
+    ours_s: list[float] = []
+    reference_s: list[float] = []
+    for _ in range(repeats):
+        reference_s += [timed(reference) for _ in range(3)]
+        ours_s.append(timed(ours))
+        reference_s += [timed(reference) for _ in range(3)]
+    return ours_s, reference_s
+
+
+def _reference(device: str) -> Callable[[], None]:
+    from torchvision.models import vit_b_16  # only the benchmark needs it
+
+    model: nn.Module = vit_b_16(weights=None).eval().to(device)
+    image = torch.randn(1, 3, 224, 224, device=device)
+
+    def forward() -> None:
+        with torch.inference_mode():
+            model(image)
+
+    return forward
+
+
+def _batch(task: Task, size: int, batch_size: int, device: str) -> Batch:
+    images: Tensor = torch.randn(batch_size, 3, size, size)
+    names = [f"class {index}" for index in range(_CLASSES.get(task, 0))]
+    return Batch(
+        images=images.to(device),
+        task=task,
+        classes=ClassList.from_names(names) if names else None,
+        phrases=[_PHRASE] * batch_size if task is Task.GROUNDING else None,
+        origins=[
+            Origin(dataset="bench", image_id=index, path=None, size_hw=(480, 640)) for index in range(batch_size)
+        ],
+        input_sizes_hw=[(size, size)] * batch_size,
+    )
+
+
+def _bench_vocabulary(folder: Path, lines: int) -> Path:
+    """A vocabulary of the wanted size in which large numbers take several pieces, as in bert-base-uncased."""
+    pieces = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *_PHRASE.split(), "class"]
+    pieces += [str(number) for number in range(342)] + [f"##{digit}" for digit in range(10)]
+    pieces += [f"##{letter}" for letter in "abcdefghijklmnopqrstuvwxyz_"] + list("abcdefghijklmnopqrstuvwxyz_")
+    unique = list(dict.fromkeys(pieces))[:lines]
+    unique += [f"[unused{index}]" for index in range(lines - len(unique))]
+    path = folder / "vocab.txt"
+    path.write_text("\n".join(unique) + "\n", encoding="utf-8")
+    return path
