@@ -220,7 +220,19 @@ class PlainViT(nn.Module):
         return iter(cast("list[Block]", self.blocks))
 
     def embed(self, images_B3HW: Tensor) -> Tensor:
-        """Patch embedding plus position: ``[B, 3, H, W]`` normalised pixels to ``[B, H / p, W / p, C]``."""
+        """Patch embedding plus position: ``[B, 3, H, W]`` normalised pixels to ``[B, H / p, W / p, C]``.
+
+        Raises:
+            UsageError: The image is not a whole number of patches.
+        """
+        height, width, patch = images_B3HW.shape[2], images_B3HW.shape[3], self.config.patch_size
+        if height % patch or width % patch:
+            raise UsageError(
+                f"an image of {height}x{width} pixels is not a whole number of {patch}x{patch} patches",
+                where="plain ViT",
+                why="the last rows or columns would be left out in silence",
+                fix="resize or pad the image to a multiple of patch_size",
+            )
         x_BHWC = self.patch_embed(images_B3HW).permute(0, 2, 3, 1)
         if self.config.abs_pos:
             x_BHWC = x_BHWC + resize_position(self.pos_embed, (x_BHWC.shape[1], x_BHWC.shape[2]))

@@ -29,34 +29,29 @@ class TextVocabulary:
 
     Args:
         path: A ``vocab.txt``: one piece per line, the line number is the id. It must hold [PAD] as its first piece,
-            and [UNK], [CLS], [SEP] and [MASK].
+            and [UNK], [CLS], [SEP] and [MASK], and no piece twice.
 
     Raises:
-        CheckpointError: The file is missing or lacks a special token.
+        CheckpointError: The file is missing, is not UTF-8 text, lacks a special token or repeats a piece.
     """
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
         try:
-            self._text = self.path.read_text(encoding="utf-8")
-        except OSError as error:
+            self._bytes = self.path.read_bytes()
+            pieces = self._bytes.decode("utf-8").split("\n")
+        except (OSError, UnicodeDecodeError) as error:
             raise CheckpointError(
                 "the vocabulary file cannot be read",
                 where=self.path,
                 why=str(error),
                 fix="pass a WordPiece vocab.txt (for the released GiT models: that of bert-base-uncased)",
             ) from error
-        pieces = self._text.split("\n")
-        if pieces and pieces[-1] == "":
+        if pieces[-1] == "":
             pieces.pop()
         ids = {piece.rstrip("\r"): index for index, piece in enumerate(pieces)}
-        missing = [token for token in _SPECIAL if token not in ids]
-        if missing or ids["[PAD]"] != 0:
-            raise CheckpointError(
-                "not a WordPiece vocabulary that GiT can use",
-                where=self.path,
-                why=f"missing {missing}" if missing else "[PAD] must be the first line",
-            )
+        if wrong := _defect(ids, len(pieces)):
+            raise CheckpointError("not a WordPiece vocabulary that GiT can use", where=self.path, why=wrong)
         self.pad_id, self.sep_id = 0, ids["[SEP]"]
         tokenizer = Tokenizer(WordPiece(ids, unk_token="[UNK]", max_input_chars_per_word=100))
         tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
@@ -104,5 +99,19 @@ class TextVocabulary:
     def save(self, folder: str | Path) -> Path:
         """Writes ``vocab.txt`` into the folder, byte for byte as it was read."""
         path = Path(folder) / "vocab.txt"
-        path.write_text(self._text, encoding="utf-8", newline="")
+        path.write_bytes(self._bytes)
         return path
+
+
+def _defect(ids: dict[str, int], lines: int) -> str | None:
+    """What keeps the pieces of a file from being a vocabulary, or None."""
+    missing = [token for token in _SPECIAL if token not in ids]
+    if missing:
+        return f"missing {missing}"
+    if ids["[PAD]"] != 0:
+        return "[PAD] must be the first line"
+    added = [token for token in _ADDED if token in ids]
+    if added:
+        return f"{added} must not be in the file: they are appended to it"
+    # The line number is the id: with a repeated line, [DEC] would take the id of the last piece.
+    return f"{lines - len(ids)} lines say a piece twice" if len(ids) != lines else None
