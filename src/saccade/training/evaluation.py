@@ -1,0 +1,144 @@
+"""Evaluates a model on a source with the metric of its task; the trainer and ``saccade eval`` both come here."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+from saccade.data.loader import EvalLoader
+from saccade.data.sources.base import Source, select_range
+from saccade.errors import SaccadeError, UsageError
+from saccade.metrics import build_metrics
+from saccade.models.git.model import GiT
+from saccade.training.config import Precision
+from saccade.training.distributed import World
+from saccade.training.engine import autocast
+
+
+class EvaluationStopped(SaccadeError):
+    """The caller asked to stop before every sample was seen; there is no result."""
+
+
+@dataclass(kw_only=True)
+class EvalResult:
+    """What an evaluation found, and what it was.
+
+    Attributes:
+        metrics: Metric name to value.
+        per_class: Class name to its metrics, for tasks that have classes.
+        images: Samples evaluated, over all ranks.
+        seconds: Wall time, loading included.
+        stamp: How the numbers came about: protocol, task, data set, images, network input, precision.
+    """
+
+    metrics: dict[str, float]
+    per_class: dict[str, dict[str, float]] = field(default_factory=dict)
+    images: int
+    seconds: float
+    stamp: dict[str, Any] = field(default_factory=dict)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data for ``--json`` and for logs."""
+        return {
+            "metrics": self.metrics,
+            "per_class": self.per_class,
+            "images": self.images,
+            "seconds": round(self.seconds, 3),
+            **self.stamp,
+        }
+
+
+def evaluate(
+    model: GiT,
+    source: Source,
+    *,
+    batch_size: int = 1,
+    workers: int = 0,
+    limit: int = 0,
+    precision: Precision = "float32",
+    progress: Callable[[int, int], None] | None = None,
+    stop: Callable[[], bool] | None = None,
+    world: World | None = None,
+    checkpoint: str = "",
+) -> EvalResult:
+    """Predicts every sample of a source once and scores the predictions in the frame of the original images.
+
+    Args:
+        model: Offers the task of the source; stays on its device, and gets its training mode back afterwards.
+        source: What to evaluate on.
+        batch_size: Images per forward pass.
+        workers: Loader processes.
+        limit: Evaluate only the first N samples (0 = all).
+        precision: Arithmetic of the forward pass.
+        progress: Called with (samples done on this rank, samples of this rank).
+        stop: Asked after every batch; once it says yes on any rank, the evaluation is given up.
+        world: This process among all; samples are shared out and metrics merged, every rank gets the result.
+        checkpoint: Name or folder of the weights, for the stamp.
+
+    Raises:
+        UsageError: The model does not offer the task.
+        EvaluationStopped: ``stop`` said yes.
+    """
+    world = world or World()
+    if source.task not in model.tasks:
+        raise UsageError(
+            f"the model does not offer the task {source.task}",
+            where=source.name,
+            fix=f"it offers: {', '.join(model.tasks)}",
+        )
+    source = select_range(source, limit=limit)
+    declared = model.preprocess(source.task)
+    device = next(model.parameters()).device
+    loader = EvalLoader(
+        source,
+        preprocess=declared,
+        batch_size=batch_size,
+        workers=workers,
+        rank=world.rank,
+        world_size=world.size,
+        pin_memory=device.type == "cuda",
+    )
+    metric = build_metrics(source.task, source.classes)
+    share = len(range(world.rank, len(source), world.size))
+    started_s, done, stopped = time.perf_counter(), 0, False
+    with _evaluation_mode(model):
+        for samples, batch in loader:
+            with autocast(precision, device):
+                predictions = model.predict(batch.to(device, non_blocking=True))
+            for sample, prediction in zip(samples, predictions, strict=True):
+                metric.update(sample, prediction)
+            done += len(samples)
+            if progress is not None:
+                progress(done, share)
+            if stopped := stop is not None and stop():
+                break
+    if world.any([stopped])[0]:
+        raise EvaluationStopped("the evaluation was stopped", where=source.name)
+    metric.merge(world.gather(metric.state()))
+    return EvalResult(
+        metrics=metric.compute(),
+        images=len(source),
+        seconds=time.perf_counter() - started_s,
+        stamp={
+            "task": str(source.task),
+            "data": source.name,
+            "left_out": dict(source.skipped),
+            "protocol": "",
+            "input_hw": list(declared.size_hw),
+            "precision": precision,
+            "checkpoint": checkpoint,
+        },
+    )
+
+
+@contextmanager
+def _evaluation_mode(model: GiT) -> Iterator[None]:
+    training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(training)

@@ -1,0 +1,323 @@
+"""The training loop: data, steps, evaluations, checkpoints, and a clean end."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, closing
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+
+from saccade.configs import to_dict
+from saccade.data.loader import SourceEntry, TrainLoader
+from saccade.data.sources import open_source
+from saccade.data.sources.base import Source
+from saccade.errors import ConfigError, nearest
+from saccade.hub.checkpoint import save_model
+from saccade.models.git.model import GiT
+from saccade.samples import Batch, ClassList
+from saccade.tasks import Task
+from saccade.training.checkpoint import CheckpointStore, read_state, write_state
+from saccade.training.config import SourceConfig, TrainConfig, source_labels, validate
+from saccade.training.distributed import World, open_world
+from saccade.training.engine import Engine
+from saccade.training.evaluation import EvalResult, EvaluationStopped, evaluate
+from saccade.training.logs import RunLog
+from saccade.training.meter import Meter
+from saccade.training.progress import TrainProgress
+from saccade.training.runfolder import CHECKPOINTS, Start, locked, open_run
+from saccade.training.seeding import seed_everything
+from saccade.training.signals import StopRequest
+from saccade.training.start import build_model
+
+
+@dataclass(kw_only=True)
+class TrainResult:
+    """How a run ended.
+
+    Attributes:
+        folder: The run folder.
+        step: Optimiser steps done, earlier parts of a resumed run included.
+        checkpoint: The last checkpoint.
+        best: The checkpoint with the best monitored metric; None without ``monitor``.
+        metrics: ``label/metric`` to value, of the last evaluation.
+        evaluations: The last evaluation of each source, where this process made one.
+        stopped_by: Name of the signal that ended the run before its last step; None otherwise.
+    """
+
+    folder: Path
+    step: int
+    checkpoint: Path | None
+    best: Path | None
+    metrics: dict[str, float]
+    evaluations: dict[str, EvalResult] = field(default_factory=dict)
+    stopped_by: str | None = None
+
+
+class Trainer:
+    """Runs one :class:`~saccade.training.config.TrainConfig`, from the start or from where it was stopped.
+
+    Under ``torchrun`` every process makes a Trainer of the same configuration.
+
+    Args:
+        config: The whole run.
+        console: Where progress is shown; standard error by default.
+
+    Raises:
+        ConfigError: The configuration contradicts itself.
+    """
+
+    def __init__(self, config: TrainConfig, *, console: Console | None = None) -> None:
+        validate(config)
+        self.config, self.console = config, console
+        self.folder = Path(config.out) / config.name
+
+    def fit(self, *, until: int | None = None) -> TrainResult:
+        """Trains until the last step, a stop signal, or ``until``.
+
+        On SIGTERM or SIGINT the step is finished, a checkpoint is written, and the call returns normally (exit code 0);
+        the same call continues the run later. Every step seeds the random generators of Python, numpy and torch.
+
+        Args:
+            until: Stop with a checkpoint after this step, as a signal would; for time slices on a shared machine.
+
+        Raises:
+            TrainingError: A loss is not finite, or another process trains in the folder.
+            ConfigError: The folder holds a run of another configuration.
+            CheckpointError: A checkpoint cannot be written, or all are damaged.
+        """
+        if self.config.threads > 0:
+            torch.set_num_threads(self.config.threads)
+        with ExitStack() as stack:
+            stop = stack.enter_context(StopRequest())
+            world = stack.enter_context(open_world(self.config.device))
+            if world.is_main:
+                stack.enter_context(locked(self.folder))
+            run = _Run(self.config, self.folder, world, stop, self.console)
+            return run.go(self.config.steps if until is None else min(until, self.config.steps))
+
+
+class _Run:
+    """The parts of a run and their order; lives for one call of ``fit``."""
+
+    def __init__(
+        self, config: TrainConfig, folder: Path, world: World, stop: StopRequest, console: Console | None
+    ) -> None:
+        self.config, self.folder, self.world, self.stop = config, folder, world, stop
+        self.store = CheckpointStore(folder / CHECKPOINTS, keep=config.keep)
+        start: Start = world.from_main(lambda: open_run(folder, config, self.store, processes=world.size))
+        self.step = self.first_step = start.step
+        self.saved_step = start.step if start.checkpoint else -1
+        self.metrics: dict[str, float] = start.values.get("metrics", {})
+        self.best: dict[str, float] | None = start.values.get("best")
+        self.evaluated_step: int = start.values.get("evaluated_step", -1)
+        self.evaluations: dict[str, EvalResult] = {}
+        self.train_sources = [open_source(source) for source in config.train]
+        self.val_sources = [open_source(source) for source in config.val]
+        self.labels = source_labels(config.val)
+        seed_everything(config.seed)
+        model, reports = build_model(config)
+        self.model: GiT = model.to(world.device)
+        self.model.set_activation_checkpointing(config.activation_checkpointing)
+        self.engine = Engine(self.model, config, world)
+        if start.checkpoint is not None:
+            tensors, _ = read_state(start.checkpoint, world.device)
+            self.engine.load(tensors)
+        self.log = RunLog(folder, resumed_step=start.step, tensorboard=config.tensorboard) if world.is_main else None
+        self.progress = TrainProgress(steps=config.steps, done=start.step, quiet=not world.is_main, console=console)
+        for text in [
+            *start.notes,
+            *(str(report) for report in reports),
+            *_skipped(self.train_sources + self.val_sources),
+        ]:
+            self._note(text)
+
+    def go(self, goal: int) -> TrainResult:
+        """Trains up to ``goal`` steps."""
+        loader = TrainLoader(
+            [_entry(s, o, self.model) for s, o in zip(self.config.train, self.train_sources, strict=True)],
+            seed=self.config.seed,
+            rank=self.world.rank,
+            world_size=self.world.size,
+            workers=self.config.workers,
+            start_step=self.step * self.config.accumulate,
+            pin_memory=self.world.device.type == "cuda",
+        )
+        try:
+            with self.progress:
+                if self.first_step and self._evaluation_due():
+                    self._close_step()  # the run was stopped in the middle of this evaluation
+                if self.step < goal:
+                    with closing(iter(loader)) as batches:  # closing it ends the loader's processes
+                        self._train(batches, goal)
+                if self.saved_step != self.step:
+                    self._save()
+                for reason, count in sorted(loader.redraws.items()):
+                    self._note(f"{reason}: {count} samples drawn again")
+                if stopped_by := self._stopped_by(goal):
+                    self._note(f"stopped by {stopped_by} after step {self.step}; start the same command to go on")
+        finally:
+            if self.log is not None:
+                self.log.close()
+        return TrainResult(
+            folder=self.folder,
+            step=self.step,
+            checkpoint=self.store.path(self.saved_step),
+            best=self.store.best(),
+            metrics=self.metrics,
+            evaluations=self.evaluations,
+            stopped_by=self._stopped_by(goal),
+        )
+
+    def _train(self, batches: Iterator[Batch], goal: int) -> None:
+        config, meter = self.config, Meter(self.world)
+        started_s = time.perf_counter()
+        while self.step < goal and not self.world.any([self.stop.requested])[0]:
+            before_s = time.perf_counter()
+            fetched = [next(batches) for _ in range(config.accumulate)]
+            waited_s = time.perf_counter() - before_s
+            report = self.engine.step(self.step, [b.to(self.world.device, non_blocking=True) for b in fetched])
+            meter.add(report, waited_s=waited_s, seconds=time.perf_counter() - before_s)
+            self.step += 1
+            self.progress.step(self.step)
+            if self.step % config.log_every == 0 or self.step == config.steps:
+                self._log(meter.flush(), started_s)
+            self._close_step()
+
+    def _close_step(self) -> None:
+        """The evaluation and the checkpoint that are due after this step."""
+        improved = self._evaluation_due() and self._evaluate()
+        if improved or self.step == self.config.steps or self.step % self.config.save_every == 0:
+            self._save(best=improved)
+
+    def _evaluation_due(self) -> bool:
+        every, last = self.config.eval_every, self.step == self.config.steps
+        due = last or (every > 0 and self.step % every == 0)
+        return bool(self.val_sources) and due and self.evaluated_step != self.step
+
+    def _stopped_by(self, goal: int) -> str | None:
+        """The signal that cut the run short, if one did."""
+        return self.stop.signal_name if self.step < goal or self._evaluation_due() else None
+
+    def _log(self, values: dict[str, float], started_s: float) -> None:
+        if self.log is not None:
+            self.log.train(self.step, values)
+        per_step_s = (time.perf_counter() - started_s) / (self.step - self.first_step)
+        self.progress.numbers(self.step, values, seconds_left=per_step_s * (self.config.steps - self.step))
+
+    def _evaluate(self) -> bool:
+        """Evaluates every source of ``val``; returns whether the monitored metric is the best so far.
+
+        A stop signal cuts it short; it is made up for when the run goes on.
+        """
+        try:
+            with self.engine.weights_to_use():
+                results = {label: self._evaluate_one(n, label) for n, label in enumerate(self.labels)}
+        except EvaluationStopped:
+            return False
+        self.evaluations, self.evaluated_step = results, self.step
+        self.metrics = {f"{label}/{name}": v for label, result in results.items() for name, v in result.metrics.items()}
+        if self.log is not None:
+            for label, result in results.items():
+                self.log.evaluation(self.step, label, result.to_dict())
+            self.log.draw()
+        return self._improved()
+
+    def _evaluate_one(self, number: int, label: str) -> EvalResult:
+        source, config = self.val_sources[number], self.config.val[number]
+        result = evaluate(
+            self.model,
+            source,
+            batch_size=config.batch_size,
+            workers=self.config.workers,
+            precision=self.config.precision,
+            progress=lambda done, total: self.progress.evaluating(label, done, total),
+            stop=lambda: self.stop.requested,
+            world=self.world,
+            checkpoint=f"{self.config.name}, step {self.step}",
+        )
+        shown = "  ".join(f"{name} {value:.4g}" for name, value in result.metrics.items())
+        self.progress.note(f"step {self.step}  {label} on {result.images} images of {source.name}: {shown}")
+        return result
+
+    def _improved(self) -> bool:
+        name = self.config.monitor
+        if not name:
+            return False
+        if name not in self.metrics:
+            raise ConfigError(f"there is no metric '{name}'", where="monitor", fix=nearest(name, self.metrics))
+        value = self.metrics[name]
+        if not math.isnan(value) and (self.best is None or value > self.best["value"]):
+            self.best = {"step": self.step, "value": value}
+            return True
+        return False
+
+    def _save(self, *, best: bool = False) -> None:
+        """Writes a checkpoint from the main process; a failure stops every rank."""
+        self.world.from_main(lambda: self.store.save(self.step, self._write, best=best))
+        self.saved_step = self.step
+
+    def _write(self, folder: Path) -> None:
+        with self.engine.weights_to_use():
+            save_model(self.model, folder, classes=self._classes(), provenance=self._provenance())
+        values = {
+            "step": self.step,
+            "processes": self.world.size,
+            "best": self.best,
+            "metrics": self.metrics,
+            "evaluated_step": self.evaluated_step,
+            "config": to_dict(self.config),
+        }
+        write_state(folder, self.engine.tensors(), values)
+
+    def _classes(self) -> dict[Task, ClassList]:
+        """The class list of each task: that of its first evaluated source, or else of its first training source."""
+        classes: dict[Task, ClassList] = {}
+        for source in [*self.val_sources, *self.train_sources]:
+            if source.classes is not None:
+                classes.setdefault(source.task, source.classes)
+        return classes
+
+    def _provenance(self) -> dict[str, Any]:
+        config = self.config
+        return {
+            "run": config.name,
+            "step": self.step,
+            "steps": config.steps,
+            "seed": config.seed,
+            "processes": self.world.size,
+            "precision": config.precision,
+            "averaged_weights": config.ema_decay,
+            "start": config.weights or config.init_from or "fresh weights",
+            "data": [
+                {"task": str(source.task), "name": source.name, "samples": len(source), "weight": given.weight}
+                for given, source in zip(config.train, self.train_sources, strict=True)
+            ],
+            "metrics": self.metrics,
+        }
+
+    def _note(self, text: str) -> None:
+        self.progress.note(text)
+        if self.log is not None:
+            self.log.event(self.step, text)
+
+
+def _entry(config: SourceConfig, source: Source, model: GiT) -> SourceEntry:
+    return SourceEntry(
+        source=source,
+        preprocess=model.preprocess(config.task),
+        augment=config.augment,
+        weight=config.weight,
+        batch_size=config.batch_size,
+    )
+
+
+def _skipped(sources: list[Source]) -> list[str]:
+    return [
+        f"{source.name}: {count} left out ({reason})" for source in sources for reason, count in source.skipped.items()
+    ]
