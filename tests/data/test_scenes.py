@@ -25,6 +25,7 @@ from saccade.data.scenes import (
     draw_scene,
 )
 from saccade.data.scenes.render import lay_backdrop
+from saccade.data.scenes.shapes import PLATES, normals
 from saccade.errors import UsageError
 
 FIXTURES = Path(__file__).parents[1] / "fixtures" / "scenes"
@@ -160,6 +161,21 @@ def test_depth_is_metric(scene: Scene) -> None:
         up = y[mask] + camera.height_m
         assert up.min() >= -2e-3
         assert up.max() <= solid.half_extent[1] * 1.001 + 2e-3
+
+
+@many
+@given(scenes)
+def test_visible_surfaces_face_the_camera(scene: Scene) -> None:
+    x, y, z = world_points(scene)
+    for mask, solid in zip(scene.masks, scene.world.solids, strict=True):
+        nx, ny, nz, _ = normals(solid, scene.world.camera, x[mask], y[mask], z[mask])
+        assert np.allclose(nx * nx + ny * ny + nz * nz, 1, atol=0.02)
+        if solid.name not in PLATES:
+            towards = -(nx * x[mask] + ny * y[mask] + nz * z[mask]) / np.sqrt(
+                x[mask] ** 2 + y[mask] ** 2 + z[mask] ** 2
+            )
+            # Rounding at the very edge of a silhouette may tip a normal over.
+            assert np.quantile(towards, 0.02) > -0.02
 
 
 @many

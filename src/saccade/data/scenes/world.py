@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from dataclasses import dataclass
 
@@ -211,8 +212,7 @@ def _solid(dice: Dice, world: World, near: float, far: float) -> Solid | None:
         return None
     if any(math.hypot(x - o.x, z - o.z) < 1.05 * (solid.reach + o.reach) for o in others):
         return None
-    object.__setattr__(solid, "stands_on", ground)
-    return solid
+    return dataclasses.replace(solid, stands_on=ground)
 
 
 def _stand(world: World, solid: Solid, visible: list[int], least: float) -> bool:
