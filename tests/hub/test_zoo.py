@@ -42,8 +42,8 @@ FEW_SHOT = {
     "git-universal-huge": (57.9, 35.1, 43.4, 34.0, 52.2),
 }
 FILES = """det_base.pth insseg_base.pth semseg_base.pth caption_base.pth grounding_base.pth multi_base.pth
-multi_large.pth multi_huge.pth universal_base.pth universal_large.pth universal_huge.pth bert_embed.pt bert_embed_large.pt
-bert_embed_huge.pt"""
+multi_large.pth multi_huge.pth universal_base.pth universal_large.pth universal_huge.pth bert_embed.pt
+bert_embed_large.pt bert_embed_huge.pt"""
 
 
 @pytest.fixture(autouse=True)

@@ -1,1 +1,76 @@
-"""Placeholder docstring, replaced by the module that owns it."""
+"""Recipes: Python functions that return a complete :class:`~saccade.training.config.TrainConfig`.
+
+Keyword arguments of a function are the recipe's own; everything else is changed in the configuration that it returns.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from functools import partial
+
+from saccade.errors import UsageError, nearest
+from saccade.recipes import git
+from saccade.recipes.finetune import finetune
+from saccade.recipes.git import multi_fivetask
+from saccade.recipes.git_scenes import nano_scenes, nano_scenes_single
+from saccade.recipes.git_transfer import FewShot, ZeroShot, few_shot, zero_shot
+from saccade.recipes.git_universal import universal
+from saccade.recipes.readers import LATER_READERS, missing_readers, require_readers, without_missing
+from saccade.tasks import TASKS, Task
+from saccade.training.config import TrainConfig
+
+__all__ = [
+    "LATER_READERS",
+    "RECIPES",
+    "Recipe",
+    "get_recipe",
+    "missing_readers",
+    "recipe_arguments",
+    "require_readers",
+    "without_missing",
+]
+
+Recipe = Callable[..., TrainConfig]
+
+_SIZES: tuple[git.Size, ...] = ("base", "large", "huge")
+_ZERO_SHOT: tuple[ZeroShot, ...] = ("cityscapes_det", "cityscapes_ins", "cityscapes_seg", "sunrgbd_seg", "nocaps")
+_FEW_SHOT: tuple[FewShot, ...] = ("drive", "loveda", "potsdam", "widerface", "deepfashion")
+
+RECIPES: dict[str, Recipe] = {
+    "finetune": finetune,
+    "git.nano_scenes": nano_scenes,
+    **{f"git.nano_scenes_single_{TASKS[task].alias}": partial(nano_scenes_single, task) for task in Task},
+    "git.single_detection_base": git.single_detection_base,
+    "git.single_detection_base_672": git.single_detection_base_672,
+    "git.single_instanceseg_base": git.single_instanceseg_base,
+    "git.single_semanticseg_base": git.single_semanticseg_base,
+    "git.single_caption_base": git.single_caption_base,
+    "git.single_visualgrounding_base": git.single_visualgrounding_base,
+    **{f"git.multi_fivetask_{size}": partial(multi_fivetask, size) for size in _SIZES},
+    **{f"git.universal_{size}": partial(universal, size) for size in _SIZES},
+    **{f"git.zero_shot_{name}_{size}": partial(zero_shot, name, size) for name in _ZERO_SHOT for size in _SIZES},
+    **{f"git.few_shot_{name}_{size}": partial(few_shot, name, size) for name in _FEW_SHOT for size in _SIZES},
+}
+"""Every recipe by its name."""
+
+
+def get_recipe(name: str) -> Recipe:
+    """A recipe by its name.
+
+    Raises:
+        UsageError: No such recipe; the message offers the nearest name.
+    """
+    if name not in RECIPES:
+        raise UsageError(f"there is no recipe '{name}'", fix=nearest(name, RECIPES))
+    return RECIPES[name]
+
+
+def recipe_arguments(name: str) -> Mapping[str, inspect.Parameter]:
+    """The arguments that a recipe takes itself, by name (all of them keyword-only).
+
+    Raises:
+        UsageError: No such recipe.
+    """
+    parameters = inspect.signature(get_recipe(name)).parameters
+    return {key: parameter for key, parameter in parameters.items() if parameter.kind is parameter.KEYWORD_ONLY}

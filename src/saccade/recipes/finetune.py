@@ -1,0 +1,202 @@
+"""Fine-tuning on a folder of one's own images: the format and the classes are found in the folder."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from pathlib import Path
+
+import torch
+
+from saccade.data.augment import LightAugment
+from saccade.data.sources import Source, SourceSpec, open_source
+from saccade.errors import DataError, UsageError
+from saccade.hub.checkpoint import read_card
+from saccade.hub.resolve import resolve
+from saccade.models.git.config import GiTConfig
+from saccade.recipes.git import LAYER_RATES, only
+from saccade.tasks import TASKS, Task, parse_task
+from saccade.training.config import LayerRates, OptimConfig, Precision, SourceConfig, TrainConfig
+
+_READERS: dict[Task, tuple[str, ...]] = {
+    Task.DETECTION: ("coco", "voc"),
+    Task.INSTANCE: ("coco",),
+    Task.SEMANTIC: ("masks",),
+}
+"""Formats that can teach a task, in the order in which they are tried."""
+
+_MONITOR = {
+    Task.DETECTION: "detection/AP",
+    Task.INSTANCE: "instance_segmentation/mask_AP",
+    Task.SEMANTIC: "semantic_segmentation/mIoU",
+}
+_PASSES = 60
+_LEAST_STEPS, _MOST_STEPS = 1_000, 12_000
+_HELD_OUT = 5  # where one file lists everything, the last fifth is validation
+
+
+def finetune(
+    *,
+    data_root: str,
+    task: str,
+    model: str = "git-nano",
+    classes: tuple[str, ...] = (),
+    reader: str = "",
+    images: str = "",
+    annotations: str = "",
+    val_annotations: str = "",
+    mask_suffix: str = "",
+) -> TrainConfig:
+    """Fine-tunes a model on 50 to 5,000 images of a folder.
+
+    The folder may hold a COCO JSON, PASCAL VOC files, or images with mask files. Its own split is used; a data set
+    without one is divided by the reader. The checkpoint with the best validation metric is kept.
+
+    Args:
+        data_root: The folder.
+        task: ``detection``, ``instance`` or ``semantic``.
+        model: A bundled name, a zoo name or a checkpoint folder.
+        classes: Class names: a choice among those of the files, or the names of label values where files carry none.
+        reader: The format; empty = recognised.
+        images: Image folder relative to data_root; empty = looked for.
+        annotations: Annotation file or mask folder relative to data_root; empty = looked for.
+        val_annotations: The same for validation; empty = looked for, or the end of ``annotations``.
+        mask_suffix: What mask files append to the stem of their image; empty = looked for.
+
+    Raises:
+        DataError: The folder holds no data set for the task, or a damaged one.
+        UsageError: Unknown model or task, or a model that does not offer the task.
+    """
+    chosen = parse_task(task)
+    if chosen not in _READERS:
+        raise UsageError(
+            f"recipe finetune does not train the task {chosen}",
+            fix=f"choose one of: {', '.join(TASKS[one].alias for one in _READERS)}",
+        )
+    card = read_card(resolve(model))
+    if chosen not in card.tasks:
+        raise UsageError(f"'{model}' does not offer the task {chosen}", fix=f"it offers: {', '.join(card.tasks)}")
+    spec = SourceSpec(
+        task=chosen,
+        reader=reader,
+        root=data_root,
+        classes=classes,
+        images=images,
+        annotations=annotations,
+        mask_suffix=mask_suffix,
+    )
+    train, opened = _open_training(spec)
+    if opened.classes is not None:
+        # Both parts get the same list, in the same order.
+        train = dataclasses.replace(train, classes=opened.classes.names)
+    train, val, count = _divide(train, len(opened), val_annotations)
+    batch_size, accumulate = _batch(card.config)
+    steps = min(max(_PASSES * count // (batch_size * accumulate), _LEAST_STEPS), _MOST_STEPS)
+    return TrainConfig(
+        name=f"finetune/{_word(Path(data_root).resolve().name)}-{TASKS[chosen].alias}-{_word(Path(model).name)}",
+        model=only(card.config, [chosen]),
+        weights=model,
+        train=(_source(train, batch_size=batch_size, augment=_augment(chosen, card.config)),),
+        val=(_source(val, batch_size=batch_size),),
+        steps=steps,
+        optim=_optim(card.config, steps),
+        accumulate=accumulate,
+        precision=_fast_precision(),
+        activation_checkpointing=card.config.vit.width >= 768,
+        ema_decay=0.998,
+        eval_every=max(1, steps // 10),
+        save_every=max(1, steps // 10),
+        keep=1,
+        monitor=_MONITOR[chosen],
+    )
+
+
+def _open_training(spec: SourceSpec) -> tuple[SourceSpec, Source]:
+    """The first format that finds its files in the folder."""
+    reasons = []
+    for reader in [spec.reader] if spec.reader else _READERS[spec.task]:
+        candidate = dataclasses.replace(spec, reader=reader, split="train")
+        try:
+            return candidate, open_source(candidate)
+        except UsageError as error:
+            if spec.reader or not Path(spec.root).is_dir():
+                raise
+            reasons.append(f"as {reader}: {error.what}" + (f" ({error.why})" if error.why else ""))
+    raise DataError(
+        f"no data set for {spec.task} is recognised in the folder",
+        where=spec.root,
+        why="; ".join(reasons),
+        fix="name the format (reader=...) and its files (annotations=..., images=...), or see docs/recipes.md",
+    )
+
+
+def _divide(train: SourceSpec, count: int, val_annotations: str) -> tuple[SourceSpec, SourceSpec, int]:
+    """The training part, the validation part, and the number of training samples."""
+    if train.reader == "coco" and train.annotations and not val_annotations:
+        kept = count - max(1, count // _HELD_OUT)
+        if not kept:
+            raise DataError("one image cannot be both training and validation", where=train.annotations)
+        return dataclasses.replace(train, limit=kept), dataclasses.replace(train, offset=kept), kept
+    reasons = []
+    for split in ("val", "test"):
+        val = dataclasses.replace(train, split=split, annotations=val_annotations or train.annotations)
+        try:
+            open_source(val)
+        except UsageError as error:
+            reasons.append(f"{split}: {error.what}")
+        else:
+            return train, val, count
+    raise DataError(
+        "the data set has no validation part",
+        where=train.root,
+        why="; ".join(reasons),
+        fix="add one (a val split), or name its file with val_annotations=...",
+    )
+
+
+def _source(spec: SourceSpec, *, batch_size: int, augment: LightAugment | None = None) -> SourceConfig:
+    fields = {field.name: getattr(spec, field.name) for field in dataclasses.fields(SourceSpec)}
+    return SourceConfig(**fields, batch_size=batch_size, augment=augment)
+
+
+def _augment(task: Task, model: GiTConfig) -> LightAugment:
+    if task is Task.INSTANCE and model.instance_segmentation is not None:
+        return LightAugment(resize_as_float=True, contour_rays=model.instance_segmentation.num_rays)
+    return LightAugment()
+
+
+def _batch(model: GiTConfig) -> tuple[int, int]:
+    """Images per batch, and batches per step, by the width of the model."""
+    if model.vit.width < 384:
+        return 16, 1
+    return (8, 1) if model.vit.width < 768 else (2, 4)
+
+
+def _optim(model: GiTConfig, steps: int) -> OptimConfig:
+    small = model.vit.width < 768
+    return OptimConfig(
+        lr=5e-4 if small else 1e-4,
+        weight_decay=0.05,
+        decay_matrices_only=True,
+        clip_norm=1.0,
+        layer_rates=None if small else _rates(model),
+        warmup_steps=steps // 20,
+        min_lr=1e-6,
+    )
+
+
+def _rates(model: GiTConfig) -> LayerRates | None:
+    """The published ramp of the model's size: the lower blocks know more than a small data set can teach them."""
+    return {768: LAYER_RATES["base"], 1024: LAYER_RATES["large"], 1280: LAYER_RATES["huge"]}.get(model.vit.width)
+
+
+def _fast_precision() -> Precision:
+    """bfloat16 where the machine computes it faster than float32."""
+    if torch.cuda.is_available():
+        return "bf16" if torch.cuda.is_bf16_supported() else "float32"
+    return "bf16" if torch.cpu._is_amx_tile_supported() else "float32"
+
+
+def _word(text: str) -> str:
+    """The text as one word of a folder name."""
+    return re.sub(r"[^A-Za-z0-9_.-]+", "_", text).strip("._-") or "data"

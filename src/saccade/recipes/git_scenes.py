@@ -1,0 +1,99 @@
+"""GiT-nano on drawn scenes: the bundled checkpoint, and the question of negative transfer at that scale."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from saccade.data.augment import Augment, CaptionAugment, GroundingAugment, LightAugment
+from saccade.models.git.config import GiTConfig
+from saccade.models.git.presets import PRESETS
+from saccade.recipes.git import only
+from saccade.tasks import TASKS, Task
+from saccade.training.config import OptimConfig, SourceConfig, TrainConfig
+
+# Scenes never end, so nothing is drawn twice and images need no distortion. Captions and phrases speak of left, right
+# and places, so that neither may be flipped or cropped.
+_PLAIN = LightAugment(flip=0.5, crop_probability=0.0, jitter_probability=0.0)
+_AUGMENT: dict[Task, Augment] = {
+    Task.DETECTION: _PLAIN,
+    Task.INSTANCE: dataclasses.replace(_PLAIN, resize_as_float=True, contour_rays=24),
+    Task.SEMANTIC: _PLAIN,
+    Task.CAPTION: CaptionAugment(flip=0.0, min_area=1.0),
+    Task.GROUNDING: GroundingAugment(jitter_probability=0.0, min_side=1.0),
+}
+_BATCH: dict[Task, int] = {
+    Task.DETECTION: 16,
+    Task.INSTANCE: 16,
+    Task.SEMANTIC: 16,
+    Task.CAPTION: 32,
+    Task.GROUNDING: 32,
+}
+# Instance responses are six times as long as boxes: they need more of the steps.
+_WEIGHT: dict[Task, float] = {
+    Task.DETECTION: 0.22,
+    Task.INSTANCE: 0.28,
+    Task.SEMANTIC: 0.16,
+    Task.CAPTION: 0.14,
+    Task.GROUNDING: 0.20,
+}
+
+
+def scenes_source(task: Task, *, size: int = 224, weight: float = 1.0) -> SourceConfig:
+    """Drawn scenes for training one task."""
+    return SourceConfig(
+        task=task,
+        reader="scenes",
+        split="train",
+        size=size,
+        weight=weight,
+        batch_size=_BATCH[task],
+        augment=_AUGMENT[task],
+    )
+
+
+def scenes_validation(task: Task, *, size: int = 224, limit: int = 500) -> SourceConfig:
+    """Drawn scenes that no training sees."""
+    return SourceConfig(task=task, reader="scenes", split="val", size=size, limit=limit, batch_size=16)
+
+
+def nano_scenes(*, steps: int = 60_000, size: int = 224) -> TrainConfig:
+    """The five-task mixture that the bundled ``git-nano`` was trained with."""
+    return _scenes("git/nano_scenes", PRESETS["nano"](), tuple(Task), steps=steps, size=size)
+
+
+def nano_scenes_single(task: Task, *, steps: int = 0, size: int = 224) -> TrainConfig:
+    """One task alone, with the samples that this task has in :func:`nano_scenes`.
+
+    Args:
+        task: The task.
+        steps: 0 = the steps that the five-task mixture spends on this task.
+        size: Side of the scenes in pixels.
+    """
+    alias = TASKS[task].alias
+    share = steps or round(nano_scenes().steps * _WEIGHT[task])
+    return _scenes(f"git/nano_scenes_single_{alias}", only(PRESETS["nano"](), [task]), (task,), steps=share, size=size)
+
+
+def _scenes(name: str, model: GiTConfig, tasks: tuple[Task, ...], *, steps: int, size: int) -> TrainConfig:
+    return TrainConfig(
+        name=name,
+        model=model,
+        train=tuple(scenes_source(task, size=size, weight=_WEIGHT[task]) for task in tasks),
+        val=tuple(scenes_validation(task, size=size) for task in tasks),
+        steps=steps,
+        optim=OptimConfig(
+            lr=1e-3,
+            betas=(0.9, 0.98),
+            weight_decay=0.05,
+            decay_matrices_only=True,
+            clip_norm=1.0,
+            warmup_steps=min(1_000, steps // 10),
+            min_lr=1e-5,
+        ),
+        precision="bf16",
+        ema_decay=0.999,
+        eval_every=5_000,
+        save_every=1_000,
+        log_every=50,
+        workers=4,
+    )
