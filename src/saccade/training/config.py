@@ -85,7 +85,7 @@ class TrainConfig:
         model: The model to build.
         train: The mixture; every step draws one source by weight.
         val: What is evaluated, each with the metric of its task.
-        steps: Optimiser steps.
+        steps: Optimiser steps. 0 with an empty mixture only evaluates ``val``.
         optim: Optimiser and schedule.
         weights: A checkpoint folder or zoo name whose whole model is the start (fine-tuning).
         init_from: A pre-training file whose backbone is the start (e.g. a SAM ViT).
@@ -159,7 +159,16 @@ def validate(config: TrainConfig) -> None:
     Raises:
         ConfigError: Names the field and what it must be.
     """
-    at_least = {"steps": 1, "accumulate": 1, "log_every": 1, "save_every": 1, "keep": 1, "eval_every": 0, "workers": 0}
+    only_evaluates = not config.train and config.steps == 0
+    at_least = {
+        "steps": 0 if only_evaluates else 1,
+        "accumulate": 1,
+        "log_every": 1,
+        "save_every": 1,
+        "keep": 1,
+        "eval_every": 0,
+        "workers": 0,
+    }
     for name, least in at_least.items():
         if getattr(config, name) < least:
             raise ConfigError(f"{name} must be at least {least}, got {getattr(config, name)}", where=name)
@@ -168,7 +177,9 @@ def validate(config: TrainConfig) -> None:
     parts = PurePath(config.name).parts
     if not parts or PurePath(config.name).is_absolute() or ".." in parts:
         raise ConfigError(f"'{config.name}' cannot name a run folder", where="name", fix="use a relative name")
-    if not config.train:
+    if only_evaluates and not config.val:
+        raise ConfigError("a run of 0 steps evaluates, but nothing is to be evaluated", where="val")
+    if not config.train and not only_evaluates:
         raise ConfigError("the mixture has no source", where="train", fix="add at least one source to train")
     if sum(bool(start) for start in (config.weights, config.init_from)) > 1:
         raise ConfigError(
@@ -179,7 +190,7 @@ def validate(config: TrainConfig) -> None:
     for index, source in enumerate(config.train):
         if source.weight < 0 or source.batch_size < 1:
             raise ConfigError("weight must not be negative and batch_size at least 1", where=f"train.{index}")
-    if not any(source.weight > 0 for source in config.train):
+    if config.train and not any(source.weight > 0 for source in config.train):
         raise ConfigError("every source of the mixture has weight 0", where="train")
     for part, sources in (("train", config.train), ("val", config.val)):
         for index, source in enumerate(sources):

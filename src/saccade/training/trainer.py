@@ -139,6 +139,8 @@ class _Run:
 
     def go(self, goal: int) -> TrainResult:
         """Trains up to ``goal`` steps."""
+        if self.config.steps == 0:
+            return self._only_evaluate()
         loader = TrainLoader(
             [_entry(s, o, self.model) for s, o in zip(self.config.train, self.train_sources, strict=True)],
             seed=self.config.seed,
@@ -172,6 +174,18 @@ class _Run:
             metrics=self.metrics,
             evaluations=self.evaluations,
             stopped_by=self._stopped_by(goal),
+        )
+
+    def _only_evaluate(self) -> TrainResult:
+        """A run without steps leaves metrics in its folder, and no checkpoint: the weights are those it was given."""
+        try:
+            with self.progress:
+                self._evaluate()
+        finally:
+            if self.log is not None:
+                self.log.close()
+        return TrainResult(
+            folder=self.folder, step=0, checkpoint=None, best=None, metrics=self.metrics, evaluations=self.evaluations
         )
 
     def _train(self, batches: Iterator[Batch], goal: int) -> None:
