@@ -46,7 +46,7 @@ class Page(HTMLParser):
 def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.set_num_threads(1)
     root = tmp_path_factory.mktemp("demo")
-    return run_demo(root / "out", model=str(tiny_checkpoint(root / "model")), images=2, device="cpu")
+    return run_demo(root / "out", model=str(tiny_checkpoint(root / "model <b> &amp; x")), images=2, device="cpu")
 
 
 def test_every_task_is_written(demo: Path) -> None:

@@ -88,8 +88,12 @@ def run_demo(out: Path, *, model: str = "git-nano", images: int = 6, device: str
     shown: list[_Shown] = []
     for task in predictor.tasks:
         scenes = ScenesSource(task=task, split=SPLIT, size=PICTURE_SIZE)
-        _show(predictor, scenes[0], out, model)  # once before the times count: the first call fills caches
-        shown += [_show(predictor, scenes[number], out, model) for number in range(images)]
+        samples = [scenes[number] for number in range(images)]
+        if not shown:  # the scenes are the same for every task
+            for sample in samples:
+                to_pil(sample.image).save(out / _picture(sample))
+        _ask(predictor, out, samples[0])  # once before the times count: the first call fills caches
+        shown += [_show(predictor, sample, out, model) for sample in samples]
     facts = _facts(predictor, out, model, images)
     results = {"about": facts, "results": [_describe(one) for one in shown]}
     write_json(out / "results.json", results)
@@ -98,28 +102,37 @@ def run_demo(out: Path, *, model: str = "git-nano", images: int = 6, device: str
     return page
 
 
+def _picture(sample: Sample) -> str:
+    return f"pictures/{_name(sample)}.png"
+
+
+def _name(sample: Sample) -> str:
+    return f"scene_{sample.origin.image_id:05d}"
+
+
+def _ask(predictor: Predictor, out: Path, sample: Sample) -> Answer:
+    """The answer about the written picture of a scene."""
+    return next(iter(predictor.stream(out / _picture(sample), task=sample.task, phrases=sample.phrase)))
+
+
 def _show(predictor: Predictor, sample: Sample, out: Path, model: str) -> _Shown:
-    """Draws one scene, asks the model about the written file, and writes prediction and truth."""
-    task, scene = sample.task, int(sample.origin.image_id)
-    name = f"scene_{scene:05d}"
-    picture = out / "pictures" / f"{name}.png"
-    to_pil(sample.image).save(picture)
-    answer = next(iter(predictor.stream(picture, task=task, phrases=sample.phrase)))
+    """Asks the model about a scene and writes prediction and truth."""
+    task = sample.task
     shown = _Shown(
         task=task,
-        scene=scene,
-        answer=answer,
+        scene=int(sample.origin.image_id),
+        answer=_ask(predictor, out, sample),
         truth=from_truth(sample),
         captions=sample.target.captions,
-        command=_command(picture, model, sample),
-        files={"picture": f"pictures/{name}.png"},
+        command=_command(out / _picture(sample), model, sample),
+        files={"picture": _picture(sample)},
         drawn={},
     )
     shown.drawn = {"prediction": shown.prediction.draw(sample.image), "truth": _draw_truth(shown.truth, sample)}
     (out / str(task)).mkdir(exist_ok=True)
     for kind, drawn in shown.drawn.items():
-        shown.files[kind] = f"{task}/{name}_{kind}.png"
-        drawn.save(out / shown.files[kind])
+        shown.files[kind] = f"{task}/{_name(sample)}_{kind}.png"
+        drawn.save(out / shown.files[kind], compress_level=3)
     return shown
 
 

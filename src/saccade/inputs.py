@@ -111,7 +111,7 @@ def _add(found: Found, one: OneInput) -> None:
     elif isinstance(one, bytes | bytearray):
         found.items.append(memory(read=partial(read_image, bytes(one))))
     elif isinstance(one, Image.Image):
-        found.items.append(memory(read=partial(from_pil, one)))
+        found.items.append(memory(read=partial(from_pil, one, where=f"input {number}")))
     elif isinstance(one, np.ndarray | Tensor):
         found.items.append(memory(read=partial(_from_array, one, f"input {number}")))
     else:
