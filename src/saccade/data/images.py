@@ -118,7 +118,10 @@ def read_labels(source: Readable, *, max_pixels: int = MAX_PIXELS) -> NDArray[np
         _check_size(picture, where, max_pixels)
         _decode(picture, where)
         if picture.mode in ("L", "P", "1", "I", "I;16", "I;16B", "I;16L", "I;16N"):
-            return np.array(picture, np.int32)
+            labels = np.array(picture, np.int32)
+            if labels.min() < 0 or labels.max() > 65535:
+                raise ImageError("a label map with values beyond 0..65535", where=where)
+            return labels
         if picture.mode in ("RGB", "RGBA", "LA", "PA"):
             channels = np.asarray(picture.convert("RGB") if picture.mode != "LA" else picture.getchannel(0), np.int32)
             if channels.ndim == 2:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Protocol, runtime_checkable
 
 from saccade.errors import UsageError
@@ -14,19 +14,27 @@ from saccade.tasks import Task
 
 @runtime_checkable
 class Source(Protocol):
-    """A sized, indexable collection of samples in the frame of the original image.
+    """A sized, indexable collection of samples in the frame of the original image."""
 
-    Attributes:
-        name: Name of the data set and split, for messages and reports.
-        task: The task of every sample.
-        classes: The class list, for tasks prompted by classes.
-        skipped: What was left out while the annotations were read, and how often.
-    """
+    @property
+    def name(self) -> str:
+        """Name of the data set and split, for messages and reports."""
+        ...
 
-    name: str
-    task: Task
-    classes: ClassList | None
-    skipped: dict[str, int]
+    @property
+    def task(self) -> Task:
+        """The task of every sample."""
+        ...
+
+    @property
+    def classes(self) -> ClassList | None:
+        """The class list, for tasks prompted by classes."""
+        ...
+
+    @property
+    def skipped(self) -> Mapping[str, int]:
+        """What was left out while the annotations were read, and how often."""
+        ...
 
     def __len__(self) -> int: ...
 

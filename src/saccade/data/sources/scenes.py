@@ -57,6 +57,7 @@ class ScenesSource:
         self._style = style
         self.task = Task(task)
         self.classes = _CLASSES.get(self.task)
+        self.skipped: dict[str, int] = {}
         self._seed = (seed, word)
         self._size_hw = (size, size)
         self._offset = offset

@@ -24,6 +24,7 @@ class SourceSpec:
         repeat_threshold: Class-balanced repeat factor threshold (0 = off).
         size: Side of drawn scenes in pixels.
         seed: Seed of drawn scenes.
+        style: Look of drawn scenes (``saccade.data.scenes.SCENE_STYLES``).
         mask_suffix: What mask files append to the stem of the image file, e.g. ``_segmentation``.
         ignore_labels: Values of label maps that are neither learned nor scored.
         reduce_zero_label: Value 0 of label maps means unlabelled, and class k is stored as k + 1 (ADE20K).
@@ -44,6 +45,7 @@ class SourceSpec:
     repeat_threshold: float = 0.0
     size: int = 224
     seed: int = 0
+    style: str = "plain"
     mask_suffix: str = ""
     ignore_labels: tuple[int, ...] = ()
     reduce_zero_label: bool = False

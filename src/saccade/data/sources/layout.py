@@ -1,0 +1,217 @@
+"""Finding and opening the files of a data set: what all readers share."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import pickle
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torchvision import tv_tensors
+
+from saccade.data.images import read_image
+from saccade.errors import DataError, UsageError, nearest
+from saccade.samples import ClassList, Origin
+
+_VAL_SHARE = 5  # without split files, one image in five is validation
+_ALIASES = {
+    "val": ("val", "valid", "validation"),
+    "validation": ("validation", "val", "valid"),
+    "train": ("train", "training"),
+}
+
+
+class Records:
+    """A list of picklable records in one block of bytes.
+
+    Loader processes are forked; a list of Python objects would be copied page by page as its reference counts change.
+    A block of bytes is not.
+    """
+
+    def __init__(self, records: Iterable[Any]) -> None:
+        blobs = [pickle.dumps(record, protocol=pickle.HIGHEST_PROTOCOL) for record in records]
+        self._ends = np.cumsum([len(blob) for blob in blobs], dtype=np.int64)
+        self._bytes = np.frombuffer(b"".join(blobs), np.uint8)
+
+    def __len__(self) -> int:
+        return len(self._ends)
+
+    def __getitem__(self, index: int) -> Any:
+        if not 0 <= index < len(self._ends):
+            raise IndexError(f"record {index} of {len(self._ends)}")
+        begin = int(self._ends[index - 1]) if index else 0
+        return pickle.loads(self._bytes[begin : int(self._ends[index])].data)
+
+
+def data_root(root: str | Path) -> Path:
+    """The root folder of a data set.
+
+    Raises:
+        UsageError: No name, or no such folder.
+    """
+    path = Path(root)
+    if not str(root):
+        raise UsageError("no folder of the data set is given", fix="set root")
+    if not path.is_dir():
+        beside = [entry.name for entry in path.parent.iterdir() if entry.is_dir()] if path.parent.is_dir() else []
+        raise UsageError(
+            "the folder of the data set does not exist",
+            where=path,
+            fix=nearest(path.name, beside) if beside else None,
+        )
+    return path
+
+
+def split_names(split: str) -> tuple[str, ...]:
+    """The split itself, then what else people call it (``val``, ``valid``, ``validation``)."""
+    return _ALIASES.get(split, (split,))
+
+
+def first_existing(root: Path, candidates: Iterable[str]) -> Path | None:
+    """The first candidate, relative to root, that exists."""
+    return next((root / candidate for candidate in candidates if (root / candidate).exists()), None)
+
+
+def find_images(root: Path, file_names: Sequence[str], candidates: Sequence[str]) -> Path:
+    """The first folder, relative to root, that holds the first few of the named files (or one of them).
+
+    Raises:
+        UsageError: None does.
+    """
+    probe = list(file_names[:3])
+    present = [folder for folder in dict.fromkeys(candidates) if (root / folder).is_dir()]
+    for folder in present:
+        if not probe or any((root / folder / name).is_file() for name in probe):
+            return root / folder
+    raise UsageError(
+        "the images are in none of the usual folders",
+        where=root,
+        why=f"looked for {probe[0] if probe else 'images'} in {', '.join(present) or 'no existing folder'}",
+        fix="name their folder, relative to root (images=...)",
+    )
+
+
+def read_json(path: Path) -> Any:
+    """Reads a JSON file.
+
+    Raises:
+        DataError: Missing, unreadable, or not JSON; the message names the file and the line.
+    """
+    try:
+        return json.loads(path.read_bytes())
+    except FileNotFoundError as error:
+        raise DataError("the annotation file does not exist", where=path) from error
+    except OSError as error:
+        raise DataError("the annotation file cannot be read", where=path, why=error.strerror) from error
+    except (ValueError, RecursionError) as error:
+        raise DataError(
+            "the annotation file is not valid JSON", where=path, why=str(error), fix="fetch or export it again"
+        ) from error
+
+
+def read_lines(path: Path) -> list[str]:
+    """The first word of every line that has one (split files)."""
+    try:
+        return [words[0] for line in path.read_text(encoding="utf-8").splitlines() if (words := line.split())]
+    except (OSError, ValueError) as error:
+        raise DataError("the split file cannot be read", where=path, why=str(error)) from error
+
+
+def list_of(data: Any, key: str, path: Path) -> list[Any]:
+    """``data[key]``, which must be a list.
+
+    Raises:
+        DataError: It is missing or something else.
+    """
+    value = data.get(key) if isinstance(data, dict) else None
+    if not isinstance(value, list):
+        raise DataError(
+            f"the annotation file has no list '{key}'", where=path, fix="is it in the format of the reader?"
+        )
+    return value
+
+
+def hash_split(names: Sequence[str], split: str, where: Path) -> list[int]:
+    """Splits a data set that has no split of its own: one name in five, chosen by its hash, is validation.
+
+    The choice for a name does not depend on the other names, so adding images moves none.
+
+    Args:
+        names: File stems.
+        split: ``train``, ``val`` or ``all``.
+        where: For the error.
+
+    Returns:
+        Positions in ``names``.
+
+    Raises:
+        UsageError: Another split is asked for.
+    """
+    if split == "all":
+        return list(range(len(names)))
+    if split not in ("train", "val"):
+        raise UsageError(
+            f"the data set has no split '{split}'", where=where, fix="it is not divided: use train, val or all"
+        )
+    held_out = [int(hashlib.sha256(name.encode()).hexdigest()[:8], 16) % _VAL_SHARE == 0 for name in names]
+    return [index for index, is_val in enumerate(held_out) if is_val == (split == "val")]
+
+
+def choose_classes(categories: dict[int, str], asked: Sequence[str], where: Path) -> ClassList:
+    """The class list of a file: all its categories by ascending id, or the ones asked for in that order.
+
+    Args:
+        categories: Category id to name, as the file declares.
+        asked: Class names (empty = all).
+        where: For the error.
+
+    Raises:
+        UsageError: A class that the file does not declare.
+        DataError: No categories, or a name twice.
+    """
+    if not categories:
+        raise DataError("the annotation file declares no categories", where=where)
+    names = list(categories.values())
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise DataError("a category name is used twice", where=where, why=", ".join(twice))
+    if not asked:
+        ids = sorted(categories)
+        return ClassList(names=tuple(categories[key] for key in ids), category_ids=tuple(ids))
+    id_of = {name: key for key, name in categories.items()}
+    for name in asked:
+        if name not in id_of:
+            raise UsageError(
+                f"there is no class '{name}' in the annotation file", where=where, fix=nearest(name, id_of)
+            )
+    return ClassList(names=tuple(asked), category_ids=tuple(id_of[name] for name in asked))
+
+
+def load_image(
+    path: Path, dataset: str, image_id: int | str, declared_hw: tuple[int, int] | None
+) -> tuple[tv_tensors.Image, Origin]:
+    """Reads an image and notes where it came from.
+
+    Args:
+        path: The file.
+        dataset: Name of the source.
+        image_id: The data set's id.
+        declared_hw: Size that the annotations declare, None if they do not.
+
+    Raises:
+        ImageError: The file cannot be read.
+        DataError: It has another size than declared.
+    """
+    image = read_image(path)
+    size_hw = (int(image.shape[1]), int(image.shape[2]))
+    if declared_hw is not None and size_hw != declared_hw:
+        raise DataError(
+            "the image has another size than its annotations say",
+            where=path,
+            why=f"it is {size_hw[1]} x {size_hw[0]} (upright), declared {declared_hw[1]} x {declared_hw[0]}",
+            fix="run `saccade data check` on the data set",
+        )
+    return tv_tensors.Image(image), Origin(dataset=dataset, image_id=image_id, path=str(path), size_hw=size_hw)

@@ -1,0 +1,342 @@
+"""Images and mask files side by side: binary lesions, label maps (CamVid, Cityscapes style), ADE20K."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy import ndimage
+
+from saccade.data.class_names import CLASS_NAMES
+from saccade.data.geometry import boxes_tensor, mask_tensor
+from saccade.data.images import IMAGE_SUFFIXES, read_labels
+from saccade.data.sources.layout import Records, data_root, hash_split, load_image, read_lines, split_names
+from saccade.errors import DataError, UsageError
+from saccade.samples import IGNORE_LABEL, ClassList, Sample, Target
+from saccade.tasks import Task
+
+_IMAGE_FOLDERS = ("images/{}", "{}/images", "{}", "images", "JPEGImages", "imgs", "leftImg8bit/{}")
+_MASK_FOLDERS = (
+    "masks/{}", "annotations/{}", "labels/{}", "{}/masks", "{}/labels", "{}annot", "{}_masks", "{}_labels",
+    "{}_labelTrainIds", "masks", "labels", "annotations", "SegmentationClass", "gt", "mask",
+)  # fmt: skip
+_SPLIT_FILES = ("splits/{}.txt", "{}.txt", "ImageSets/Segmentation/{}.txt", "ImageSets/{}.txt")
+_SUFFIXES = ("", "_segmentation", "_mask", "_masks", "_gt", "_label", "_labels", "_labelTrainIds", "_labelIds", "_seg")
+_CLASS_FILES = ("classes.txt", "labels.txt", "class_names.txt")
+_BACKGROUND = "background"
+_ENOUGH_MASKS = 200
+
+
+class MaskFolderSource:
+    """Images with a label map each; as instances, every connected region of a class counts as one object.
+
+    Binary masks (values 0 and 255, or 0 and 1, in all masks of the data set) have the classes ``background`` and one
+    more. In label maps value k is class k; 255 and ``ignore_labels`` are neither learned nor scored.
+
+    Args:
+        task: Semantic segmentation; detection or instance segmentation of connected regions.
+        root: Folder of the data set.
+        split: A split file (``splits/<split>.txt``, one name per line), a subfolder, or, for a data set without either,
+            ``train``, ``val`` or ``all``.
+        images: Image folder relative to root; empty = looked for.
+        masks: Mask folder relative to root; empty = looked for.
+        suffix: What mask files append to the stem of the image; empty = looked for.
+        classes: Class names in the order of the values. One name means a binary mask of that class. Empty = from
+            ``classes.txt``, else numbered by the values that occur (name them where splits have folders of their own,
+            because a class may not occur in every split).
+        ignore_labels: Further values to ignore.
+        reduce_zero_label: Value 0 is ignored and value k is class k - 1 (ADE20K).
+
+    Attributes:
+        skipped: Images without a mask and masks without an image.
+
+    Raises:
+        UsageError: Folders, files or the split are not found.
+        DataError: A mask has values beyond the classes.
+    """
+
+    def __init__(
+        self,
+        *,
+        task: Task,
+        root: str | Path,
+        split: str = "train",
+        images: str = "",
+        masks: str = "",
+        suffix: str = "",
+        classes: Sequence[str] = (),
+        ignore_labels: Sequence[int] = (),
+        reduce_zero_label: bool = False,
+    ) -> None:
+        if task not in (Task.SEMANTIC, Task.DETECTION, Task.INSTANCE):
+            raise UsageError(f"masks serve segmentation and detection, not {task}", where=str(root))
+        folder = data_root(root)
+        self.name, self.task = f"{folder.name}/{split}", task
+        layout = MaskLayout(folder, split, images=images, masks=masks, suffix=suffix)
+        self.skipped: dict[str, int] = layout.skipped
+        if not layout.pairs:
+            raise UsageError(
+                f"no image with a mask in the split '{split}'", where=folder, why=str(layout.skipped) or None
+            )
+        self._ignore = frozenset(ignore_labels) | {IGNORE_LABEL}
+        self._reduce_zero = reduce_zero_label
+        if reduce_zero_label and not classes:
+            raise UsageError("reduce_zero_label needs the class names", where=folder, fix="classes=...")
+        asked = tuple(classes) or _class_file(folder)
+        # Values tell a binary mask from a label map.
+        values = set() if len(asked) > 2 or reduce_zero_label else values_of(mask for _, mask in layout.every_pair())
+        self._foreground = 0 if not values else 255 if values <= {0, 255} else 1 if values <= {0, 1} else 0
+        names = self._names(asked, values, folder)
+        self._labels = ClassList.from_names(names)
+        self._things = [k for k, name in enumerate(names) if name.lower() != _BACKGROUND]
+        self.classes = self._labels
+        if task is not Task.SEMANTIC:
+            self.classes = ClassList(
+                names=tuple(names[k] for k in self._things), category_ids=tuple(k for k in self._things)
+            )
+        self._records = Records((str(image), str(mask)) for image, mask in layout.pairs)
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    def __getitem__(self, index: int) -> Sample:
+        """Reads one image and its mask, in the frame of the original image."""
+        image_path, mask_path = (Path(text) for text in self._records[index])
+        image, origin = load_image(image_path, self.name, image_path.stem, None)
+        labels = self.read_mask(mask_path)
+        if labels.shape != origin.size_hw:
+            raise DataError(
+                "a mask has another size than its image",
+                where=mask_path,
+                why=f"height and width are {labels.shape}, those of the image {origin.size_hw}",
+                fix="run `saccade data check` on the data set",
+            )
+        target = Target(semantic=mask_tensor(labels)) if self.task is Task.SEMANTIC else self._regions(labels)
+        return Sample(image=image, task=self.task, origin=origin, target=target, classes=self.classes)
+
+    def read_mask(self, path: Path) -> NDArray[np.int64]:
+        """Class ids of a mask file, :data:`IGNORE_LABEL` where it is not labelled.
+
+        Raises:
+            DataError: A value is beyond the classes.
+        """
+        values = read_labels(path).astype(np.int64)
+        if self._foreground:
+            if ((values != 0) & (values != self._foreground)).any():
+                raise DataError(
+                    "a mask is not binary, though others of the data set are",
+                    where=path,
+                    why=f"values {np.unique(values)[:10].tolist()}, expected 0 and {self._foreground}",
+                    fix="make every mask binary, or every mask a label map",
+                )
+            return (values > 0).astype(np.int64)
+        ignored = np.isin(values, list(self._ignore))
+        if self._reduce_zero:
+            ignored |= values == 0
+            values = values - 1
+        beyond = np.unique(values[~ignored & ((values >= len(self._labels)) | (values < 0))])
+        if len(beyond):
+            raise DataError(
+                f"a mask has values beyond the {len(self._labels)} classes",
+                where=path,
+                why=f"values {(beyond + self._reduce_zero)[:10].tolist()}",
+                fix="name all classes (classes=...), or the values to leave out (ignore_labels=...)",
+            )
+        return np.where(ignored, IGNORE_LABEL, values)
+
+    def _names(self, asked: tuple[str, ...], values: set[int], root: Path) -> tuple[str, ...]:
+        if len(asked) == 1 and values - self._ignore <= {0, 1, self._foreground}:
+            return (_BACKGROUND, *asked)
+        if len(asked) == 1:
+            raise DataError(
+                "one class name, but the masks are not binary",
+                where=root,
+                why=f"values {sorted(values)[:10]}",
+                fix="threshold the masks to 0 and 255, or name all classes (classes=...)",
+            )
+        if self._foreground:
+            return asked or (_BACKGROUND, "foreground")
+        if asked:
+            return asked
+        return tuple(f"class {value}" for value in range(max(values - self._ignore, default=0) + 1))
+
+    def _regions(self, labels: NDArray[np.int64]) -> Target:
+        """Every 8-connected region of a class as an instance, class by class, in reading order."""
+        masks, class_ids, boxes = [], [], []
+        for class_id, value in enumerate(self._things):
+            regions, _ = ndimage.label(labels == value, structure=np.ones((3, 3)))
+            for number, slices in enumerate(ndimage.find_objects(regions), start=1):
+                masks.append(regions == number)
+                class_ids.append(class_id)
+                boxes.append([slices[1].start, slices[0].start, slices[1].stop, slices[0].stop])
+        stacked = np.stack(masks) if masks else np.zeros((0, *labels.shape), bool)
+        return Target(
+            boxes=boxes_tensor(np.array(boxes, np.float32).reshape(-1, 4), (labels.shape[0], labels.shape[1])),
+            class_ids=torch.tensor(class_ids, dtype=torch.int64),
+            masks=mask_tensor(stacked) if self.task is Task.INSTANCE else None,
+            is_crowd=torch.zeros(len(masks), dtype=torch.bool),
+            areas=torch.from_numpy(stacked.sum(axis=(1, 2)).astype(np.float64)),
+        )
+
+
+def ade20k_source(
+    *, task: Task, root: str | Path, split: str = "training", classes: Sequence[str] = ()
+) -> MaskFolderSource:
+    """ADE20K as in ADEChallengeData2016: 150 classes, value 0 is unlabelled.
+
+    Args:
+        task: Semantic segmentation.
+        root: The folder with ``images`` and ``annotations``.
+        split: ``training`` or ``validation`` (``train`` and ``val`` are understood).
+        classes: Other names; empty = the official 150.
+    """
+    official = {"train": "training", "val": "validation"}.get(split, split)
+    return MaskFolderSource(
+        task=task,
+        root=root,
+        split=official,
+        images=f"images/{official}",
+        masks=f"annotations/{official}",
+        classes=tuple(classes) or CLASS_NAMES["ade20k"],
+        reduce_zero_label=True,
+    )
+
+
+class MaskLayout:
+    """Which image belongs to which mask.
+
+    Args:
+        root: Folder of the data set.
+        split: As :class:`MaskFolderSource` takes it.
+        images: Image folder relative to root; empty = looked for.
+        masks: Mask folder relative to root; empty = looked for.
+        suffix: Suffix of mask stems; empty = looked for.
+
+    Attributes:
+        pairs: (image, mask) of the split, sorted by name.
+        unmatched_images: Images of the split without a mask.
+        unmatched_masks: Masks (of the folder) without an image.
+        skipped: Counts of both.
+
+    Raises:
+        UsageError: Folders or the split are not found.
+    """
+
+    def __init__(self, root: Path, split: str, *, images: str, masks: str, suffix: str) -> None:
+        self._root = root
+        self._image_folder = _folder(root, split, images, _IMAGE_FOLDERS, "images", exclude=None)
+        self._mask_folder = _folder(root, split, masks, _MASK_FOLDERS, "masks", exclude=self._image_folder)
+        self._images = _files(self._image_folder)
+        self._masks = {path.stem: path for path in _files(self._mask_folder).values()}
+        if suffix and not suffix.startswith(("_", "-", ".")) and f"_{suffix}" in _SUFFIXES:
+            suffix = f"_{suffix}"
+        self._suffix = suffix or self._find_suffix()
+        stems = self._stems_of(split)
+        self.pairs = [
+            (self._images[stem], self._masks[stem + self._suffix])
+            for stem in stems
+            if stem + self._suffix in self._masks
+        ]
+        self.unmatched_images = [self._images[stem] for stem in stems if stem + self._suffix not in self._masks]
+        of_images = {stem + self._suffix for stem in self._images}
+        self.unmatched_masks = [path for stem, path in self._masks.items() if stem not in of_images]
+        counts = {
+            "image without a mask": len(self.unmatched_images),
+            "mask without an image": len(self.unmatched_masks),
+        }
+        self.skipped = {reason: count for reason, count in counts.items() if count}
+
+    def every_pair(self) -> list[tuple[Path, Path]]:
+        """The pairs of all splits in the same folders."""
+        return [
+            (path, self._masks[stem + self._suffix])
+            for stem, path in self._images.items()
+            if stem + self._suffix in self._masks
+        ]
+
+    def _find_suffix(self) -> str:
+        shares = {suffix: sum(stem + suffix in self._masks for stem in self._images) for suffix in _SUFFIXES}
+        best = max(_SUFFIXES, key=lambda suffix: shares[suffix])
+        if not shares[best]:
+            raise UsageError(
+                "no mask has the name of an image",
+                where=self._mask_folder,
+                why=f"images like {next(iter(self._images), None)}, masks like {next(iter(self._masks), None)}",
+                fix="say what mask files append to the name of the image (mask_suffix=...)",
+            )
+        return best
+
+    def _stems_of(self, split: str) -> list[str]:
+        stems = list(self._images)
+        if split == "all":
+            return stems
+        for pattern in _SPLIT_FILES:
+            for name in split_names(split):
+                listed = self._root / pattern.format(name)
+                if listed.is_file():
+                    return self._listed(listed)
+        if any(
+            name in part for name in split_names(split) for part in self._image_folder.relative_to(self._root).parts
+        ):
+            return stems
+        return [stems[index] for index in hash_split(stems, split, self._root)]
+
+    def _listed(self, split_file: Path) -> list[str]:
+        names = read_lines(split_file)
+        stems = [Path(name).stem if Path(name).suffix.lower() in IMAGE_SUFFIXES else Path(name).name for name in names]
+        missing = [stem for stem in stems if stem not in self._images]
+        if missing:
+            raise DataError(
+                f"{len(missing)} images of the split do not exist",
+                where=split_file,
+                why=", ".join(missing[:5]),
+                fix="run `saccade data check` on the data set",
+            )
+        return stems
+
+
+def values_of(masks: Iterable[Path]) -> set[int]:
+    """Values that occur in mask files; stops early where the first 200 hold nothing but 0 and 255 (or 0 and 1)."""
+    values: set[int] = set()
+    for number, mask in enumerate(masks):
+        if number >= _ENOUGH_MASKS and (values <= {0, 255} or values <= {0, 1}):
+            break
+        values.update(np.flatnonzero(np.bincount(read_labels(mask).ravel())).tolist())
+    return values
+
+
+def _folder(root: Path, split: str, given: str, patterns: Sequence[str], what: str, exclude: Path | None) -> Path:
+    if given:
+        if not (root / given).is_dir():
+            raise UsageError(f"the folder of the {what} does not exist", where=root / given)
+        return root / given
+    candidates = [root / pattern.format(name) for pattern in patterns for name in split_names(split)]
+    for folder in candidates:
+        if folder != exclude and folder.is_dir() and any(path.is_file() for path in folder.iterdir()):
+            return folder
+    raise UsageError(
+        f"the folder of the {what} is not found",
+        where=root,
+        why=f"looked for {', '.join(dict.fromkeys(pattern.format(split) for pattern in patterns))}",
+        fix=f"name it, relative to root ({'images' if what == 'images' else 'annotations'}=...)",
+    )
+
+
+def _files(folder: Path) -> dict[str, Path]:
+    """Image files by stem, sorted by name."""
+    return {
+        path.stem: path
+        for path in sorted(folder.iterdir())
+        if path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".")
+    }
+
+
+def _class_file(root: Path) -> tuple[str, ...]:
+    for name in _CLASS_FILES:
+        if (root / name).is_file():
+            lines = (root / name).read_text(encoding="utf-8").splitlines()
+            return tuple(line.strip() for line in lines if line.strip())
+    return ()
