@@ -32,7 +32,9 @@ FIXTURES = Path(__file__).parents[1] / "fixtures" / "scenes"
 
 seeds = st.integers(0, 2**40)
 scenes = st.builds(
-    draw_scene, seeds, st.sampled_from([(64, 64), (64, 64), (96, 160), (224, 224), (224, 224), (300, 180)])
+    draw_scene,
+    seeds,
+    st.sampled_from([(64, 64), (64, 64), (96, 160), (224, 224), (224, 224), (300, 180), (64, 128), (128, 64)]),
 )
 many = settings(max_examples=60, deadline=None, derandomize=True)
 
@@ -257,6 +259,11 @@ def test_a_style_changes_the_picture_and_nothing_else(style: str) -> None:
 def test_a_size_out_of_range_is_refused(size_hw: tuple[int, int]) -> None:
     with pytest.raises(UsageError, match="64 to 1120"):
         draw_scene(0, size_hw)
+
+
+def test_a_strip_is_refused() -> None:
+    with pytest.raises(UsageError, match="2 times as wide"):
+        draw_scene(0, (100, 201))
 
 
 @pytest.mark.parametrize("seed", [-1, (0, -2), (), (1.5,), 1.5, "word"])

@@ -158,7 +158,8 @@ def lay_backdrop(world: World) -> Backdrop:
     if wall is not None:
         reach = np.float32(wall.distance) / (wall.sin * camera.x[None] + wall.cos * camera.forward[:, None])
         rise = -reach * camera.down[:, None] + np.float32(camera.height_m)
-        hit = (rise >= 0) & (rise <= wall.height) & ((ground[:, None] == 0) | (reach < ground[:, None]))
+        # A negative reach is a wall that a ray at the edge of a wide or tall picture would meet behind the camera.
+        hit = (reach > 0) & (rise >= 0) & (rise <= wall.height) & ((ground[:, None] == 0) | (reach < ground[:, None]))
         labels[hit] = stuff_label("wall")
         np.copyto(depth, reach, where=hit)
     return Backdrop(labels=labels, depth=depth, ground=ground)
@@ -212,7 +213,7 @@ def _paint_backdrop(
     picture = np.empty((height, width, 3), dtype=np.float32)
     ground = backdrop.ground
     first = int(np.argmax(ground > 0)) if ground.any() else height
-    sky_rows = first if world.wall is None or world.wall.height < 12 else 0
+    sky_rows = first if (backdrop.labels[:first] == stuff_label("sky")).any() else 0
 
     # Sky: paler towards the horizon, with clouds.
     if sky_rows:

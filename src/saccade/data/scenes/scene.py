@@ -16,7 +16,7 @@ from saccade.data.scenes.words import SEMANTIC_CLASSES, THING_CLASSES
 from saccade.data.scenes.world import World, build_world
 from saccade.errors import UsageError
 
-MIN_SIZE, MAX_SIZE = 64, 1120
+MIN_SIZE, MAX_SIZE, MAX_ASPECT = 64, 1120, 2
 
 SPLITS: dict[str, tuple[int, int]] = {"train": (0, 10**9), "val": (1, 10_000), "test": (2, 10_000)}
 """Split name -> (its word in the seed of a scene, how many scenes it has). Scene i of a split has the seed
@@ -152,7 +152,7 @@ def draw_scene(seed: int | tuple[int, ...], size_hw: tuple[int, int] = (224, 224
 
     Args:
         seed: A non-negative integer, or a tuple of them. The same seed and size give the same bytes.
-        size_hw: Height and width in pixels, 64 to 1120 each.
+        size_hw: Height and width in pixels, 64 to 1120 each, one at most twice the other.
         style: One of ``SCENE_STYLES``; every truth but the picture is the same in all styles.
 
     Raises:
@@ -163,6 +163,11 @@ def draw_scene(seed: int | tuple[int, ...], size_hw: tuple[int, int] = (224, 224
         raise UsageError(
             f"scenes are drawn from {MIN_SIZE} to {MAX_SIZE} pixels a side, not {height} x {width}",
             fix="draw at a size in range and resize the result",
+        )
+    if max(height, width) > MAX_ASPECT * min(height, width):
+        raise UsageError(
+            f"scenes are drawn up to {MAX_ASPECT} times as wide as high, or as high as wide, not {height} x {width}",
+            fix="draw a larger picture and crop it",
         )
     words = seed_words(seed)
     dice = Dice((*words, 0))

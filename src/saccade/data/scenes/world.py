@@ -103,8 +103,8 @@ def _layout(dice: Dice, size_hw: tuple[int, int]) -> World:
     focal = zoom * short
     near, far = 3.7 * zoom, 7.0 * zoom
     camera_height = dice.uniform(1.5, 3.2)
-    # The pitch that puts the nearest standing place near the lower edge of the picture.
-    edge = dice.uniform(0.30, 0.43) * height / focal
+    # The pitch that puts the nearest standing place near the lower edge of the picture (of its middle square).
+    edge = dice.uniform(0.30, 0.43) * short / focal
     pitch = math.atan(camera_height / near) - math.atan(edge)
     camera = Camera(size_hw=size_hw, focal_px=focal, height_m=camera_height, pitch=pitch)
     base = dice.pick(("grass", "grass", "sand"))
