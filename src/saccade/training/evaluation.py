@@ -13,9 +13,19 @@ from saccade.data.sources.base import Source, select_range
 from saccade.errors import SaccadeError, UsageError
 from saccade.metrics import build_metrics
 from saccade.models.git.model import GiT
+from saccade.tasks import Task
 from saccade.training.config import Precision
 from saccade.training.distributed import World
 from saccade.training.engine import autocast
+
+PROTOCOLS: dict[Task, str] = {
+    Task.DETECTION: "COCO box AP, IoU 0.50:0.95, 100 detections per image",
+    Task.INSTANCE: "COCO box and mask AP, IoU 0.50:0.95, 100 detections per image",
+    Task.SEMANTIC: "IoU from areas summed over the set, at the original size, label 255 left out",
+    Task.CAPTION: "BLEU-1..4, ROUGE-L and CIDEr of COCO captions, PTB tokens",
+    Task.GROUNDING: "share of phrases whose box has IoU >= 0.5, in pixels of the original image",
+}
+"""How each task is scored; every result carries the line."""
 
 
 class EvaluationStopped(SaccadeError):
@@ -31,7 +41,8 @@ class EvalResult:
         per_class: Class name to its metrics, for tasks that have classes.
         images: Samples evaluated, over all ranks.
         seconds: Wall time, loading included.
-        stamp: How the numbers came about: protocol, task, data set, images, network input, precision.
+        stamp: How the numbers came about: task, data set, what its reader left out, protocol, notes of the metric,
+            network input, precision, checkpoint.
     """
 
     metrics: dict[str, float]
@@ -117,21 +128,28 @@ def evaluate(
                 break
     if world.any([stopped])[0]:
         raise EvaluationStopped("the evaluation was stopped", where=source.name)
-    metric.merge(world.gather(metric.state()))
+    if world.size > 1:
+        metric.merge(world.gather(metric.state()))
     return EvalResult(
         metrics=metric.compute(),
+        per_class={str(row["class_name"]): _numbers(row) for row in metric.per_class()},
         images=len(source),
         seconds=time.perf_counter() - started_s,
         stamp={
             "task": str(source.task),
             "data": source.name,
             "left_out": dict(source.skipped),
-            "protocol": "",
+            "protocol": PROTOCOLS[source.task],
+            "notes": list(metric.notes),
             "input_hw": list(declared.size_hw),
             "precision": precision,
             "checkpoint": checkpoint,
         },
     )
+
+
+def _numbers(row: dict[str, Any]) -> dict[str, float]:
+    return {name: value for name, value in row.items() if isinstance(value, int | float)}
 
 
 @contextmanager
