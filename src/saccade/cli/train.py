@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import inspect
+import os
 import typing
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -62,6 +63,8 @@ def _run(arguments: argparse.Namespace) -> int:
     from saccade.training.trainer import Trainer
 
     result = Trainer(config).fit()
+    if os.environ.get("RANK", "0") != "0":  # under torchrun one process speaks for all
+        return 0
     _show(result)
     screen.write_json(arguments.json, _for_machines(result))
     return 0

@@ -1,0 +1,335 @@
+"""The command line from outside: words in, screen, files and exit code out."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from helpers_checkpoint import tiny_checkpoint
+from PIL import Image
+
+from saccade.cli import build, main
+
+VERBS = ("predict", "train", "eval", "data", "models", "convert", "bench", "demo")
+SECOND_WORDS = {"data": ("scenes", "check", "convert"), "models": ("list", "show")}
+EVERY_VERB = [
+    *([verb] for verb in VERBS),
+    *([verb, word] for verb, words in SECOND_WORDS.items() for word in words),
+]
+SAMPLE = Path(__file__).parents[1].parent / "shared/parity/git/ckpt_format_sample.pth"
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> str:
+    torch.set_num_threads(1)
+    return str(tiny_checkpoint(tmp_path_factory.mktemp("model") / "tiny"))
+
+
+@pytest.fixture
+def pictures(tmp_path: Path) -> Path:
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    for number in range(3):
+        noise = np.random.default_rng(number).integers(0, 256, (48, 64, 3), dtype=np.uint8)
+        Image.fromarray(noise).save(folder / f"{number}.png")
+    return folder
+
+
+class Ran:
+    """One run of the command line: exit code and what it printed."""
+
+    def __init__(self, code: int, out: str, err: str) -> None:
+        self.code, self.out, self.err = code, out, err
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str]):
+    def call(*words: str | Path) -> Ran:
+        capsys.readouterr()
+        code = main([str(word) for word in words])
+        printed = capsys.readouterr()
+        return Ran(code, printed.out, printed.err)
+
+    return call
+
+
+# --- the frame: help, errors, exit codes -----------------------------------------------------------------------------
+
+
+def test_help_comes_fast_and_without_torch() -> None:
+    code = (
+        "import sys, time; start = time.perf_counter(); from saccade.cli import main; main(['--help']); "
+        "took = time.perf_counter() - start; assert 'torch' not in sys.modules; assert took < 0.5, took"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert all(verb in done.stdout for verb in VERBS)
+
+
+@pytest.mark.parametrize("words", EVERY_VERB, ids=" ".join)
+def test_help_of_each_verb_shows_an_example(run, words: list[str]) -> None:
+    shown = run(*words, "--help")
+    assert shown.code == 0
+    examples = shown.out.partition("examples:")[2].strip().splitlines()
+    assert examples
+    assert all(line.strip().startswith(f"saccade {words[0]}") for line in examples)
+
+
+def test_examples_in_the_help_are_right() -> None:
+    """Every example parses: no option in it is misspelt or gone."""
+    import shlex
+
+    def examples(parser) -> list[str]:
+        found = [line.strip() for line in (parser.epilog or "").splitlines() if line.strip().startswith("saccade ")]
+        for action in parser._actions:
+            if isinstance(action.choices, dict):
+                for inner in action.choices.values():
+                    found += examples(inner)
+        return found
+
+    parser = build()
+    lines = examples(parser)
+    assert len(lines) >= len(EVERY_VERB)
+    for line in lines:
+        words = shlex.split(line.split("   ")[0])[1:]  # a remark stands after three blanks
+        arguments, unknown = parser.parse_known_args(words)
+        assert not unknown, line
+        assert arguments.run is not None
+
+
+def test_no_words_show_the_help_and_are_wrong_use(run) -> None:
+    shown = run()
+    assert shown.code == 2
+    assert "predict" in shown.out
+
+
+def test_version(run) -> None:
+    from saccade import __version__
+
+    assert run("--version").out == f"saccade {__version__}\n"
+
+
+@pytest.mark.parametrize(
+    ("words", "hint"),
+    [
+        (["predct", "a.jpg"], "did you mean 'predict'?"),
+        (["data", "chek", "x"], "did you mean 'check'?"),
+        (["predict", "a.jpg", "--modl", "x"], "did you mean '--model'?"),
+        (["predict", "a.jpg", "--modl=x"], "did you mean '--model'?"),
+        (["models", "show", "git-bse"], "did you mean 'git-base'?"),
+        (["predict", "a.jpg", "--save", "overlai"], "did you mean 'overlay'?"),
+        (["data", "scenes", "--out", "x", "--format", "cocoo"], "did you mean 'coco'?"),
+        (["data", "scenes", "--out", "x", "--split", "vall"], "did you mean 'val'?"),
+        (["eval", "git-nano", "--data", "scene"], "did you mean 'scenes'?"),
+        (["eval", "git-nano", "--precision", "bf61"], "did you mean 'bf16'?"),
+        (["predict"], "saccade predict --help"),
+        (["predict", "a.jpg", "--score", "2"], "between 0 and 1"),
+        (["predict", "a.jpg", "--classes", "cat,,dog"], "empty name"),
+        (["data", "scenes", "--out", "x", "--count", "0"], "at least 1"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_wrong_use_names_the_nearest_and_exits_with_2(run, words: list[str], hint: str) -> None:
+    shown = run(*words)
+    assert shown.code == 2
+    assert shown.err.startswith("error: ")
+    assert hint in shown.err
+    assert "Traceback" not in shown.err
+
+
+def test_debugging_shows_the_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+    from saccade.errors import UsageError
+
+    monkeypatch.setenv("SACCADE_DEBUG", "1")
+    with pytest.raises(UsageError):
+        main(["models", "show", "git-bse"])
+
+
+def test_a_file_that_cannot_be_written_is_named_without_traceback(run, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    shown = run("data", "scenes", "--out", tmp_path / "scenes", "--count", "1", "--json", tmp_path / "file/x.json")
+    assert shown.code == 1
+    assert str(tmp_path / "file") in shown.err
+    assert "Traceback" not in shown.err
+
+
+def test_a_closed_pipe_is_no_error() -> None:
+    command = f"{sys.executable} -m saccade models list | head -1"
+    done = subprocess.run(["bash", "-c", f"set -o pipefail; {command}"], capture_output=True, text=True, check=False)
+    assert "Traceback" not in done.stderr
+    assert "BrokenPipe" not in done.stderr
+    assert len(done.stdout.splitlines()) == 1
+
+
+# --- predict ---------------------------------------------------------------------------------------------------------
+
+
+def test_predict_says_what_it_sees_and_saves_it(run, model: str, pictures: Path, tmp_path: Path) -> None:
+    out = tmp_path / "answers"
+    words = ["--task", "instance", "--classes", "ball,box", "--score", "0", "--save", "coco,png,npy,overlay,json"]
+    shown = run("predict", pictures, "--model", model, *words, "--out", out, "--device", "cpu")
+    assert shown.code == 0, shown.err
+    lines = shown.out.splitlines()
+    assert [line.split(":")[0] for line in lines] == [str(pictures / f"{n}.png") for n in range(3)]
+    assert all("ball" in line or "box" in line for line in lines)
+    names = {path.name for path in out.iterdir()}
+    assert {"coco_results.json", "coco_dataset.json", "0_overlay.png", "0_masks.npy", "0_instances.png"} <= names
+    assert np.load(out / "0_masks.npy").shape[1:] == (48, 64)
+    categories = json.loads((out / "coco_dataset.json").read_text())["categories"]
+    assert [category["name"] for category in categories] == ["ball", "box"]
+    assert "3 pictures" in shown.err
+
+
+def test_predict_saves_nothing_unless_asked(run, model: str, pictures: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(pictures.parent)
+    before = set(pictures.parent.rglob("*"))
+    assert run("predict", pictures / "0.png", "--model", model, "--task", "caption").code == 0
+    assert set(pictures.parent.rglob("*")) == before
+
+
+def test_predict_grounds_every_phrase(run, model: str, pictures: Path) -> None:
+    words = ["--phrase", "the red ball", "--phrase", "the box on the left"]
+    shown = run("predict", pictures / "0.png", "--model", model, *words)
+    assert shown.code == 0, shown.err
+    assert len(shown.out.splitlines()) == 2
+    assert "'the red ball' at x " in shown.out
+
+
+def test_predict_goes_on_after_a_damaged_picture_and_reports_it(run, model: str, pictures: Path) -> None:
+    (pictures / "1.png").write_bytes((pictures / "1.png").read_bytes()[:200])
+    shown = run("predict", pictures, "--model", model, "--task", "semantic")
+    assert shown.code == 1
+    assert len(shown.out.splitlines()) == 2
+    assert "1.png" in shown.err
+    assert "2 pictures" in shown.err
+    assert "1 could not be read" in shown.err
+
+
+def test_predict_refuses_formats_that_the_task_does_not_have(run, model: str, pictures: Path) -> None:
+    shown = run("predict", pictures, "--model", model, "--task", "detection", "--save", "npy")
+    assert shown.code == 2
+    assert "no masks" in shown.err
+
+
+def test_predict_names_a_missing_file(run, model: str, tmp_path: Path) -> None:
+    shown = run("predict", tmp_path / "nowhere.jpg", "--model", model, "--task", "caption")
+    assert shown.code in (1, 2)
+    assert "nowhere.jpg" in shown.err
+    assert "Traceback" not in shown.err
+
+
+# --- eval, data, models, convert, demo -------------------------------------------------------------------------------
+
+
+def test_eval_measures_and_writes_json(run, model: str, tmp_path: Path) -> None:
+    file = tmp_path / "eval.json"
+    words = ["--data", "scenes", "--task", "grounding,semantic", "--limit", "2", "--json", file, "--device", "cpu"]
+    shown = run("eval", model, *words)
+    assert shown.code == 0, shown.err
+    written = json.loads(file.read_text())
+    assert set(written) == {"grounding", "semantic_segmentation"}
+    assert written["grounding"]["images"] == 2
+    for result in written.values():
+        assert result["metrics"]
+        assert all(name in shown.out for name in result["metrics"])
+
+
+def test_eval_of_files_needs_a_folder_and_a_task(run, model: str, tmp_path: Path) -> None:
+    shown = run("eval", model, "--data", "coco", "--task", "detection")
+    assert (shown.code, "--root DIR" in shown.err) == (2, True)
+    shown = run("eval", model, "--data", "coco", "--root", tmp_path)
+    assert (shown.code, "--task detection" in shown.err) == (2, True)
+
+
+@pytest.mark.parametrize("layout", ["coco", "ade", "karpathy", "refcoco", "grefcoco", "nyu"])
+def test_scenes_are_written(run, tmp_path: Path, layout: str) -> None:
+    file = tmp_path / "written.json"
+    words = ["--format", layout, "--count", "2", "--split", "val", "--size", "96", "--json", file]
+    shown = run("data", "scenes", "--out", tmp_path / "set", *words)
+    assert shown.code == 0, shown.err
+    written = json.loads(file.read_text())
+    assert written["images"] == 2
+    assert written["format"] == layout
+    assert layout in shown.out
+    assert all(Path(path).is_file() for path in written["files"])
+
+
+def test_models_are_listed_and_shown(run, model: str) -> None:
+    listed = run("models", "list")
+    assert listed.code == 0
+    assert all(name in listed.out for name in ("git-base", "git-universal-huge", "multi_base.pth"))
+    card = run("models", "show", "git-base")
+    assert all(word in card.out for word in ("158,647,808", "46.7", "multi_base.pth"))
+    own = run("models", "show", model)
+    assert own.code == 0, own.err
+    assert all(word in own.out for word in ("semantic_segmentation", "2 blocks, width 16", "recipe"))
+
+
+@pytest.mark.skipif(not SAMPLE.is_file(), reason="the sample checkpoint (../shared/parity/git) is absent")
+def test_convert_refuses_a_file_of_another_kind(run) -> None:
+    shown = run("convert", SAMPLE)
+    assert shown.code == 1
+    assert SAMPLE.name in shown.err
+
+
+def test_convert_reports_every_key_and_refuses_a_partial_file(run, model: str, tmp_path: Path) -> None:
+    official, file = tmp_path / "official.pth", tmp_path / "report.json"
+    assert run("convert", model, "--to-official", official).code == 0
+    content = torch.load(official, weights_only=True)
+    del content["state_dict"]["backbone.layers.0.ln1.weight"]
+    torch.save(content, official)
+    shown = run("convert", official, "--out", tmp_path / "out", "--json", file)
+    assert shown.code == 1
+    assert "missing" in shown.out
+    assert "1 missing" in shown.err
+    assert not (tmp_path / "out").exists()
+    report = json.loads(file.read_text())
+    assert report["complete"] is False
+    assert report["written"] is None
+
+
+def test_convert_there_and_back(run, model: str, tmp_path: Path) -> None:
+    official = tmp_path / "official.pth"
+    assert run("convert", model, "--to-official", official).code == 0
+    only_report = run("convert", official)
+    assert only_report.code == 0, only_report.err
+    assert "nothing written" in only_report.err
+    shown = run("convert", official, "--out", tmp_path / "back", "--vocabulary", Path(model) / "vocab.txt")
+    assert shown.code == 0, shown.err
+    assert run("models", "show", tmp_path / "back").code == 0
+    assert run("convert", official, "--out", "a", "--to-official", "b.pth").code == 2
+
+
+def test_demo_writes_a_page(run, model: str, tmp_path: Path) -> None:
+    shown = run("demo", "--out", tmp_path / "demo", "--model", model, "--images", "1", "--device", "cpu")
+    assert shown.code == 0, shown.err
+    assert shown.out.strip() == f"open {tmp_path / 'demo/index.html'}"
+    assert (tmp_path / "demo/index.html").stat().st_size > 10_000
+
+
+def test_the_command_is_installed() -> None:
+    command = Path(sys.executable).with_name("saccade")
+    if not command.exists():
+        pytest.skip("the package is not installed beside this Python")
+    done = subprocess.run([command, "--version"], capture_output=True, text=True, check=False, env=os.environ)
+    assert done.returncode == 0
+    assert done.stdout.startswith("saccade ")
+
+
+def test_bench_measures_against_the_reference(run, tmp_path: Path) -> None:
+    file = tmp_path / "bench.json"
+    words = ["--task", "grounding,caption", "--preset", "nano", "--repeats", "1", "--json", file, "--device", "cpu"]
+    shown = run("bench", "git", *words)
+    assert shown.code == 0, shown.err
+    written = json.loads(file.read_text())
+    assert [one["task"] for one in written] == ["grounding", "caption"]
+    for one in written:
+        assert one["ratio"] == pytest.approx(one["ms_per_image"] / one["reference_ms"])
+    assert "vit_b_16" in shown.out
+    assert run("bench", "gti").code == 2
