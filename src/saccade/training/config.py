@@ -87,6 +87,8 @@ class TrainConfig:
         val: What is evaluated, each with the metric of its task.
         steps: Optimiser steps. 0 with an empty mixture only evaluates ``val``.
         optim: Optimiser and schedule.
+        initialise: Fresh weights: ``plain`` as published, or ``local`` for training without any pre-training
+            (:func:`saccade.models.git.initialise.initialise_local`).
         weights: A checkpoint folder or zoo name whose whole model is the start (fine-tuning).
         init_from: A pre-training file whose backbone is the start (e.g. a SAM ViT).
         text_init: A BERT embedding file for ``text_embed`` (GiT's ``bert_embed*.pt``).
@@ -116,6 +118,7 @@ class TrainConfig:
     steps: int
     val: tuple[SourceConfig, ...] = ()
     optim: OptimConfig = field(default_factory=OptimConfig)
+    initialise: Literal["plain", "local"] = "plain"
     weights: str = ""
     init_from: str = ""
     text_init: str = ""

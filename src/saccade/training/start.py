@@ -9,6 +9,7 @@ from saccade.hub.resolve import ASSETS, fetch_file, load_model
 from saccade.hub.starts import load_backbone, load_text_embedding
 from saccade.hub.zoo import ZOO
 from saccade.mapping import MappingReport
+from saccade.models.git.initialise import initialise_local
 from saccade.models.git.model import GiT
 from saccade.tokens.vocabulary import TextVocabulary
 from saccade.training.config import TrainConfig
@@ -32,6 +33,8 @@ def build_model(config: TrainConfig) -> tuple[GiT, list[MappingReport]]:
     if config.weights:
         return _whole_model(config), []
     model = config.model.build(_vocabulary(config))
+    if config.initialise == "local":
+        initialise_local(model)
     reports: list[MappingReport] = []
     if config.init_from:
         reports.append(load_backbone(model, _file(config.init_from)))

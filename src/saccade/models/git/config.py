@@ -119,6 +119,18 @@ class GiTConfig:
     grounding: GroundingConfig | None = field(default_factory=GroundingConfig)
 
     def __post_init__(self) -> None:
+        if self.vit.width % self.concept_heads:
+            raise ConfigError(
+                f"width {self.vit.width} is not a multiple of concept_heads {self.concept_heads}",
+                where="model.concept_heads",
+            )
+        semantic = self.semantic_segmentation
+        if semantic is not None and self.vit.patch_size % semantic.block:
+            raise ConfigError(
+                f"a patch of {self.vit.patch_size} pixels cannot be cut into {semantic.block} labels a side",
+                where="model.semantic_segmentation.block",
+                fix="choose a divisor of vit.patch_size",
+            )
         side = self.vit.patch_size * self.vit.window_size
         for name in ("detection", "instance_segmentation", "semantic_segmentation", "caption", "grounding"):
             task = getattr(self, name)

@@ -53,6 +53,7 @@ class PointGrid:
 
 
 @lru_cache(maxsize=32)
+@torch.inference_mode(False)  # kept tensors made during an evaluation must serve the next training step too
 def point_grid(
     patches_hw: tuple[int, int], window_size: int, per_window_hw: tuple[int, int], device: torch.device
 ) -> PointGrid:

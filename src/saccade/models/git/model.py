@@ -192,9 +192,10 @@ class GiT(nn.Module):
         """Concept vectors ``[n, C]``: a name's word row, or for several pieces an attention over them (specs 4)."""
         names = tuple(names)
         if names not in self._ids:
-            ids, _ = self.vocabulary.encode(names, max_length=_CONCEPT_LENGTH)
-            ids[ids == self.vocabulary.sep_id] = 0
-            self._ids[names] = F.pad(ids, (0, max(0, 3 - ids.shape[1])))
+            with torch.inference_mode(False):  # kept tensors of an evaluation must serve the next training step too
+                ids, _ = self.vocabulary.encode(names, max_length=_CONCEPT_LENGTH)
+                ids[ids == self.vocabulary.sep_id] = 0
+                self._ids[names] = F.pad(ids, (0, max(0, 3 - ids.shape[1])))
         table = self.text_embed.words.weight
         ids = self._ids[names].to(table.device)
         several = ids[:, 2] != 0

@@ -57,19 +57,19 @@ def _small(
         concept_heads=4,
         text_dropout=0.0,
         detection=DetectionConfig(
-            input_size=224, grid_per_window=(10, 10), train_points_per_window=24, num_bins=448, max_detections=100
+            input_size=224, grid_per_window=(10, 10), train_points_per_window=24, num_bins=224, max_detections=100
         ),
         instance_segmentation=DetectionConfig(
             input_size=224,
             grid_per_window=(10, 10),
             train_points_per_window=12,
-            num_bins=448,
+            num_bins=224,
             max_detections=100,
             num_rays=24,
         ),
         semantic_segmentation=SemanticConfig(input_size=224, train_points_per_window=24),
         caption=CaptionConfig(input_size=224, max_length=24),
-        grounding=GroundingConfig(input_size=224, num_bins=448, max_text_length=32),
+        grounding=GroundingConfig(input_size=224, num_bins=224, max_text_length=32),
     )
 
 

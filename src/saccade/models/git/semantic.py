@@ -50,9 +50,10 @@ def encode_labels(labels: Tensor, patches_hw: tuple[int, int], block: int, num_c
     step_y, step_x = labels.shape[0] // (rows * block), labels.shape[1] // (cols * block)
     small = labels[::step_y, ::step_x]
     ignored = small == IGNORE_LABEL
-    if bool((small[~ignored] >= num_classes).any()) or bool((small < 0).any()):
+    wrong = ~ignored & ((small < 0) | (small >= num_classes))
+    if bool(wrong.any()):
         raise DataError(
-            f"a label map holds label {int(small[~ignored].max())} but there are {num_classes} classes",
+            f"a label map holds label {int(small[wrong][0])} but there are {num_classes} classes",
             fix="run `saccade data check` on the data set",
         )
     tokens = small.masked_fill(ignored, num_classes + 1)
