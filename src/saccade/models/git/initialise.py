@@ -1,6 +1,6 @@
 """A start for GiT models that are trained without any pre-training.
 
-The published models start from SAM and BERT weights, which already know where tokens stand and what resembles what. From
+The published models start from SAM and BERT weights, which know where tokens stand and what resembles what. From
 plain random weights a small model learns the language of the answers but not the picture: attention is uniform at
 first, so what a response knows of its own grid point is 1 part in 200 of what it reads, and the gradient that could
 change this is as small. :func:`initialise_local` writes the missing knowledge into the fresh weights; neither the
