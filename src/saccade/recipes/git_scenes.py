@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 
 from saccade.data.augment import Augment, CaptionAugment, DetectionAugment
 from saccade.models.git.config import GiTConfig
