@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-
 from saccade.data.augment import Augment, CaptionAugment, DetectionAugment
 from saccade.models.git.config import GiTConfig
 from saccade.models.git.presets import PRESETS
