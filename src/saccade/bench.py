@@ -1,7 +1,7 @@
 """Times one image of one task against a named reference, interleaved in the same process.
 
-The reference is torchvision's ``vit_b_16`` at 224 px, batch 1: the ratio says how many of its forward passes one answer costs,
-which carries over between machines much better than milliseconds do.
+The reference is torchvision's ``vit_b_16`` at 224 px, batch 1: the ratio says how many of its forward passes one answer
+costs, which carries over between machines much better than milliseconds do.
 """
 
 from __future__ import annotations
@@ -132,6 +132,28 @@ def run_bench(
     )
 
 
+def precision_cost(task: Task, *, model: str = "git-nano", images: int = 100) -> dict[str, dict[str, float]]:
+    """What bfloat16 costs in accuracy: the same trained model on the same drawn scenes in both precisions.
+
+    Args:
+        task: The task.
+        model: A trained checkpoint.
+        images: Scenes of the validation split.
+
+    Returns:
+        Metrics of ``float32``, of ``bf16``, and their ``difference`` (bf16 minus float32).
+    """
+    from saccade.data.sources import SourceSpec, open_source
+    from saccade.hub.resolve import load_model
+    from saccade.training.evaluation import evaluate
+
+    loaded = load_model(model).model
+    source = open_source(SourceSpec(task=task, reader="scenes", split="val", limit=images))
+    full = evaluate(loaded, source, batch_size=8, precision="float32").metrics
+    half = evaluate(loaded, source, batch_size=8, precision="bf16").metrics
+    return {"float32": full, "bf16": half, "difference": {name: half[name] - full[name] for name in full}}
+
+
 def describe_machine(device: str) -> str:
     """Processor, core count and versions, for reports."""
     name = platform.processor() or platform.machine()
@@ -198,9 +220,7 @@ def _batch(task: Task, size: int, batch_size: int, device: str) -> Batch:
         task=task,
         classes=ClassList.from_names(names) if names else None,
         phrases=[_PHRASE] * batch_size if task is Task.GROUNDING else None,
-        origins=[
-            Origin(dataset="bench", image_id=index, path=None, size_hw=(480, 640)) for index in range(batch_size)
-        ],
+        origins=[Origin(dataset="bench", image_id=index, path=None, size_hw=(480, 640)) for index in range(batch_size)],
         input_sizes_hw=[(size, size)] * batch_size,
     )
 

@@ -34,7 +34,7 @@ def add(verbs: Verbs) -> None:
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    from saccade.bench import run_bench
+    from saccade.bench import precision_cost, run_bench
     from saccade.cli import screen
     from saccade.tasks import parse_task
     from saccade.training.distributed import resolve_device
@@ -72,5 +72,12 @@ def _run(arguments: argparse.Namespace) -> int:
         title=title,
     )
     screen.say(f"reference: {first.reference}, float32; medians of {first.repeats} passes, interleaved")
-    screen.write_json(arguments.json, [dataclasses.asdict(result) for result in results])
+    costs = {}
+    if arguments.dtype == "bf16":
+        for task in tasks:
+            costs[str(task)] = cost = precision_cost(task)
+            shown = "  ".join(f"{name} {value:+.4f}" for name, value in cost["difference"].items())
+            screen.say(f"git-nano on 100 scenes, {task}, bf16 minus float32: {shown}")
+    report = {"results": [dataclasses.asdict(result) for result in results], "precision_cost": costs}
+    screen.write_json(arguments.json, report)
     return 0
