@@ -16,13 +16,15 @@ import torch
 from helpers_training import GOLDEN, assert_same_state, losses_of, scenes, state_of, tiny_model, tiny_run
 from torch import Tensor
 
-from saccade.errors import CheckpointError, ConfigError, TrainingError
+from saccade.data.sources import open_source
+from saccade.errors import CheckpointError, ConfigError, TrainingError, UsageError
 from saccade.hub.checkpoint import load_folder
 from saccade.models.git.model import GiT
 from saccade.samples import Batch
 from saccade.tasks import Task
 from saccade.training import trainer as trainer_module
 from saccade.training.config import TrainConfig
+from saccade.training.evaluation import evaluate
 from saccade.training.logs import read_lines
 from saccade.training.trainer import Trainer
 
@@ -303,3 +305,39 @@ def test_an_evaluation_cut_short_is_made_up(tmp_path: Path, monkeypatch: pytest.
 def test_an_unknown_metric_to_monitor_offers_the_nearest(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="did you mean 'semantic_segmentation/mIoU'"):
         Trainer(evaluated(tmp_path, monitor="semantic_segmentation/mIou")).fit()
+
+
+def test_a_run_of_no_steps_only_evaluates(tmp_path: Path, last_state: Path) -> None:
+    config = evaluated(tmp_path, train=(), steps=0, weights=str(last_state), monitor="")
+    result = Trainer(config).fit()
+    assert result.checkpoint is None
+    assert [line["step"] for line in read_lines(result.folder) if line["kind"] == "eval"] == [0, 0]
+    assert result.evaluations["detection"].images == 4
+
+
+def test_evaluation_is_stamped_and_leaves_the_mode_alone(last_state: Path) -> None:
+    model = load_folder(last_state).model.train()
+    seen: list[tuple[int, int]] = []
+    source = open_source(scenes(Task.DETECTION, split="val", limit=5))
+    result = evaluate(model, source, batch_size=2, progress=lambda *done: seen.append(done), checkpoint="tiny")
+    assert model.training
+    assert seen == [(2, 5), (4, 5), (5, 5)]
+    plain = result.to_dict()
+    assert (plain["images"], plain["data"], plain["checkpoint"]) == (5, "scenes/val", "tiny")
+    assert plain["protocol"].startswith("COCO box AP")
+    assert {"AP", "AP50", "AR100"} <= set(plain["metrics"])
+    assert set(plain["per_class"]) == set(source.classes.names)
+    reference = evaluate(model, source, engine="pycocotools")
+    assert reference.metrics == pytest.approx(result.metrics)
+    assert evaluate(model, source, limit=2).images == 2
+    model.config.detection = None
+    with pytest.raises(UsageError, match="does not offer the task detection"):
+        evaluate(model, source)
+
+
+@pytest.mark.parametrize("task", list(Task))
+def test_every_task_is_evaluated(last_state: Path, task: Task) -> None:
+    model = load_folder(last_state).model
+    result = evaluate(model, open_source(scenes(task, split="val", limit=3)), batch_size=2)
+    assert result.images == 3
+    assert result.metrics

@@ -18,6 +18,7 @@ from helpers_training import assert_same_state, scenes, state_of, tiny_run
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from saccade.errors import TrainingError
 from saccade.samples import Batch, Origin
 from saccade.tasks import Task
 from saccade.training import checkpoint
@@ -216,6 +217,27 @@ def test_two_ranks_take_the_steps_of_one_process_that_accumulates(tmp_path: Path
     assert not any(key.startswith("optim/branches.grounding") for key in one)
     assert one["optim/branches.caption.weight/step"] == 2
     assert one["optim/shared.weight/step"] == 3
+
+
+def _toy_poisoned(out: Path, config: TrainConfig) -> None:
+    with open_world("cpu") as world:
+        engine = Engine(Mean(), config, world)
+        batch = _toy_batches()[0][world.rank]
+        if world.rank == 1:
+            batch.images[0] = torch.nan
+        try:
+            engine.step(0, [batch])
+        except TrainingError as error:
+            (out / f"{world.rank}.txt").write_text(str(error))
+
+
+def test_a_loss_that_is_not_finite_on_one_rank_stops_all_and_names_it(tmp_path: Path) -> None:
+    _ranks(_toy_poisoned, tmp_path, tiny_run(tmp_path))
+    for rank in range(2):
+        text = (tmp_path / f"{rank}.txt").read_text()
+        assert "the loss is not finite at step 1" in text
+        assert "rank 1, detection from toy" in text
+        assert "rank 0" not in text
 
 
 def test_two_ranks_train_git_like_one_process_with_twice_the_batch(tmp_path: Path) -> None:

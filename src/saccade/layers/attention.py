@@ -19,6 +19,7 @@ _BIAS_BYTES = (16 * 2**20, 512 * 2**20)
 
 
 @lru_cache(maxsize=64)
+@torch.inference_mode(False)  # kept tensors made during an evaluation must serve the next training step too
 def _relative_index(size: int, device: torch.device) -> Tensor:
     """``[size, size]`` rows of a table of ``2 * size - 1`` offsets: entry (a, b) is ``a - b + size - 1``."""
     position = torch.arange(size, device=device)

@@ -12,6 +12,7 @@ from saccade.data.loader import EvalLoader
 from saccade.data.sources.base import Source, select_range
 from saccade.errors import SaccadeError, UsageError
 from saccade.metrics import build_metrics
+from saccade.metrics.detection import Engine
 from saccade.models.git.model import GiT
 from saccade.tasks import Task
 from saccade.training.config import Precision
@@ -26,6 +27,8 @@ PROTOCOLS: dict[Task, str] = {
     Task.GROUNDING: "share of phrases whose box has IoU >= 0.5, in pixels of the original image",
 }
 """How each task is scored; every result carries the line."""
+
+_COCO = (Task.DETECTION, Task.INSTANCE)
 
 
 class EvaluationStopped(SaccadeError):
@@ -70,6 +73,7 @@ def evaluate(
     workers: int = 0,
     limit: int = 0,
     precision: Precision = "float32",
+    engine: Engine = "faster",
     progress: Callable[[int, int], None] | None = None,
     stop: Callable[[], bool] | None = None,
     world: World | None = None,
@@ -84,6 +88,7 @@ def evaluate(
         workers: Loader processes.
         limit: Evaluate only the first N samples (0 = all).
         precision: Arithmetic of the forward pass.
+        engine: COCO evaluator; ``pycocotools`` is the reference for numbers that are reported.
         progress: Called with (samples done on this rank, samples of this rank).
         stop: Asked after every batch; once it says yes on any rank, the evaluation is given up.
         world: This process among all; samples are shared out and metrics merged, every rank gets the result.
@@ -112,7 +117,7 @@ def evaluate(
         world_size=world.size,
         pin_memory=device.type == "cuda",
     )
-    metric = build_metrics(source.task, source.classes)
+    metric = build_metrics(source.task, source.classes, engine=engine)
     share = len(range(world.rank, len(source), world.size))
     started_s, done, stopped = time.perf_counter(), 0, False
     with _evaluation_mode(model):
@@ -139,7 +144,7 @@ def evaluate(
             "task": str(source.task),
             "data": source.name,
             "left_out": dict(source.skipped),
-            "protocol": PROTOCOLS[source.task],
+            "protocol": PROTOCOLS[source.task] + (f" ({engine})" if source.task in _COCO else ""),
             "notes": list(metric.notes),
             "input_hw": list(declared.size_hw),
             "precision": precision,
