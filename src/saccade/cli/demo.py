@@ -13,7 +13,7 @@ def add(verbs: Verbs) -> None:
     parser = verbs.add(
         "demo",
         summary="Run every task on sample pictures; writes annotated PNGs, JSON and one page. Needs no network.",
-        examples=["saccade demo --out demo", "saccade demo --out demo --model runs/mine/best --images 2"],
+        examples=["saccade demo --out demo", "saccade demo --out demo --model runs/mine/checkpoints/best --images 2"],
         run=_run,
     )
     parser.add_argument("--out", type=Path, default=Path("demo"), metavar="DIR", help="where to write (default: demo)")

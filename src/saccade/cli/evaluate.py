@@ -38,6 +38,12 @@ def add(verbs: Verbs) -> None:
     )
     parser.add_argument("--workers", type=natural, default=0, metavar="N", help="loader processes (default: 0)")
     parser.add_argument("--precision", choices=("float32", "bf16"), default="float32", help="default: float32")
+    parser.add_argument(
+        "--engine",
+        choices=("pycocotools", "faster"),
+        default="pycocotools",
+        help="who computes COCO AP: the reference (default), or a faster one with the same numbers",
+    )
     parser.add_argument("--per-class", action="store_true", help="also show the metrics of every class")
     add_device(parser)
     add_json(parser)
@@ -110,10 +116,10 @@ def _run(arguments: argparse.Namespace) -> int:
                 batch_size=arguments.batch_size,
                 workers=arguments.workers,
                 precision=arguments.precision,
+                engine=arguments.engine,
                 progress=steps.update,
                 checkpoint=arguments.model,
             )
-        assert result is not None  # None is the answer to a stop, and nothing stops this
         _show(str(task), result, per_class=arguments.per_class)
         results[str(task)] = result
     screen.write_json(arguments.json, {name: result.to_dict() for name, result in results.items()})
@@ -126,8 +132,11 @@ def _show(task: str, result: EvalResult, *, per_class: bool) -> None:
     title = f"{task}: {result.images} images in {result.seconds:.1f} s"
     rows: list[dict[str, Any]] = [{"metric": name, "value": value} for name, value in result.metrics.items()]
     screen.table(rows, title=title)
-    for reason, count in result.stamp.get("left_out", {}).items():
-        screen.note(f"left out: {count} ({reason})")
     if per_class and result.per_class:
         screen.table([{"class": name, **values} for name, values in result.per_class.items()])
+    screen.say(f"protocol: {result.stamp['protocol']}")
+    for text in result.stamp["notes"]:
+        screen.note(f"note: {text}")
+    for reason, count in result.stamp["left_out"].items():
+        screen.note(f"left out: {count} ({reason})")
     screen.say("")

@@ -25,7 +25,7 @@ def add(verbs: Verbs) -> None:
     showing = words.add(
         "show",
         summary="Show one model: its file, its size and its published numbers.",
-        examples=["saccade models show git-base", "saccade models show runs/cells/best"],
+        examples=["saccade models show git-base", "saccade models show runs/cells/checkpoints/best"],
         run=_show,
     )
     showing.add_argument("name", metavar="MODEL", help="a name from `saccade models list`, or a checkpoint folder")
