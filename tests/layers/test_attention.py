@@ -81,9 +81,10 @@ def test_attend_equals_the_plain_reference(rel_pos_size: int | None, size_hw: tu
 
 
 @pytest.mark.parametrize("gradients", [True, False], ids=["training", "inference"])
+@pytest.mark.parametrize("masked", [True, False])
 @pytest.mark.parametrize("rel_pos_size", [3, None])
 def test_text_tokens_get_no_position_term_and_the_mask_holds_everywhere(
-    rel_pos_size: int | None, gradients: bool
+    rel_pos_size: int | None, masked: bool, gradients: bool
 ) -> None:
     """Three text tokens after 3x3 pixels; each image has its own padding, text is causal."""
     attention = make(rel_pos_size=rel_pos_size)
@@ -91,6 +92,7 @@ def test_text_tokens_get_no_position_term_and_the_mask_holds_everywhere(
     mask = torch.zeros(2, 1, 12, 12)
     mask[:, :, 9:, 9:] = torch.full((3, 3), -torch.inf).triu(1)
     mask[1, :, :, 11] = -torch.inf
+    mask = mask if masked else None
     with torch.set_grad_enabled(gradients):
         ours = attention.attend(q, k, v, (3, 3), mask=mask)
     plain = plain_attention(q, k, v, (3, 3), tables(attention) if rel_pos_size else None, mask)
@@ -128,27 +130,36 @@ def test_forward_joins_the_parts() -> None:
     torch.testing.assert_close(attention(x, (3, 3)), attention.proj(plain), **CLOSE)
 
 
-def test_a_large_bias_is_built_head_by_head_to_the_same_result(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("budget", "parts"),
+    [
+        (2**30, [(4, 12)]),
+        (3 * 2 * 12 * 12 * 4, [(3, 12), (1, 12)]),
+        (2 * 12 * 12 * 4, [(1, 12)] * 4),
+        (2 * 12 * 4 * 5, [(1, 5), (1, 5), (1, 2)] * 4),
+        (1, [(1, 1)] * 12 * 4),
+    ],
+    ids=["whole", "some heads", "one head", "some rows", "one row"],
+)
+def test_a_large_bias_is_built_in_parts_to_the_same_result(
+    budget: int, parts: list[tuple[int, int]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Inference holds a bounded buffer of the position term: a part is (heads, query rows)."""
     attention = make(heads=4, width=16)
-    x = torch.randn(2, 11, 16)
-    mask = torch.zeros(2, 1, 11, 11)
-    mask[0, :, :, 10] = -torch.inf
-    q, k, v = attention.split_heads(x)
-    plain = plain_attention(q, k, v, (3, 3), tables(attention), mask)
-    calls = []
+    q, k, v = attention.split_heads(torch.randn(2, 12, 16))
+    plain = plain_attention(q, k, v, (3, 4), tables(attention))
+    seen = []
     real = torch.nn.functional.scaled_dot_product_attention
 
     def counted(*args: Tensor, **kwargs: Tensor) -> Tensor:
-        calls.append(args[0].shape[1])
+        seen.append((args[0].shape[1], args[0].shape[2]))
         return real(*args, **kwargs)
 
     monkeypatch.setattr(module.F, "scaled_dot_product_attention", counted)
-    for limit, parts in ((2 * 11 * 11 * 4 * 3, [3, 1]), (1, [1, 1, 1, 1]), (2**30, [4])):
-        monkeypatch.setattr(module, "_BIAS_BYTES", limit)
-        calls.clear()
-        with torch.no_grad():
-            torch.testing.assert_close(attention.attend(q, k, v, (3, 3), mask=mask), plain, **CLOSE)
-        assert calls == parts
+    monkeypatch.setattr(module, "_BIAS_BYTES", (budget, budget))
+    with torch.no_grad():
+        torch.testing.assert_close(attention.attend(q, k, v, (3, 4)), plain, **CLOSE)
+    assert seen == parts
 
 
 def test_relative_table_resizes_along_its_length_only() -> None:

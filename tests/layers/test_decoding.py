@@ -228,7 +228,7 @@ def test_images_of_a_batch_search_apart() -> None:
 def test_finish_normalises_by_length_and_never_chooses_an_empty_sentence() -> None:
     state = BeamState(
         tokens=torch.tensor([[[4, END, END], [3, 3, 3], [END, END, END]]]),
-        scores=torch.tensor([[-1.0, -1.5, -0.01]]),
+        scores=torch.tensor([[-1.0, -1.5, 0.0]]),  # a certain end: 0 over no words is no number
         finished=torch.tensor([[True, False, True]]),
         parents=torch.zeros(1, 3, dtype=torch.long),
         candidates=torch.zeros(1, 3),

@@ -172,5 +172,6 @@ def beam_finish(state: BeamState, *, end_id: int, length_exponent: float = 1.0) 
         best ``[B]`` int64, normalised scores ``[B, k]`` (-inf for an empty sentence), lengths ``[B, k]`` without ends.
     """
     lengths = (state.tokens != end_id).sum(-1)
-    scores = state.scores / lengths**length_exponent
+    # A certain end (score 0) over no words would be NaN, which argmax prefers to every number.
+    scores = (state.scores / lengths**length_exponent).masked_fill(lengths == 0, -torch.inf)
     return scores.argmax(-1), scores, lengths
