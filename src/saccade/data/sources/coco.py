@@ -102,7 +102,7 @@ class CocoSource:
         if not records:
             raise DataError("no image is left", where=path, why=str(dict(skipped)) if skipped else "the list is empty")
         self._images = find_images(
-            folder, [record["file"] for record in records], [images] if images else image_folders(folder, path, split)
+            folder, [record["file"] for record in records], images, image_folders(folder, path, split)
         )
         self._records = Records(records)
         self.skipped: dict[str, int] = dict(skipped)
@@ -197,7 +197,7 @@ class CocoSource:
             polygon = to_polygon(points)
             if polygon is None:
                 skipped["polygon with fewer than 3 points"] += 1
-            elif not np.isfinite(polygon).all() or np.abs(polygon).max() > _FAR * max(size_hw):
+            elif not np.isfinite(polygon).all() or is_far_outside(polygon, size_hw):
                 skipped["polygon far outside the image"] += 1
             else:
                 polygons.append(polygon)
@@ -308,7 +308,7 @@ def read_categories(content: Any, path: Path, skipped: Counter[str]) -> dict[int
         categories[key] = name
         if key:
             parents.add(category.get("supercategory"))
-    used = any(annotation.get("category_id") == 0 for annotation in content.get("annotations", ()))
+    used = any(isinstance(a, dict) and a.get("category_id") == 0 for a in content.get("annotations", ()))
     if 0 in categories and len(categories) > 1 and parents == {categories[0]} and not used:
         del categories[0]
         skipped["heading category 0"] += 1
@@ -334,7 +334,9 @@ def _group(
     """Annotations by image."""
     grouped: dict[int | str, list[dict[str, Any]]] = defaultdict(list)
     for annotation in list_of(content, "annotations", path):
-        image_id = annotation.get("image_id")
+        image_id = annotation.get("image_id") if isinstance(annotation, dict) else None
+        if not isinstance(image_id, int | str):
+            raise DataError("an annotation has no image id", where=f"{path}, {annotation}")
         if image_id in known:
             grouped[image_id].append(annotation)
         else:
@@ -360,6 +362,11 @@ def to_polygon(points: Any) -> NDArray[np.float64] | None:
     except (TypeError, ValueError):
         return None
     return polygon if polygon.ndim == 1 and len(polygon) >= 6 and len(polygon) % 2 == 0 else None
+
+
+def is_far_outside(polygon: NDArray[np.float64], size_hw: tuple[int, int]) -> bool:
+    """Whether a vertex lies so far outside the image that it must be damage."""
+    return float(np.abs(polygon).max()) > _FAR * max(size_hw)
 
 
 def decode_shape(shape: Shape, size_hw: tuple[int, int]) -> NDArray[np.bool_]:

@@ -67,9 +67,7 @@ class KarpathySource:
         listed = read_captions(path, split, skipped)
         if not listed:
             raise DataError(f"no captioned image of the split '{split}'", where=path, why=str(dict(skipped)) or None)
-        self._images = find_images(
-            folder, [file for file, _, _ in listed], [images] if images else caption_image_folders(split)
-        )
+        self._images = find_images(folder, [file for file, _, _ in listed], images, caption_image_folders(split))
         if per_caption:
             listed = [(file, image_id, [caption]) for file, image_id, captions in listed for caption in captions]
         self._records = Records(listed)

@@ -17,11 +17,7 @@ from saccade.errors import DataError, UsageError, nearest
 from saccade.samples import ClassList, Origin
 
 _VAL_SHARE = 5  # without split files, one image in five is validation
-_ALIASES = {
-    "val": ("val", "valid", "validation"),
-    "validation": ("validation", "val", "valid"),
-    "train": ("train", "training"),
-}
+_SYNONYMS = (("train", "training"), ("val", "valid", "validation"))
 
 
 class Records:
@@ -67,7 +63,8 @@ def data_root(root: str | Path) -> Path:
 
 def split_names(split: str) -> tuple[str, ...]:
     """The split itself, then what else people call it (``val``, ``valid``, ``validation``)."""
-    return _ALIASES.get(split, (split,))
+    group = next((names for names in _SYNONYMS if split in names), ())
+    return (split, *(name for name in group if name != split))
 
 
 def first_existing(root: Path, candidates: Iterable[str]) -> Path | None:
@@ -75,12 +72,22 @@ def first_existing(root: Path, candidates: Iterable[str]) -> Path | None:
     return next((root / candidate for candidate in candidates if (root / candidate).exists()), None)
 
 
-def find_images(root: Path, file_names: Sequence[str], candidates: Sequence[str]) -> Path:
-    """The first folder, relative to root, that holds the first few of the named files (or one of them).
+def find_images(root: Path, file_names: Sequence[str], given: str, candidates: Sequence[str]) -> Path:
+    """The image folder: the one that is given, or the first candidate that holds one of the first few files.
+
+    Args:
+        root: Folder of the data set.
+        file_names: Names relative to the image folder.
+        given: Folder relative to root; empty = look for it.
+        candidates: Where it may be, relative to root.
 
     Raises:
-        UsageError: None does.
+        UsageError: The given one does not exist, or no candidate holds the files.
     """
+    if given:
+        if not (root / given).is_dir():
+            raise UsageError("the image folder does not exist", where=root / given)
+        return root / given
     probe = list(file_names[:3])
     present = [folder for folder in dict.fromkeys(candidates) if (root / folder).is_dir()]
     for folder in present:

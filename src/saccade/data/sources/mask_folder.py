@@ -14,7 +14,7 @@ from saccade.data.class_names import CLASS_NAMES
 from saccade.data.geometry import boxes_tensor, mask_tensor
 from saccade.data.images import IMAGE_SUFFIXES, read_labels
 from saccade.data.sources.layout import Records, data_root, hash_split, load_image, read_lines, split_names
-from saccade.errors import DataError, UsageError
+from saccade.errors import DataError, UsageError, nearest
 from saccade.samples import IGNORE_LABEL, ClassList, Sample, Target
 from saccade.tasks import Task
 
@@ -26,6 +26,7 @@ _MASK_FOLDERS = (
 _SPLIT_FILES = ("splits/{}.txt", "{}.txt", "ImageSets/Segmentation/{}.txt", "ImageSets/{}.txt")
 _SUFFIXES = ("", "_segmentation", "_mask", "_masks", "_gt", "_label", "_labels", "_labelTrainIds", "_labelIds", "_seg")
 _CLASS_FILES = ("classes.txt", "labels.txt", "class_names.txt")
+_COMMON_SPLITS = ("train", "training", "val", "valid", "validation", "test", "trainval")
 _BACKGROUND = "background"
 _ENOUGH_MASKS = 200
 
@@ -85,7 +86,7 @@ class MaskFolderSource:
         self._reduce_zero = reduce_zero_label
         if reduce_zero_label and not classes:
             raise UsageError("reduce_zero_label needs the class names", where=folder, fix="classes=...")
-        asked = tuple(classes) or _class_file(folder)
+        asked = tuple(classes) or class_file(folder)
         # Values tell a binary mask from a label map.
         values = set() if len(asked) > 2 or reduce_zero_label else values_of(mask for _, mask in layout.every_pair())
         self._foreground = 0 if not values else 255 if values <= {0, 255} else 1 if values <= {0, 1} else 0
@@ -214,18 +215,24 @@ class MaskLayout:
         images: Image folder relative to root; empty = looked for.
         masks: Mask folder relative to root; empty = looked for.
         suffix: Suffix of mask stems; empty = looked for.
+        must_exist: Raise where the split names an image that does not exist.
 
     Attributes:
         pairs: (image, mask) of the split, sorted by name.
         unmatched_images: Images of the split without a mask.
         unmatched_masks: Masks (of the folder) without an image.
+        missing_images: Names of the split without an image file.
         skipped: Counts of both.
 
     Raises:
         UsageError: Folders or the split are not found.
     """
 
-    def __init__(self, root: Path, split: str, *, images: str, masks: str, suffix: str) -> None:
+    def __init__(
+        self, root: Path, split: str, *, images: str, masks: str, suffix: str, must_exist: bool = True
+    ) -> None:
+        self.missing_images: list[str] = []
+        self._must_exist = must_exist
         self._root = root
         self._image_folder = _folder(root, split, images, _IMAGE_FOLDERS, "images", exclude=None)
         self._mask_folder = _folder(root, split, masks, _MASK_FOLDERS, "masks", exclude=self._image_folder)
@@ -282,20 +289,24 @@ class MaskLayout:
             name in part for name in split_names(split) for part in self._image_folder.relative_to(self._root).parts
         ):
             return stems
+        others = [self._root / pattern.format(name) for pattern in _SPLIT_FILES for name in _COMMON_SPLITS]
+        if any(path.is_file() for path in others):
+            known = [path.stem for path in others if path.is_file()]
+            raise UsageError(f"there is no split '{split}'", where=self._root, fix=nearest(split, known))
         return [stems[index] for index in hash_split(stems, split, self._root)]
 
     def _listed(self, split_file: Path) -> list[str]:
         names = read_lines(split_file)
         stems = [Path(name).stem if Path(name).suffix.lower() in IMAGE_SUFFIXES else Path(name).name for name in names]
-        missing = [stem for stem in stems if stem not in self._images]
-        if missing:
+        self.missing_images = [stem for stem in stems if stem not in self._images]
+        if self.missing_images and self._must_exist:
             raise DataError(
-                f"{len(missing)} images of the split do not exist",
+                f"{len(self.missing_images)} images of the split do not exist",
                 where=split_file,
-                why=", ".join(missing[:5]),
+                why=", ".join(self.missing_images[:5]),
                 fix="run `saccade data check` on the data set",
             )
-        return stems
+        return [stem for stem in stems if stem in self._images]
 
 
 def values_of(masks: Iterable[Path]) -> set[int]:
@@ -334,7 +345,8 @@ def _files(folder: Path) -> dict[str, Path]:
     }
 
 
-def _class_file(root: Path) -> tuple[str, ...]:
+def class_file(root: Path) -> tuple[str, ...]:
+    """Class names from ``classes.txt`` or the like, one per line; empty where there is none."""
     for name in _CLASS_FILES:
         if (root / name).is_file():
             lines = (root / name).read_text(encoding="utf-8").splitlines()

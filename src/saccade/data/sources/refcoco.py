@@ -61,7 +61,7 @@ class RefCocoSource:
                 why=", ".join(f"{count} x {reason}" for reason, count in skipped.items()) or "no record has this split",
             )
         self._images = find_images(
-            folder, [record["file"] for record in listed], [images] if images else reference_image_folders(split)
+            folder, [record["file"] for record in listed], images, reference_image_folders(split)
         )
         self._records = Records(listed)
         self.skipped: dict[str, int] = dict(skipped)
@@ -124,7 +124,7 @@ def read_references(root: Path, path: Path, split: str, skipped: Counter[str]) -
     try:
         if content and "expression" in content[0]:
             return list(_from_expressions(chosen, skipped))
-        return list(_from_refs(chosen, *_instances(root, path, split), skipped))
+        return list(_from_refs(chosen, *read_instances(root, path, split), skipped))
     except (KeyError, TypeError, ValueError) as error:
         raise DataError("a reference lacks a field or has a wrong one", where=path, why=repr(error)) from error
 
@@ -184,8 +184,13 @@ def _from_refs(
             }
 
 
-def _instances(root: Path, path: Path, split: str) -> tuple[dict[int | str, dict[str, Any]], dict[int | str, Any]]:
-    """Images by id and boxes by annotation id."""
+def read_instances(root: Path, path: Path, split: str) -> tuple[dict[int | str, dict[str, Any]], dict[int | str, Any]]:
+    """Images by id and boxes by annotation id: of ``instances.json`` beside the references, or of the COCO files.
+
+    Raises:
+        UsageError: Neither is there.
+        DataError: A file is damaged.
+    """
     beside = path.parent / "instances.json"
     named = [
         root / "annotations" / f"instances_{name}{year}.json"

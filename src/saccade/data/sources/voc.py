@@ -136,8 +136,13 @@ class VocSource:
         )
 
 
-def find_voc_files(root: Path, split: str) -> tuple[list[Path], list[Path]]:
+def find_voc_files(root: Path, split: str, *, must_exist: bool = True) -> tuple[list[Path], list[Path]]:
     """The XML files of a split, and those of the whole data set.
+
+    Args:
+        root: Folder of the data set.
+        split: As :class:`VocSource` takes it.
+        must_exist: Raise where a file that the split names does not exist.
 
     Raises:
         UsageError: No such split, or no XML files.
@@ -160,7 +165,7 @@ def find_voc_files(root: Path, split: str) -> tuple[list[Path], list[Path]]:
         if not present:
             known = sorted({path.stem for year in years for path in (year / "ImageSets" / "Main").glob("*.txt")})
             raise UsageError(f"there is no split '{split}'", where=root, fix=nearest(split, known))
-        return [file for path in present for file in _listed(path)], every
+        return [file for path in present for file in _listed(path, must_exist)], every
     for name in split_names(split):
         if (root / name).is_dir() and (own := sorted((root / name).glob("**/*.xml"))):
             return own, sorted(root.glob("**/*.xml"))
@@ -170,11 +175,11 @@ def find_voc_files(root: Path, split: str) -> tuple[list[Path], list[Path]]:
     return [every[index] for index in hash_split([path.stem for path in every], split, root)], every
 
 
-def _listed(split_file: Path) -> list[Path]:
+def _listed(split_file: Path, must_exist: bool) -> list[Path]:
     annotations = split_file.parents[2] / "Annotations"
     paths = [annotations / f"{stem}.xml" for stem in read_lines(split_file)]
     missing = [path.name for path in paths if not path.is_file()]
-    if missing:
+    if missing and must_exist:
         raise DataError(
             f"{len(missing)} annotation files of the split do not exist",
             where=split_file,

@@ -1,0 +1,147 @@
+"""Looks for every defect of a data set on disk, without changing it (``saccade data check``)."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TypeAlias
+
+from saccade.data.checks import coco, masks, text, voc
+from saccade.data.checks.report import DEFECTS, Finding, ImageEntry, Report, check_images
+from saccade.data.sources.layout import data_root, split_names
+from saccade.data.sources.spec import SourceSpec
+from saccade.data.sources.voc import read_voc_file
+from saccade.errors import DataError, UsageError, nearest
+
+__all__ = ["CHECKS", "DEFECTS", "Finding", "Report", "check_dataset"]
+
+Check: TypeAlias = Callable[[SourceSpec, Path, Report], list[ImageEntry]]
+List: TypeAlias = Callable[[SourceSpec, Path], list[Path]]
+
+
+def _check_ade20k(spec: SourceSpec, root: Path, report: Report) -> list[ImageEntry]:
+    return masks.check(masks.ade20k_spec(spec), root, report)
+
+
+CHECKS: dict[str, Check] = {
+    "coco": coco.check,
+    "voc": voc.check,
+    "mask_folder": masks.check,
+    "ade20k": _check_ade20k,
+    "karpathy": text.check_captions,
+    "refcoco": text.check_references,
+}
+"""Reader name -> function that looks at its annotation files and lists its images."""
+
+_IMAGES: dict[str, List] = {
+    "coco": lambda spec, root: [path for _, path in coco.list_images(spec, root)],
+    "voc": lambda spec, root: [read_voc_file(path).image for path in voc.list_images(spec, root) if path.is_file()],
+    "mask_folder": lambda spec, root: [image for image, _ in masks.layout_of(spec, root).pairs],
+    "ade20k": lambda spec, root: [image for image, _ in masks.layout_of(masks.ade20k_spec(spec), root).pairs],
+    "karpathy": lambda spec, root: [entry.path for entry in text.captioned_images(spec, root)],
+    "refcoco": lambda spec, root: [entry.path for entry in text.referenced_images(spec, root)],
+}
+
+_SPLITS = ("train", "val", "test", "testA", "testB")
+_PARTS = {"trainval": ("train", "val")}
+
+
+def check_dataset(
+    spec: SourceSpec,
+    *,
+    other_splits: Sequence[str] = _SPLITS,
+    decode: bool = True,
+    max_examples: int = 5,
+    progress: Callable[[int, int], None] | None = None,
+) -> Report:
+    """Looks for every defect of one split.
+
+    Args:
+        spec: The data set, as for :func:`saccade.data.sources.open_source`.
+        other_splits: Splits that must not share an image with this one; those that do not exist are passed over, and
+            a split whose annotation file is named by hand (``annotations``) is compared with none.
+        decode: Decode every image; otherwise look at the headers only (faster, misses truncated files).
+        max_examples: Examples kept per kind of defect.
+        progress: Called with (images done, images in all).
+
+    Returns:
+        The report; ``report.ok`` is True when nothing was found.
+
+    Raises:
+        UsageError: The reader cannot be checked, or the data set is not found.
+    """
+    if spec.reader not in CHECKS:
+        raise UsageError(
+            f"there is nothing to check for reader '{spec.reader}'",
+            why="scenes are drawn" if spec.reader == "scenes" else None,
+            fix=nearest(spec.reader, CHECKS),
+        )
+    root = data_root(spec.root)
+    report = Report(name=f"{root.name}/{spec.split}", reader=spec.reader, max_examples=max_examples)
+    try:
+        entries = CHECKS[spec.reader](spec, root, report)
+    except DataError as error:
+        report.add("unreadable_annotations", f"{error.where}: {error.what}" + (f" ({error.why})" if error.why else ""))
+        return report
+    except (TypeError, KeyError, AttributeError, ValueError) as error:
+        # Annotations may be damaged in ways that no list foresees; the report still has what was found before.
+        report.add("invalid_entry", f"{type(error).__name__}: {error}")
+        return report
+    report.counts["images"] = len(entries)
+    if not entries:
+        report.add("no_images", report.name)
+    check_images(report, entries, decode=decode, progress=progress)
+    _check_leaks(spec, root, entries, other_splits, report)
+    return report
+
+
+def _check_leaks(
+    spec: SourceSpec, root: Path, entries: list[ImageEntry], other_splits: Sequence[str], report: Report
+) -> None:
+    if spec.split == "all" or (spec.annotations and spec.reader in ("coco", "karpathy")):
+        return
+    own = {entry.path: entry for entry in entries}
+    prints: dict[int, dict[str, ImageEntry]] | None = None
+    mine: set[Path] = set()
+    for split in other_splits:
+        if split in (*split_names(spec.split), *_PARTS.get(spec.split, ())):
+            continue
+        try:
+            others = _IMAGES[spec.reader](dataclasses.replace(spec, split=split), root)
+        except (UsageError, DataError):
+            continue  # no such split, or a damaged one: that is for its own check to tell
+        if prints is None:
+            prints = _by_size(entries)
+        for other in dict.fromkeys(others):
+            if other in own:
+                twin: ImageEntry | None = own[other]
+            else:
+                twin = _same_content(other, prints)
+            if twin is not None and twin.path not in mine:
+                mine.add(twin.path)
+                report.add("image_in_both_splits", f"{twin.label} is also in '{split}' ({other.name})")
+
+
+def _by_size(entries: list[ImageEntry]) -> dict[int, dict[str, ImageEntry]]:
+    """Size in bytes -> (lazily filled) hash -> image."""
+    grouped: dict[int, dict[str, ImageEntry]] = {}
+    for entry in entries:
+        if entry.path.is_file():
+            grouped.setdefault(entry.path.stat().st_size, {})[f"?{entry.path}"] = entry
+    return grouped
+
+
+def _same_content(other: Path, prints: dict[int, dict[str, ImageEntry]]) -> ImageEntry | None:
+    """The image with the same bytes; only files of equal size are read."""
+    if not other.is_file() or not (group := prints.get(other.stat().st_size)):
+        return None
+    for key in [key for key in group if key.startswith("?")]:
+        entry = group.pop(key)
+        group[_digest(entry.path)] = entry
+    return group.get(_digest(other))
+
+
+def _digest(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()

@@ -1,0 +1,1 @@
+"""Checks per data set format; :mod:`saccade.data.check` is the door to them."""

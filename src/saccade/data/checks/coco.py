@@ -1,0 +1,192 @@
+"""Defects of COCO instance files."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from saccade.data.checks.report import ImageEntry, Report, check_box
+from saccade.data.images import MAX_PIXELS
+from saccade.data.sources.coco import (
+    decode_shape,
+    find_annotations,
+    image_folders,
+    is_far_outside,
+    read_categories,
+    to_polygon,
+)
+from saccade.data.sources.layout import find_images, hash_split, list_of, read_json
+from saccade.data.sources.spec import SourceSpec
+from saccade.errors import DataError, UsageError
+
+
+def list_images(spec: SourceSpec, root: Path) -> list[tuple[dict[str, Any], Path]]:
+    """Entry and file of every image of the split, without looking at the files."""
+    path, divided = find_annotations(root, spec.split, spec.annotations)
+    listed = [entry for entry in list_of(read_json(path), "images", path) if isinstance(entry, dict)]
+    if not divided:
+        stems = [Path(str(entry.get("file_name", ""))).stem for entry in listed]
+        listed = [listed[index] for index in hash_split(stems, spec.split, path)]
+    names = [str(entry.get("file_name", "")) for entry in listed]
+    folder = find_images(root, names, spec.images, image_folders(root, path, spec.split))
+    return [(entry, folder / name) for entry, name in zip(listed, names, strict=True)]
+
+
+def check(spec: SourceSpec, root: Path, report: Report) -> list[ImageEntry]:
+    """Looks at the annotation file of a split.
+
+    Returns:
+        The images that it names.
+    """
+    path, divided = find_annotations(root, spec.split, spec.annotations)
+    content = read_json(path)
+    categories = _check_categories(content, path, report)
+    sizes: dict[int | str, tuple[int, int] | None] = {}
+    for entry in list_of(content, "images", path):
+        _check_image_entry(entry, sizes, report)
+    files = Counter(str(entry.get("file_name")) for entry in content["images"] if isinstance(entry, dict))
+    for name, count in files.items():
+        for _ in range(count - 1):
+            report.add("duplicate_file", name)
+    used: Counter[int] = Counter()
+    seen: set[Any] = set()
+    annotations = list_of(content, "annotations", path)
+    for annotation in annotations:
+        _check_annotation(annotation, sizes, categories, used, seen, report)
+    asked = set(spec.classes)
+    for key, name in categories.items():
+        if not used[key] and (not asked or name in asked):
+            report.add("unused_class", f"{name} (category {key})")
+    for name in spec.classes:
+        if name not in categories.values():
+            report.add("unknown_category", f"'{name}' is asked for, but not declared")
+    report.counts |= {"annotations": len(annotations), "classes": len(categories)}
+    sound = [annotation for annotation in annotations if isinstance(annotation, dict)]
+    report.note("crowd region", sum(bool(annotation.get("iscrowd")) for annotation in sound))
+    annotated = {value for annotation in sound if isinstance(value := annotation.get("image_id"), int | str)}
+    report.note("image without annotations", sum(key not in annotated for key in sizes))
+    if not divided:
+        report.note("data set without splits: divided by the names of the images")
+    try:
+        pairs = list_images(spec, root)
+    except UsageError as error:
+        report.add("missing_image", f"{error.what}: {error.why}")
+        return []
+    return [
+        ImageEntry(path=file, declared_hw=_size_of(entry), label=str(file.relative_to(root))) for entry, file in pairs
+    ]
+
+
+def _size_of(entry: dict[str, Any]) -> tuple[int, int] | None:
+    try:
+        return int(entry["height"]), int(entry["width"])
+    except (KeyError, TypeError, ValueError):
+        return None
+
+
+def _check_categories(content: Any, path: Path, report: Report) -> dict[int, str]:
+    try:
+        heading: Counter[str] = Counter()
+        categories = read_categories(content, path, heading)
+        report.note("heading category 0 (left out)", sum(heading.values()))
+    except DataError:
+        categories = {}
+        for entry in list_of(content, "categories", path):
+            try:
+                key, name = int(entry["id"]), str(entry["name"])
+            except (KeyError, TypeError, ValueError):
+                report.add("invalid_entry", f"category {entry}")
+                continue
+            if key in categories:
+                report.add("duplicate_category", f"id {key}: {categories[key]}, {name}")
+            categories[key] = name
+    names = Counter(categories.values())
+    for name, count in names.items():
+        if count > 1:
+            report.add("duplicate_category", f"'{name}' has {count} ids")
+    return categories
+
+
+def _check_image_entry(entry: Any, sizes: dict[int | str, tuple[int, int] | None], report: Report) -> None:
+    if not isinstance(entry, dict) or not isinstance(entry.get("id"), int | str) or not entry.get("file_name"):
+        report.add("invalid_entry", f"image {entry}")
+        return
+    if entry["id"] in sizes:
+        report.add("duplicate_image_id", f"id {entry['id']} ({entry['file_name']})")
+        return
+    sizes[entry["id"]] = _size_of(entry)
+    if sizes[entry["id"]] is None:
+        report.add("invalid_entry", f"image {entry['id']} has no height and width")
+
+
+def _check_annotation(
+    annotation: Any,
+    sizes: dict[int | str, tuple[int, int] | None],
+    categories: dict[int, str],
+    used: Counter[int],
+    seen: set[Any],
+    report: Report,
+) -> None:
+    if not isinstance(annotation, dict):
+        report.add("invalid_entry", f"annotation {annotation}")
+        return
+    key = annotation.get("id")
+    label = f"annotation {key}"
+    if not isinstance(key, int | str):
+        report.add("invalid_entry", f"{label} of image {annotation.get('image_id')} has no id")
+    elif key in seen:
+        report.add("duplicate_annotation_id", label)
+    else:
+        seen.add(key)
+    image_id = annotation.get("image_id")
+    if not isinstance(image_id, int | str) or image_id not in sizes:
+        report.add("dangling_annotation", f"{label}: image {image_id}")
+        return
+    label = f"{label} of image {image_id}"
+    category = annotation.get("category_id")
+    if not isinstance(category, int) or category not in categories:
+        report.add("unknown_category", f"{label}: category {category}")
+    else:
+        used[category] += 1
+    try:
+        x, y, width, height = (float(value) for value in annotation["bbox"])
+    except (KeyError, TypeError, ValueError):
+        report.add("missing_box", label)
+    else:
+        check_box(report, (x, y, x + width, y + height), sizes[image_id], label)
+    _check_segmentation(annotation, sizes[image_id], label, report)
+
+
+def _check_segmentation(
+    annotation: dict[str, Any], size_hw: tuple[int, int] | None, label: str, report: Report
+) -> None:
+    shape = annotation.get("segmentation")
+    if shape is None:
+        return  # a data set of boxes
+    if isinstance(shape, dict):
+        size = shape.get("size")
+        if not isinstance(size, list) or len(size) != 2 or (size_hw is not None and tuple(size) != size_hw):
+            report.add("bad_rle", f"{label}: size {size}, image {size_hw and list(size_hw)}")
+            return
+        try:
+            height, width = int(size[0]), int(size[1])
+            if height * width > MAX_PIXELS:
+                raise ValueError(f"it claims {height} x {width} pixels")
+            decode_shape(shape, (height, width))
+        except (ValueError, TypeError, OverflowError) as error:
+            report.add("bad_rle", f"{label}: {error}")
+        return
+    if not isinstance(shape, list):
+        report.add("invalid_entry", f"{label}: segmentation {type(shape).__name__}")
+        return
+    if not shape:
+        report.add("empty_polygon", label)
+    for points in shape:
+        polygon = to_polygon(points)
+        if polygon is None:
+            report.add("short_polygon", f"{label}: {points}")
+        elif not np.isfinite(polygon).all() or (size_hw is not None and is_far_outside(polygon, size_hw)):
+            report.add("invalid_polygon", f"{label}: {points[:6]} ...")
