@@ -1,4 +1,4 @@
-"""GiT against the original: the full model (every ``io_*`` file) and its pure functions (``io_pure``)."""
+"""GiT against the original, on the full model: every ``io_*`` file but ``io_pure`` (see ``git_pure``)."""
 
 from __future__ import annotations
 
@@ -6,36 +6,35 @@ import dataclasses
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import git_pure
 import numpy as np
 import torch
-from check import Report
 from pycocotools import mask as coco_mask
 from safetensors.torch import load_file
 from torch import Tensor
 from torchvision import tv_tensors
 
-from saccade.data.resize import resize_bicubic, resize_bilinear
-from saccade.layers.attention import decomposed_bias, relative_table
 from saccade.layers.decoding import BeamState, beam_finish
 from saccade.layers.vit import ViTConfig, resize_position
 from saccade.models.git import caption, detection, grounding, semantic
 from saccade.models.git.config import CaptionConfig, DetectionConfig, GiTConfig, GroundingConfig, SemanticConfig
-from saccade.models.git.convert import from_official, official_key, our_key, resize_table
-from saccade.models.git.grid import point_grid
-from saccade.models.git.matching import assign_points, point_costs
+from saccade.models.git.convert import from_official, official_key
+from saccade.models.git.grid import PointGrid
 from saccade.models.git.model import GiT
 from saccade.results import Instances
 from saccade.samples import Batch, ClassList, Origin, Target
 from saccade.tasks import Task
-from saccade.tokens.boxes import decode_boxes
-from saccade.tokens.contours import decode_polygons, encode_contours, rasterize, trace_contours
+from saccade.tokens.boxes import decode_boxes, encode_boxes
+from saccade.tokens.contours import trace_contours
 from saccade.tokens.vocabulary import TextVocabulary, clean_caption
+
+if TYPE_CHECKING:
+    from check import Report
 
 FLOAT, LOSS, GRADIENT = 2e-4, 1e-4, 1e-3
 MASK_SHARE = 1e-4
-CPU = torch.device("cpu")
 
 
 def read_config(config: dict[str, Any], vocab_size: int, max_positions: int) -> GiTConfig:
@@ -149,9 +148,9 @@ def check(folder: Path, report: Report) -> None:
     for path in sorted(folder.glob("io_*.safetensors")):
         tensors = load_file(path)
         report.expect(path.stem, list(tensors))
-        run = _Run(folder, path.stem, tensors, report, config, meta)
+        run = Run(folder, path.stem, tensors, report, config, meta)
         if path.stem == "io_pure":
-            check_pure(run)
+            git_pure.check(run)
         elif path.stem == "io_common":
             check_common(run)
         else:
@@ -162,7 +161,9 @@ def check(folder: Path, report: Report) -> None:
 
 
 @dataclasses.dataclass
-class _Run:
+class Run:
+    """One fixture file: its tensors, and where comparisons are reported."""
+
     folder: Path
     file: str
     tensors: dict[str, Tensor]
@@ -197,7 +198,7 @@ class _Run:
         return ClassList.from_names(names) if names else None
 
 
-def check_common(run: _Run) -> None:
+def check_common(run: Run) -> None:
     model, config, _ = build(run.folder)
     with torch.no_grad():
         run.close("task_embeddings", model.concepts(config["support_tasks"]))
@@ -214,7 +215,7 @@ def check_common(run: _Run) -> None:
         run.close("patch_pos_embed_resized_det", resize_position(model.backbone.pos_embed, probe).flatten(1, 2))
 
 
-def make_batch(run: _Run, kind: str, task: Task) -> Batch:
+def make_batch(run: Run, kind: str, task: Task) -> Batch:
     case = run.meta["cases"][kind]
     images = run.image()
     hw = tuple(case["img_shape"])
@@ -231,10 +232,15 @@ def make_batch(run: _Run, kind: str, task: Task) -> Batch:
     )
 
 
+def patches_of(model: GiT, batch: Batch) -> tuple[int, int]:
+    patch = model.config.vit.patch_size
+    return batch.images.shape[2] // patch, batch.images.shape[3] // patch
+
+
 # ---------------------------------------------------------------------- prediction
 
 
-def check_predict(run: _Run, kind: str, task: Task) -> None:
+def check_predict(run: Run, kind: str, task: Task) -> None:
     model, _, _ = build(run.folder)
     batch = make_batch(run, kind, task)
     recorder = Recorder(model)
@@ -282,12 +288,12 @@ def step_states(recorder: Recorder, layers: list[int]) -> dict[tuple[int, int], 
     return states
 
 
-def check_steps(run: _Run, states: dict[tuple[int, int], Tensor], shape: Callable[[Tensor], Tensor]) -> None:
+def check_steps(run: Run, states: dict[tuple[int, int], Tensor], shape: Callable[[Tensor], Tensor]) -> None:
     for (step, layer), state in states.items():
         run.close(f"tok_step{step}_layer{layer}", shape(state))
 
 
-def predict_boxes(run: _Run, model: GiT, batch: Batch, recorder: Recorder, order: Tensor, table: Tensor) -> None:
+def predict_boxes(run: Run, model: GiT, batch: Batch, recorder: Recorder, order: Tensor, table: Tensor) -> None:
     task, b = batch.task, len(batch)
     config = model.task_config(task)
     plain = detection.predict(model, batch, prune=False)
@@ -307,10 +313,7 @@ def predict_boxes(run: _Run, model: GiT, batch: Batch, recorder: Recorder, order
         [class_logits.argmax(-1, keepdim=True) + bins, (hidden[:, :, 1:] @ table[:bins].T).argmax(-1)], dim=-1
     )
     run.same("tokens", tokens)
-    points = model.grid(task, (batch.images.shape[2] // 16, batch.images.shape[3] // 16)).points_xy
-    if model.config.vit.patch_size != 16:
-        patch = model.config.vit.patch_size
-        points = model.grid(task, (batch.images.shape[2] // patch, batch.images.shape[3] // patch)).points_xy
+    points = model.grid(task, patches_of(model, batch)).points_xy
     run.close("outputs_classes", class_logits.softmax(-1)[..., :-1])
     run.close("outputs_coords", decode_boxes(tokens[..., 1:5], points, config.num_bins))
     if config.num_rays:
@@ -326,7 +329,7 @@ def predict_boxes(run: _Run, model: GiT, batch: Batch, recorder: Recorder, order
                 run.equal(f"pruned equals plain {index}", torch.equal(answer.boxes_xyxy, other.boxes_xyxy), True)
 
 
-def compare_instances(run: _Run, name: str, answer: Instances) -> None:
+def compare_instances(run: Run, name: str, answer: Instances) -> None:
     run.close(f"{name}_bboxes", answer.boxes_xyxy)
     run.close(f"{name}_scores", answer.scores)
     run.same(f"{name}_labels", answer.class_ids)
@@ -340,7 +343,7 @@ def compare_instances(run: _Run, name: str, answer: Instances) -> None:
         run.close(f"{name}_mask_areas", torch.from_numpy(masks.sum(1, dtype=np.int64)), FLOAT)
 
 
-def predict_semantic(run: _Run, model: GiT, batch: Batch, recorder: Recorder, order: Tensor) -> None:
+def predict_semantic(run: Run, model: GiT, batch: Batch, recorder: Recorder, order: Tensor) -> None:
     b = len(batch)
     dense, tokens = semantic.label_scores(model, batch)
     layers = active_layers(model, batch.task)
@@ -363,7 +366,7 @@ def predict_semantic(run: _Run, model: GiT, batch: Batch, recorder: Recorder, or
     run.same("pred_sem_seg", answer.labels[None], allowed=MASK_SHARE)
 
 
-def predict_caption(run: _Run, kind: str, model: GiT, batch: Batch, recorder: Recorder) -> None:
+def predict_caption(run: Run, kind: str, model: GiT, batch: Batch, recorder: Recorder) -> None:
     b, beams = len(batch), model.config.caption.beams if model.config.caption else 1
     steps: list[BeamState] = []
     final = caption.search(model, batch, on_step=steps)
@@ -375,17 +378,34 @@ def predict_caption(run: _Run, kind: str, model: GiT, batch: Batch, recorder: Re
 
     check_steps(run, states, shape)
     run.close("last_hidden_step1", shape(states[1, layers[-1]]))
-    later = [shape(states[step, layers[-1]]) for step in range(2, len(steps) + 1)]
-    run.close("last_hidden_steps2plus", torch.stack(later, dim=2))
+    said = len(steps)
+
+    def prefix(name: str, dim: int) -> Tensor:
+        """Ours stops when every beam has ended; the original goes on, and can only say the end token."""
+        return run.tensors[name].narrow(dim, 0, said)
+
+    spoken = run.tensors["step_tokens"]
+    if said < spoken.shape[-1]:
+        run.equal("only ends after the stop", bool((spoken[..., said:] == model.vocabulary.sep_id).all()), True)
+        for name in run.tensors:
+            if name.startswith("tok_step") and int(name.removeprefix("tok_step").split("_")[0]) > said:
+                run.take(name)
+    later = "last_hidden_steps2plus"
+    if said > 1:
+        found = torch.stack([shape(states[step, layers[-1]]) for step in range(2, said + 1)], dim=2)
+        run.report.close(f"{run.file}/{later}", found, run.tensors[later].narrow(2, 0, said - 1), FLOAT)
+    else:
+        run.take(later)
     # The original records what was fed after each step, slot by slot, without following the beams back.
-    run.same("step_tokens", torch.stack([state.tokens[..., -1] for state in steps], dim=-1))
-    # Scores of -1 or 1e10 mark ended beams; compare values below that apart, so that 1e10 does not hide them.
-    values = torch.stack([state.candidates for state in steps], dim=1)
-    theirs = run.tensors["topk_values"]
+    tokens = torch.stack([state.tokens[..., -1] for state in steps], dim=-1)
+    run.report.same(f"{run.file}/step_tokens", tokens, prefix("step_tokens", -1))
+    # Values of 1e10 mark ended beams; compare the others apart, so that 1e10 does not hide them.
+    values, theirs = torch.stack([state.candidates for state in steps], dim=1), prefix("topk_values", 1)
     ended = theirs >= 1e9
     run.report.same(f"{run.file}/topk_ended", values >= 1e9, ended)
     run.report.close(f"{run.file}/topk_values", values.masked_fill(ended, 0), theirs.masked_fill(ended, 0), FLOAT)
-    run.same("topk_indices", torch.stack([state.picks for state in steps], dim=1))
+    picks = torch.stack([state.picks for state in steps], dim=1)
+    run.report.same(f"{run.file}/topk_indices", picks, prefix("topk_indices", 1))
     best, scores, lengths = beam_finish(final, end_id=model.vocabulary.sep_id, length_exponent=0.75)
     run.close("final_scores", scores)
     run.same("final_out_len", lengths)
@@ -396,7 +416,7 @@ def predict_caption(run: _Run, kind: str, model: GiT, batch: Batch, recorder: Re
     run.equal("pred_caption", texts, run.meta["cases"][kind]["pred_caption"])
 
 
-def predict_grounding(run: _Run, model: GiT, batch: Batch, recorder: Recorder, table: Tensor) -> None:
+def predict_grounding(run: Run, model: GiT, batch: Batch, recorder: Recorder, table: Tensor) -> None:
     config = model.config.grounding
     assert config is not None
     tokens, _ = grounding.decode(model, batch)
@@ -423,7 +443,7 @@ def predict_grounding(run: _Run, model: GiT, batch: Batch, recorder: Recorder, t
 # ---------------------------------------------------------------------- training
 
 
-def read_targets(run: _Run, task: Task, batch: Batch, kind: str) -> list[Target]:
+def read_targets(run: Run, task: Task, batch: Batch, kind: str) -> list[Target]:
     hw = (int(batch.images.shape[-2]), int(batch.images.shape[-1]))
     targets = []
     for index in range(len(batch)):
@@ -448,13 +468,12 @@ def read_targets(run: _Run, task: Task, batch: Batch, kind: str) -> list[Target]
     return targets
 
 
-def check_train(run: _Run, kind: str, task: Task) -> None:
+def check_train(run: Run, kind: str, task: Task) -> None:
     model, _, _ = build(run.folder)
     model.train()
     batch = make_batch(run, kind, task)
     batch.targets = read_targets(run, task, batch, kind)
-    patch = model.config.vit.patch_size
-    grid = model.grid(task, (batch.images.shape[2] // patch, batch.images.shape[3] // patch))
+    grid = model.grid(task, patches_of(model, batch))
     select = run.take("select_index")
     run.close("grid_reference", grid.points_xy.expand(len(batch), -1, -1))
     run.close("task_embedding", model.concepts([task.value])[0])
@@ -496,7 +515,7 @@ def check_train(run: _Run, kind: str, task: Task) -> None:
             run.report.close(f"{run.file}/norm {name}", ours, torch.tensor(norm), GRADIENT)
 
 
-def compare_targets(run: _Run, model: GiT, batch: Batch, grid: Any, select: Tensor) -> None:
+def compare_targets(run: Run, model: GiT, batch: Batch, grid: PointGrid, select: Tensor) -> None:
     """Target assignment; "weights" are ours to derive: they say which tokens count."""
     task, hw = batch.task, (int(batch.images.shape[-2]), int(batch.images.shape[-1]))
     length_all = run.tensors["target_tokens_all"].shape[-1]
@@ -533,8 +552,6 @@ def compare_targets(run: _Run, model: GiT, batch: Batch, grid: Any, select: Tens
     else:
         config = model.task_config(task)
         boxes = torch.cat([t.boxes.as_subclass(Tensor) for t in batch.targets if t.boxes is not None])
-        from saccade.tokens.boxes import encode_boxes
-
         tokens = encode_boxes(boxes, torch.full((len(batch), 2), 0.5), hw, config.num_bins)[:, None]
         weights, inputs, ignored = torch.ones(tokens.shape), tokens[..., :-1], config.num_bins + 1
         totals = [len(batch), 0]
@@ -552,283 +569,3 @@ def compare_targets(run: _Run, model: GiT, batch: Batch, grid: Any, select: Tens
     if task in (Task.DETECTION, Task.INSTANCE):
         kept = kept.masked_fill(pick(weights) == 0, ignored)
     run.same("select_target_tokens_after_loss", kept)
-
-
-# ---------------------------------------------------------------------- pure functions
-
-
-def numbered(run: _Run, prefix: str) -> list[str]:
-    return sorted({"/".join(name.split("/")[:2]) for name in run.tensors if name.startswith(prefix + "/")})
-
-
-def check_pure(run: _Run) -> None:
-    text = json.loads((run.folder / "meta_pure.json").read_text())["tensors"]
-    for case in numbered(run, "grid"):
-        rows, cols, window, per_window = run.take(f"{case}/cfg").tolist()
-        grid = point_grid((rows, cols), window, (per_window, per_window), CPU)
-        run.close(f"{case}/reference", grid.points_xy)
-        run.same(f"{case}/window_members", grid.window_major.view(grid.windows, -1))
-    check_tables(run)
-    check_hungarian(run)
-    check_boxes(run)
-    check_masks(run)
-    check_semantics(run)
-    check_text(run, text)
-    check_images(run)
-    # check_metrics(run, text)
-    for name in [name for name in run.tensors if name.startswith("sam_load/src/")]:
-        key = name.removeprefix("sam_load/src/")
-        source, wanted = run.take(name), run.tensors[f"sam_load/dst/{key}"]
-        ours = our_key(f"backbone.{key}")
-        assert ours is not None
-        resized = resize_table(ours, source, tuple(wanted.shape))
-        assert resized is not None
-        run.close(f"sam_load/dst/{key}", resized[0])
-
-
-def check_tables(run: _Run) -> None:
-    source = run.take("interp/pos_embed_in")
-    side = round(source.shape[1] ** 0.5)
-    table = source.view(1, side, side, -1)
-    rel = run.take("interp/rel_pos_in")
-    for name in run.tensors:
-        if name.startswith("interp/pos_embed_") and not name.endswith("_in"):
-            h, w = map(int, name.rsplit("_", 1)[1].split("x"))
-            run.close(name, resize_position(table, (h, w)).flatten(1, 2))
-        if name.startswith("interp/rel_pos_size"):
-            run.close(name, relative_table(rel, int(name.removeprefix("interp/rel_pos_size"))))
-    q, rel_h, rel_w = run.take("relpos/q"), run.take("relpos/rel_h"), run.take("relpos/rel_w")
-    h, w = (rel_h.shape[0] + 1) // 2, (rel_w.shape[0] + 1) // 2
-    first, second = decomposed_bias(q[:, None], rel_h, rel_w, (h, w))
-    bias = (first[..., :, None] + second[..., None, :]).flatten(3)[:, 0]
-    run.close("relpos/attn_out", run.take("relpos/attn_in") + bias)
-
-
-def check_hungarian(run: _Run) -> None:
-    for case in numbered(run, "hungarian"):
-        h, w = run.take(f"{case}/img_shape").tolist()
-        points, boxes = run.take(f"{case}/points"), run.take(f"{case}/gt_bboxes")
-        run.take(f"{case}/gt_labels")
-        run.close(f"{case}/cost", point_costs(points, boxes, (h, w)))
-        side = round(len(points) ** 0.5)
-        grid = point_grid((side, side), side, (side, side), CPU)
-        grid = dataclasses.replace(grid, points_xy=points / torch.tensor([w, h]))
-        rows, columns = assign_points(grid, boxes, (h, w))
-        indices = torch.zeros(len(points), dtype=torch.long)
-        indices[rows] = columns + 1
-        run.same(f"{case}/gt_inds", indices)
-
-
-def _grid_of(points: Tensor) -> Any:
-    side = round(len(points) ** 0.5)
-    return dataclasses.replace(point_grid((side, side), side, (side, side), CPU), points_xy=points)
-
-
-def check_boxes(run: _Run) -> None:
-    num_bins, num_classes, h, w = run.take("box/cfg").tolist()
-    points = run.take("box/reference")
-    config = DetectionConfig(num_bins=num_bins)
-    target = Target(
-        boxes=tv_tensors.BoundingBoxes(run.take("box/gt_bboxes"), format="XYXY", canvas_size=(h, w)),
-        class_ids=run.take("box/gt_labels"),
-    )
-    tokens, matched = detection.encode_target(target, _grid_of(points), (h, w), num_classes, config)
-    run.same("box/input_tokens", tokens[:, :-1])
-    run.same("box/target_tokens", tokens)
-    weights = matched[:, None].float().repeat(1, tokens.shape[1])
-    weights[:, 0] = 1
-    run.close("box/weights", weights)
-    run.same("box/pos_inds", matched.nonzero()[:, 0])
-    run.same("box/neg_inds", (~matched).nonzero()[:, 0])
-    decode_tokens = run.take("box/decode_tokens")[0]
-    coords = decode_boxes(decode_tokens, points, num_bins)
-    run.close("box/decode_coords", coords[None])
-    scores = run.take("box/decode_scores")[0]
-    top = len(run.tensors["box/result_scores"])
-    best_scores, best = scores.flatten().topk(top)
-    rows = best // scores.shape[1]
-    factor = (1.75, 0.6)
-    desc = json.loads((run.folder / "meta_pure.json").read_text())
-    described = json.dumps(desc)
-    if "scale_factor (w,h)=(" in described:
-        factor = tuple(map(float, described.split("scale_factor (w,h)=(")[1].split(")")[0].split(",")))
-    answer = detection.decode_instances(
-        torch.cat([torch.zeros(top, 1, dtype=torch.long), decode_tokens[rows]], dim=1),
-        points[rows],
-        best_scores,
-        best % scores.shape[1],
-        classes=ClassList.from_names(map(str, range(scores.shape[1]))),
-        input_hw=(h, w),
-        network_hw=(h, w),
-        original_hw=(h / factor[1], w / factor[0]),  # type: ignore[arg-type]
-        config=config,
-    )
-    run.close("box/result_bboxes", answer.boxes_xyxy)
-    run.close("box/result_scores", answer.scores)
-    run.same("box/result_labels", answer.class_ids)
-
-
-def check_masks(run: _Run) -> None:
-    h, w = run.take("mask/hw").tolist()
-
-    def unpack(name: str) -> Tensor:
-        packed = run.take(name).numpy()
-        return torch.from_numpy(np.unpackbits(packed, axis=1)[:, : h * w].reshape(-1, h, w))
-
-    masks = unpack("mask/masks_packed").bool()
-    traced = [trace_contours(mask) for mask in masks]
-    run.same("mask/contour_points", torch.cat([torch.cat(parts) for parts in traced]))
-    run.same("mask/contour_lengths", torch.tensor([sum(map(len, parts)) for parts in traced]))
-    largest = [max(parts, key=len) for parts in traced]
-    run.same("mask/contour_points_largest_only", torch.cat(largest))
-    run.same("mask/contour_lengths_largest_only", torch.tensor([len(points) for points in largest]))
-    num_rays = run.tensors["mask/ray_distances"].shape[1]
-    coded = encode_contours(masks, num_rays)
-    run.same("mask/mass_centers", coded[:, :2])
-    run.close("mask/ray_distances", coded[:, 2:])
-    points = run.take("mask/reference")
-    boxes, labels = run.take("mask/gt_bboxes"), run.take("mask/gt_labels")
-    num_classes = 80
-    num_bins = int(run.tensors["mask/target_tokens"][:, -1].max())  # rays of unmatched points hold the highest bin
-    background = int(run.tensors["mask/target_tokens"][:, 0].max())
-    num_classes = background - num_bins - 1
-    target = Target(
-        boxes=tv_tensors.BoundingBoxes(boxes, format="XYXY", canvas_size=(h, w)),
-        class_ids=labels,
-        masks=tv_tensors.Mask(masks),
-    )
-    config = DetectionConfig(num_bins=num_bins, num_rays=num_rays)
-    tokens, matched = detection.encode_target(target, _grid_of(points), (h, w), num_classes, config)
-    run.same("mask/input_tokens", tokens[:, :-1])
-    run.same("mask/target_tokens", tokens)
-    weights = matched[:, None].float().repeat(1, tokens.shape[1])
-    weights[:, 0] = 1
-    run.close("mask/weights", weights)
-    run.same("mask/pos_inds", matched.nonzero()[:, 0])
-    centers, lengths = run.take("mask/dec_centers"), run.take("mask/dec_distances")
-    polygons = decode_polygons(centers, lengths)
-    run.close("mask/dec_polygons", polygons)
-    unit = decode_polygons(torch.zeros(1, 2), torch.ones(1, num_rays))[0]
-    run.close(
-        "mask/angles",
-        torch.atan2(unit[0], unit[1])
-        .remainder(2 * torch.pi)
-        .where(unit[0].abs() > 1e-6, torch.atan2(unit[0], unit[1]).abs()),
-    )
-    clamped = polygons.clamp(min=0).minimum(torch.tensor([w, h])[:, None])
-    for way in (polygons, clamped):
-        drawn = np.stack([coco_mask.decode(rle) for rle in rasterize(way, (h, w))])
-        theirs = unpack("mask/dec_masks_packed").numpy()
-        if np.array_equal(drawn, theirs):
-            break
-    run.report.same(f"{run.file}/mask/dec_masks", torch.from_numpy(drawn), torch.from_numpy(theirs))
-    run.same("mask/dec_mask_areas", torch.from_numpy(drawn.sum((1, 2), dtype=np.int64)))
-
-
-def check_semantics(run: _Run) -> None:
-    for case in numbered(run, "sem"):
-        labels = run.take(f"{case}/label")[0].long()
-        scores = run.take(f"{case}/scores")
-        block = round(scores.shape[2] ** 0.5)
-        dense_shape = run.tensors[f"{case}/dense"].shape
-        patches = (dense_shape[2] // block, dense_shape[3] // block)
-        n = scores.shape[-1]
-        tokens = semantic.encode_labels(labels, patches, block, n)
-        run.same(f"{case}/target_tokens", tokens)
-        counts = torch.tensor([int((tokens != n + 1).sum()), int((tokens == n + 1).sum())])
-        run.same(f"{case}/num_pos_neg", counts)
-        dense = scores.view(1, *patches, block, block, n).permute(0, 5, 1, 3, 2, 4).reshape(dense_shape)
-        run.close(f"{case}/dense", dense)
-        resized = semantic.resize_scores(dense[0], tuple(run.tensors[f"{case}/resized"].shape[1:]))
-        run.close(f"{case}/resized", resized)
-        run.same(f"{case}/pred", resized.argmax(0)[None])
-
-
-def check_text(run: _Run, text: dict[str, Any]) -> None:
-    cleaned = next(value for value in text.values() if isinstance(value, dict) and "clean" in value)
-    run.equal("clean", [clean_caption(raw) for raw in cleaned["raw"]], cleaned["clean"])
-    # The ids of io_pure belong to the real bert-base-uncased vocabulary, of which the fixture records the pieces used.
-    pieces: dict[int, str] = {0: "[PAD]", 100: "[UNK]", 101: "[CLS]", 102: "[SEP]", 103: "[MASK]"}
-    for index, tokens in enumerate(cleaned["tokens"]):
-        for number, piece in zip(run.tensors[f"caption/{index}/input_tokens"][0].tolist(), tokens, strict=True):
-            pieces[number] = piece
-    decoded = next(value for value in text.values() if isinstance(value, dict) and "ids" in value)
-    for ids, words in zip(decoded["ids"], decoded["text"], strict=True):
-        known = [number for number in ids if number not in (102, 30522)]
-        missing = [number for number in known if number not in pieces]
-        if missing:
-            told = words.split()
-            guess = [pieces.get(number) for number in known]
-            if len(told) == len(guess):
-                pieces.update({n: w for n, w in zip(known, told, strict=True) if n not in pieces})
-    bos = next(number for number, piece in pieces.items() if piece == "[DEC]")
-    lines = [pieces.get(number, f"[unused{number}]") for number in range(bos)]
-    path = Path(_scratch()) / "vocab.txt"
-    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
-    vocabulary = TextVocabulary(path)
-    for index, raw in enumerate(cleaned["raw"]):
-        length = run.tensors[f"caption/{index}/input_tokens"].shape[1]
-        inputs, wanted = caption.encode_captions([raw], vocabulary, length)
-        run.same(f"caption/{index}/input_tokens", inputs)
-        # The original's targets still hold the padding here; the loss leaves it out.
-        targets = inputs.clone()
-        targets[:, 0] = -100
-        reference = run.tensors[f"caption/{index}/target_tokens"]
-        run.same(f"caption/{index}/target_tokens", targets.where(reference != -100, torch.tensor(-100)))
-        present = (inputs != 0).long()
-        weights = torch.cat([present[:, 1:], torch.zeros_like(present[:, :1])], dim=1)
-        run.same(f"caption/{index}/weights", weights)
-        run.same(f"caption/{index}/num_pos", (wanted != -100).sum()[None])
-    complete = [
-        (ids, words)
-        for ids, words in zip(decoded["ids"], decoded["text"], strict=True)
-        if all(n in pieces for n in ids)
-    ]
-    run.equal("decode", [vocabulary.decode(ids) for ids, _ in complete], [words for _, words in complete])
-
-
-def _scratch() -> str:
-    import tempfile
-
-    return tempfile.mkdtemp(prefix="saccade-parity-")
-
-
-def check_images(run: _Run) -> None:
-    bgr = run.take("image/bgr")
-    image = bgr.permute(2, 0, 1)
-    h, w = run.tensors["image/resize_bilinear_cv2"].shape[:2]
-    array = np.ascontiguousarray(image.numpy())
-    bilinear = torch.from_numpy(resize_bilinear(array, (h, w)))
-    run.same("image/resize_bilinear_cv2", bilinear.permute(1, 2, 0))
-    as_float = torch.from_numpy(resize_bilinear(array.astype(np.float32), (h, w)))
-    run.close("image/resize_bilinear_cv2_float32", as_float.permute(1, 2, 0))
-    run.same("image/resize_bicubic_pillow", torch.from_numpy(resize_bicubic(array, (h, w))).permute(1, 2, 0))
-    from saccade.data.transforms import collate
-    from saccade.samples import Preprocess, Sample
-
-    samples = [
-        Sample(
-            image=tv_tensors.Image(part.flip(0)),
-            task=Task.CAPTION,
-            origin=Origin(dataset="fixture", image_id=i, path=None, size_hw=(part.shape[1], part.shape[2])),
-        )
-        for i, part in enumerate((bilinear, image))
-    ]
-    preprocess = Preprocess(size_hw=(h, w), pad_multiple=32)
-    run.close("image/normalised_batch", collate(samples, preprocess).images)
-
-
-def check_metrics(run: _Run, text: dict[str, Any]) -> None:
-    values = [value["value"] for value in text.values() if isinstance(value, dict) and "value" in value]
-    semantic_values = next(value for value in values if "mIoU" in value)
-    grounding_values = next(value for value in values if "miou" in value)
-    predictions, labels = run.take("metric/iou_pred"), run.take("metric/iou_label")
-    from saccade.metrics.grounding import grounding_accuracy
-    from saccade.metrics.semantic import official_percentages
-
-    ours = official_percentages([p[0] for p in predictions], [t[0] for t in labels])
-    for name, value in semantic_values.items():
-        run.report.close(f"{run.file}/metric {name}", torch.tensor(ours[name]), torch.tensor(value), 1e-6)
-    found = grounding_accuracy(run.take("metric/vg_pred"), run.take("metric/vg_gt"))
-    for name, value in grounding_values.items():
-        run.report.close(f"{run.file}/metric {name}", torch.tensor(found[name]), torch.tensor(value), 1e-5)

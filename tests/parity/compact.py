@@ -1,0 +1,57 @@
+"""Makes the committed fixture folder from a full one: the same layout, less of what lies between input and output.
+
+Usage: python tests/parity/compact.py SOURCE TARGET
+
+Kept: weights, configuration, inputs, targets, tokens, final outputs, losses and gradients of every case, and the states
+after the last layer. Left out: states after the other layers and steps, and cases and tensors that only repeat what
+others show (see ``DROPPED``).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import shutil
+from pathlib import Path
+
+from safetensors.torch import load_file, save_file
+
+DROPPED = (
+    "io_pure.safetensors",
+    "io_detection_square_predict.safetensors",
+)
+LAYER = re.compile(r"(?:img|text|tok)(?:_step\d+)?_layer_?(\d+)$")
+LARGE = {"last_hidden", "seg_logits", "outputs_polygons"}
+
+
+def keep(name: str, last_layer: int) -> bool:
+    layer = LAYER.match(name)
+    if layer:
+        return int(layer[1]) == last_layer and "_step" not in name
+    return name not in LARGE
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("source", type=Path)
+    parser.add_argument("target", type=Path)
+    arguments = parser.parse_args()
+    source, target = arguments.source, arguments.target
+    (target / "tokenizer").mkdir(parents=True, exist_ok=True)
+    for name in ("config.json", "weights.safetensors", "tokenizer/vocab.txt"):
+        shutil.copyfile(source / name, target / name)
+    meta = json.loads((source / "meta.json").read_text())
+    meta = {name: meta[name] for name in ("cases", "losses", "grad_norms", "versions")}
+    (target / "meta.json").write_text(json.dumps(meta) + "\n")
+    model = json.loads((source / "config.json").read_text())["model"]
+    last_layer = model["num_layers"] + len(model["new_more_layers"]) - 1
+    for path in sorted(source.glob("io_*.safetensors")):
+        if path.name not in DROPPED:
+            tensors = {name: value for name, value in load_file(path).items() if keep(name, last_layer)}
+            save_file(tensors, target / path.name)
+            (target / path.name).chmod(0o644)
+
+
+if __name__ == "__main__":
+    main()

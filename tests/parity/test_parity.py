@@ -1,0 +1,230 @@
+"""The original's numbers, and the contract of the command that compares them."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import re
+import shutil
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from saccade.errors import CheckpointError
+from saccade.tasks import Task
+
+ROOT = Path(__file__).resolve().parents[2]
+COMMITTED = ROOT / "tests/fixtures/parity/git"
+SHARED = ROOT.parent / "shared/parity/git"
+
+
+def load_check() -> ModuleType:
+    """``check.py`` under a name of its own (another folder of tests has a ``check.py`` too)."""
+    spec = importlib.util.spec_from_file_location("parity_check", Path(__file__).parent / "check.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["parity_check"] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+check = load_check()
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+def explain(report: object) -> str:
+    rows = [f"{row.name}: {row.norm_error:.2e} {row.peak_error:.2e}" for row in report.failures]
+    return "\n".join(rows + [f"not compared: {name}" for name in sorted(report.pending)])
+
+
+def test_committed_fixtures_are_reproduced() -> None:
+    report = check.run("git", COMMITTED)
+    assert report.passed, explain(report)
+    assert len(report.rows) > 700
+    files = {row.name.split("/")[0] for row in report.rows}
+    for task in Task:
+        for case in ("predict", "train"):
+            assert any(name.startswith(f"io_{task}") and name.endswith(case) for name in files), (task, case)
+
+
+def test_shared_fixtures_are_reproduced() -> None:
+    if not SHARED.is_dir():
+        pytest.skip("../shared/parity/git is absent")
+    report = check.run("git", SHARED)
+    assert report.passed, explain(report)
+    assert len(report.rows) > 940
+    assert any(row.name.startswith("io_pure/metric") for row in report.rows)
+
+
+# ---------------------------------------------------------------------- the command
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A fixture folder of one small case."""
+    (tmp_path / "tokenizer").mkdir()
+    for name in (
+        "config.json",
+        "meta.json",
+        "weights.safetensors",
+        "tokenizer/vocab.txt",
+        "io_grounding_predict.safetensors",
+    ):
+        shutil.copyfile(COMMITTED / name, tmp_path / name)
+    return tmp_path
+
+
+def edit(path: Path, changes: dict[str, Tensor]) -> None:
+    save_file(load_file(path) | changes, path)
+
+
+def main(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:
+    monkeypatch.setattr(sys, "argv", ["check.py", *map(str, arguments)])
+    return check.main()
+
+
+def test_exit_code_0_when_all_is_well(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(monkeypatch, "git", folder, "--all") == 0
+    out = capsys.readouterr().out
+    assert "FAIL" not in out
+    total = int(re.search(r"(\d+) comparisons, 0 failed, 0 tensors not compared", out)[1])
+    assert out.count("ok  ") == total > 10
+
+
+def test_exit_code_1_past_the_tolerance(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = folder / "io_grounding_predict.safetensors"
+    logits = load_file(file)["logits"]
+    edit(file, {"logits": logits * (1 + 1e-5)})
+    assert main(monkeypatch, "git", folder) == 0
+    edit(file, {"logits": logits * (1 + 1e-3)})
+    capsys.readouterr()
+    assert main(monkeypatch, "git", folder) == 1
+    assert re.search(r"FAIL .* io_grounding_predict/logits", capsys.readouterr().out)
+
+
+@pytest.mark.parametrize("change", ["token", "nan", "shape", "text"])
+def test_exit_code_1_for_any_other_difference(change: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = folder / "io_grounding_predict.safetensors"
+    tensors = load_file(file)
+    if change == "token":
+        tokens = tensors["tokens"].clone()
+        tokens.view(-1)[0] += 1
+        edit(file, {"tokens": tokens})
+    elif change == "nan":
+        edit(file, {"logits": tensors["logits"].masked_fill(torch.eye(1, dtype=torch.bool)[0], torch.nan)})
+    elif change == "shape":
+        edit(file, {"logits": tensors["logits"][:, :, :3].contiguous()})
+    else:
+        meta = json.loads((folder / "meta.json").read_text())
+        meta["cases"]["grounding_predict"]["texts"][0] = "man on the right"
+        (folder / "meta.json").write_text(json.dumps(meta))
+    assert main(monkeypatch, "git", folder) == 1
+
+
+def test_exit_code_1_when_a_tensor_was_not_compared(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    edit(folder / "io_grounding_predict.safetensors", {"something_new": torch.zeros(1)})
+    assert main(monkeypatch, "git", folder) == 1
+    out = capsys.readouterr().out
+    assert "FAIL not compared: io_grounding_predict/something_new" in out
+    assert "1 failed, 1 tensors not compared" in out
+
+
+def test_exit_code_1_for_a_folder_without_cases(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (folder / "io_grounding_predict.safetensors").unlink()
+    assert main(monkeypatch, "git", folder) == 1
+
+
+def test_exit_code_2_for_no_fixture_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(monkeypatch, "git", tmp_path)
+    assert caught.value.code == 2
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "backbone.pos_embed",
+        "backbone.layers.0.attn.rel_pos_h",
+        "backbone.layers.1.attn.qkv.bias",
+        "backbone.layers.5.ffn.layers.1.weight",
+        "embed.position_embeddings.weight",
+        "synt_att.out_proj.weight",
+    ],
+)
+def test_a_changed_weight_is_noticed(name: str, folder: Path) -> None:
+    weights = folder / "weights.safetensors"
+    value = load_file(weights)[name]
+    edit(weights, {name: value * 1.05 + 0.01})
+    report = check.run("git", folder)
+    assert not report.passed
+    assert report.failures
+
+
+def test_a_missing_weight_is_an_error(folder: Path) -> None:
+    weights = load_file(folder / "weights.safetensors")
+    del weights["backbone.layers.2.ln1.bias"]
+    save_file(weights, folder / "weights.safetensors")
+    with pytest.raises(CheckpointError, match=r"blocks\.2\.norm1\.bias"):
+        check.run("git", folder)
+
+
+# ---------------------------------------------------------------------- how a row is judged
+
+
+def judge(ours: list[float], reference: list[float], tolerance: float = 1e-4) -> bool:
+    report = check.Report()
+    report.close("x", torch.tensor(ours), torch.tensor(reference), tolerance)
+    return report.passed
+
+
+def test_floats_are_judged_by_norm_and_by_peak() -> None:
+    assert judge([1.0, 2.0], [1.0, 2.0])
+    assert judge([1.0, 2.0001], [1.0, 2.0])
+    assert not judge([1.0, 2.001], [1.0, 2.0])
+    # One wrong place among many: the norm is small, the peak is not.
+    assert not judge([100.0] * 9999 + [100.1], [100.0] * 10000)
+    # Many small errors: the peak is small, the norm is not.
+    assert not judge([1.0] + [0.0002] * 10000, [1.0] + [0.0] * 10000, 1e-3)
+
+
+def test_nothing_equals_nan_and_infinity_only_itself() -> None:
+    inf, nan = float("inf"), float("nan")
+    assert not judge([nan], [nan])
+    assert not judge([nan], [1.0])
+    assert judge([-inf, 1.0], [-inf, 1.0])
+    assert not judge([-inf, 1.01], [-inf, 1.0])
+    assert not judge([inf], [-inf])
+    assert not judge([1.0], [inf])
+
+
+def test_integers_are_exact_unless_a_share_is_allowed() -> None:
+    ours, reference = torch.zeros(100, dtype=torch.long), torch.zeros(100, dtype=torch.long)
+    ours[3] = 1
+    for allowed, passed in ((0.0, False), (0.009, False), (0.01, True)):
+        report = check.Report()
+        report.same("x", ours, reference, allowed=allowed)
+        assert report.passed is passed
+
+
+def test_a_report_of_nothing_has_not_passed() -> None:
+    report = check.Report()
+    assert not report.passed
+    report.expect("file", ["a", "b"])
+    report.skip("file/a")
+    report.equal("file/b", "x", "x")
+    assert report.passed
