@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import multiprocessing
+import os
+import signal
 from collections import Counter
 
 import numpy as np
@@ -15,7 +18,7 @@ from saccade.data.augment import CaptionAugment, DetectionAugment, GroundingAugm
 from saccade.data.loader import EvalLoader, SourceEntry, TrainLoader
 from saccade.data.mixture import MAX_SHUFFLED, Mixture
 from saccade.data.parcel import pack, unpack
-from saccade.errors import DataError, ImageError, UsageError
+from saccade.errors import DataError, ImageError, SaccadeError, UsageError
 from saccade.samples import Batch, Preprocess, Sample
 from saccade.tasks import Task
 
@@ -218,6 +221,41 @@ def test_parcels_keep_types_and_values_and_share_only_large_tensors() -> None:
     assert type(back.target.masks) is type(sample.target.masks)
     assert back.target.boxes.canvas_size == (200, 200) and torch.equal(back.target.boxes, sample.target.boxes)
     assert back.classes == sample.classes and back.origin == sample.origin
+
+
+class _Killed(MadeSource):
+    """A source whose reading kills its process, as the system does when memory runs out."""
+
+    def __getitem__(self, index: int) -> Sample:
+        os.kill(os.getpid(), signal.SIGKILL)
+        return super().__getitem__(index)
+
+
+def test_a_killed_worker_is_one_clear_error() -> None:
+    loader = TrainLoader([SourceEntry(source=_Killed(Task.DETECTION, 4), preprocess=INPUT)], seed=0, workers=1)
+    with pytest.raises(SaccadeError, match="a loader process died"):
+        next(iter(loader))
+
+
+def test_closing_the_iterator_ends_the_workers() -> None:
+    before = set(multiprocessing.active_children())
+    batches = iter(TrainLoader(_entries(), seed=0, workers=2))
+    next(batches)
+    workers = set(multiprocessing.active_children()) - before
+    assert len(workers) == 2
+    batches.close()
+    assert not any(worker.is_alive() for worker in workers)
+
+
+def test_workers_leave_signals_to_the_training_process() -> None:
+    batches = iter(TrainLoader(_entries(), seed=0, workers=1))
+    next(batches)
+    (worker,) = [child for child in multiprocessing.active_children() if "Process" in type(child).__name__][-1:]
+    for number in (signal.SIGINT, signal.SIGTERM):
+        os.kill(worker.pid, number)
+    assert len(list(itertools.islice(batches, 8))) == 8
+    assert worker.is_alive()
+    batches.close()
 
 
 def test_errors_cross_a_process_border_unchanged() -> None:

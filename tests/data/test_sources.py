@@ -595,6 +595,57 @@ def test_real_references_and_captions() -> None:
 # --------------------------------------------------------------------------------------------------- all
 
 
+@pytest.mark.parametrize(
+    ("format_name", "reader", "task"),
+    [
+        ("coco", "coco", Task.INSTANCE),
+        ("ade", "mask_folder", Task.SEMANTIC),
+        ("karpathy", "karpathy", Task.CAPTION),
+        ("refcoco", "refcoco", Task.GROUNDING),
+        ("grefcoco", "refcoco", Task.GROUNDING),
+    ],
+)
+def test_drawn_scenes_written_in_official_layouts_are_read_back(
+    tmp_path: Path, format_name: str, reader: str, task: Task
+) -> None:
+    from saccade.data.scenes import SEMANTIC_CLASSES, write_scenes
+
+    write_scenes(tmp_path, format=format_name, count=4, split="val", size=96)
+    drawn = open_("scenes", "", task, split="val", size=96, limit=4)
+    options: dict[str, Any] = {}
+    if reader == "mask_folder":
+        options = {"classes": SEMANTIC_CLASSES, "reduce_zero_label": True}
+    elif reader == "refcoco":
+        options = {"annotations": _only(tmp_path, "*refs*")}
+    read = open_(reader, tmp_path, task, split="val", **options)
+    if task is not Task.GROUNDING:
+        assert len(read) == 4
+    for k in range(len(read)):
+        sample = read[k]
+        twin = next(drawn[n] for n in range(4) if _close(drawn[n].image, sample.image))
+        if task is Task.INSTANCE:
+            assert read.classes is not None and drawn.classes is not None
+            assert read.classes.names == drawn.classes.names
+            assert torch.equal(sample.target.masks, twin.target.masks)
+            assert torch.allclose(sample.target.boxes, twin.target.boxes)
+            assert torch.equal(sample.target.class_ids, twin.target.class_ids)
+        elif task is Task.SEMANTIC:
+            assert torch.equal(sample.target.semantic, twin.target.semantic)
+        elif task is Task.CAPTION:
+            assert sample.target.captions == twin.target.captions
+        else:
+            assert sample.phrase
+
+
+def _only(root: Path, pattern: str) -> str:
+    (path,) = root.rglob(pattern)
+    return str(path.relative_to(root))
+
+
+def _close(one: torch.Tensor, two: torch.Tensor) -> bool:
+    return one.shape == two.shape and (one.int() - two.int()).abs().float().mean().item() < 6
+
+
 def test_ranges_and_unknown_readers(tmp_path: Path) -> None:
     write_coco_layout(tmp_path)
     assert [

@@ -291,16 +291,9 @@ class LightAugment:
 
         def transform(sample: Sample, rng: np.random.Generator) -> Sample:
             view = View(sample)
-            if rng.random() < self.jitter_probability:
-                view.image = color_jitter(
-                    view.image,
-                    rng,
-                    brightness=self.brightness,
-                    contrast=self.contrast,
-                    saturation=self.saturation,
-                    hue=self.hue,
-                )
+            # Colours are changed on 8-bit pixels: after the resize, where there are usually fewer, if they still are.
             if self.resize_as_float:
+                self._jitter(view, rng)
                 view.image = view.image.astype(np.float32)
             for _ in range(int(rng.integers(4)) if self.rotate else 0):
                 view.rotate90()
@@ -319,12 +312,25 @@ class LightAugment:
                 inside = _areas(view.boxes) > self.min_visible * before
             view.resize((size, size))
             view.clip_boxes()
+            if not self.resize_as_float:
+                self._jitter(view, rng)
             if sample.target.semantic is not None and sample.target.boxes is None:
                 labels = view.gather(_labels(sample)).astype(np.int64)
                 return view.to_sample(Target(semantic=mask_tensor(labels)))
             return _finish_instances(view, sample, inside=inside, contour_rays=self.contour_rays, redraw_empty=True)
 
         return transform
+
+    def _jitter(self, view: View, rng: np.random.Generator) -> None:
+        if rng.random() < self.jitter_probability:
+            view.image = color_jitter(
+                view.image,
+                rng,
+                brightness=self.brightness,
+                contrast=self.contrast,
+                saturation=self.saturation,
+                hue=self.hue,
+            )
 
 
 Augment: TypeAlias = DetectionAugment | SemanticAugment | CaptionAugment | GroundingAugment | LightAugment
