@@ -19,9 +19,9 @@ from saccade.tasks import TASKS, Task, parse_task
 from saccade.training.config import LayerRates, OptimConfig, Precision, SourceConfig, TrainConfig
 
 _READERS: dict[Task, tuple[str, ...]] = {
-    Task.DETECTION: ("coco", "voc", "masks"),
-    Task.INSTANCE: ("coco", "masks"),
-    Task.SEMANTIC: ("masks",),
+    Task.DETECTION: ("coco", "voc", "mask_folder"),
+    Task.INSTANCE: ("coco", "mask_folder"),
+    Task.SEMANTIC: ("mask_folder",),
 }
 """Formats that can teach a task, in the order in which they are tried."""
 
@@ -86,7 +86,7 @@ def finetune(
         mask_suffix=mask_suffix,
     )
     train, opened = _open_training(spec)
-    if opened.classes is not None and (train.reader != "masks" or chosen is Task.SEMANTIC):
+    if opened.classes is not None and (train.reader != "mask_folder" or chosen is Task.SEMANTIC):
         # Both parts get the same list, in the same order. (Objects made from masks lack the background, which the reader
         # needs to know the values by: it finds the list again.)
         train = dataclasses.replace(train, classes=opened.classes.names)

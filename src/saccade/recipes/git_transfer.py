@@ -71,7 +71,7 @@ def _zero_shot_source(which: ZeroShot, data: str) -> SourceConfig:
     if which == "sunrgbd_seg":
         return SourceConfig(
             task=Task.SEMANTIC,
-            reader="masks",
+            reader="mask_folder",
             root=f"{data}/sunrgbd",
             split="val",
             images="val/images",
@@ -176,7 +176,7 @@ def _few_shot_maps(which: FewShot, data: str) -> tuple[SourceConfig, SourceConfi
         )
     train = SourceConfig(
         task=Task.SEMANTIC,
-        reader="masks",
+        reader="mask_folder",
         root=f"{data}/{root}",
         # The support images are the first ten of DRIVE in sorted order, and fixed lists for the other two: a file
         # few_shot.txt of image names in the folder of the data set.

@@ -187,7 +187,7 @@ def _labels(
 ) -> SourceConfig:
     return SourceConfig(
         task=Task.SEMANTIC,
-        reader="masks",
+        reader="mask_folder",
         root=f"{data}/{folder}",
         split="train",
         images=images,

@@ -1,0 +1,108 @@
+"""Every recipe, scaled down, trains two steps on drawn scenes."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import json
+import math
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from saccade.layers.vit import ViTConfig
+from saccade.models.git.config import DetectionConfig, GiTConfig
+from saccade.recipes import RECIPES, get_recipe
+from saccade.training.config import SourceConfig, TrainConfig
+from saccade.training.trainer import Trainer
+
+SIDE = 64
+
+
+def scaled_down(config: TrainConfig, out: Path) -> TrainConfig:
+    """The same run in miniature: tasks, mixture, augmentation, optimiser and precision stay, sizes and data shrink."""
+    return dataclasses.replace(
+        config,
+        model=_small_model(config.model),
+        train=tuple(_scenes(source, "train") for source in config.train),
+        val=tuple(_scenes(source, "val") for source in config.val),
+        steps=min(config.steps, 2),
+        weights="",
+        init_from="",
+        text_init="",
+        vocabulary="",
+        workers=0,
+        threads=1,
+        log_every=1,
+        eval_every=0,
+        save_every=1000,
+        monitor="",
+        out=str(out),
+        device="cpu",
+    )
+
+
+def _small_model(model: GiTConfig) -> GiTConfig:
+    def boxes(task: DetectionConfig | None) -> DetectionConfig | None:
+        return None if task is None else dataclasses.replace(task, input_size=2 * SIDE, num_bins=4 * SIDE)
+
+    def resized(task, **changes):
+        return None if task is None else dataclasses.replace(task, input_size=SIDE, **changes)
+
+    return GiTConfig(
+        vit=ViTConfig(
+            width=32,
+            depth=4,
+            heads=2,
+            mlp_width=48,
+            image_size=2 * SIDE,
+            window_size=4,
+            global_blocks=(1,),
+            drop_path=model.vit.drop_path,
+        ),
+        vocab_size=1024,
+        max_positions=64,
+        concept_heads=2,
+        text_dropout=model.text_dropout,
+        detection=boxes(model.detection),
+        instance_segmentation=boxes(model.instance_segmentation),
+        semantic_segmentation=resized(model.semantic_segmentation, train_points_per_window=8),
+        caption=resized(model.caption),
+        grounding=resized(model.grounding, num_bins=2 * SIDE),
+    )
+
+
+def _scenes(source: SourceConfig, split: str) -> SourceConfig:
+    return SourceConfig(
+        task=source.task,
+        reader="scenes",
+        split=split,
+        size=SIDE,
+        limit=100 if split == "train" else 2,
+        weight=source.weight,
+        batch_size=min(source.batch_size, 2),
+        augment=source.augment,
+    )
+
+
+def every_recipe() -> list:
+    """All but finetune, which needs a folder; large and huge transfers differ from base in numbers alone."""
+    names = sorted(name for name in RECIPES if name != "finetune")
+    slow = [name for name in names if "_shot_" in name and not name.endswith("_base")]
+    return [pytest.param(name, marks=pytest.mark.slow if name in slow else ()) for name in names]
+
+
+@pytest.mark.parametrize("name", every_recipe())
+def test_two_steps(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # METEOR starts a Java program that reads its tables for many seconds.
+    monkeypatch.setattr("saccade.metrics.caption.meteor_missing", lambda: "not in this test")
+    config = get_recipe(name)()
+    result = Trainer(scaled_down(config, tmp_path), console=Console(file=io.StringIO())).fit()
+    assert result.step == min(config.steps, 2)
+    assert {label.split("[")[0].split("#")[0] for label in result.evaluations} == {str(s.task) for s in config.val}
+    log = [json.loads(line) for line in (result.folder / "metrics.jsonl").read_text().splitlines()]
+    trained = [row for row in log if row["kind"] == "train"]
+    assert len(trained) == min(config.steps, 2)
+    assert all(math.isfinite(value) for row in trained for value in row.values() if isinstance(value, float))
+    assert (result.checkpoint is None) == (config.steps == 0)
