@@ -460,8 +460,15 @@ def test_an_input_of_the_wrong_size_is_refused() -> None:
         model.predict(make_batch(Task.CAPTION, 1, image_hw=(64, 64), targets=False))
 
 
-def test_inputs_that_are_not_square_are_read(  # the official inference takes them; a fixture covers the numbers
-) -> None:
-    answers = tiny_git().predict(make_batch(Task.DETECTION, 1, image_hw=(64, 96), targets=False))
-    assert isinstance(answers[0], Instances)
-    assert float(answers[0].boxes_xyxy[:, 2].max()) > 96
+@pytest.mark.parametrize("task", [Task.DETECTION, Task.INSTANCE, Task.SEMANTIC], ids=str)
+def test_inputs_that_are_not_square_are_read_and_learned(task: Task) -> None:
+    """The official inference takes them (a fixture has the numbers); its training mixed rows and columns."""
+    model = tiny_git()
+    batch = make_batch(task, 1, image_hw=(64, 96))
+    answer = model.predict(batch)[0]
+    if isinstance(answer, Instances):
+        assert float(answer.boxes_xyxy[:, 2].max()) > 96
+    else:
+        assert isinstance(answer, SemanticMap)
+        assert tuple(answer.labels.shape) == (96, 144)
+    assert all(bool(value.isfinite()) for value in model.loss(batch).values())
