@@ -260,6 +260,109 @@ def test_scenes_are_written(run, tmp_path: Path, layout: str) -> None:
     assert all(Path(path).is_file() for path in written["files"])
 
 
+@pytest.fixture(scope="module")
+def mask_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Six pictures with a square lesion each, in two splits."""
+    root = tmp_path_factory.mktemp("lesions") / "lesions"
+    for part in ("images", "masks", "splits"):
+        (root / part).mkdir(parents=True)
+    random = np.random.default_rng(0)
+    for number in range(6):
+        mask = np.zeros((40, 50), np.uint8)
+        mask[10:20, 10 : 20 + number] = 255
+        Image.fromarray(random.integers(0, 256, (40, 50, 3), dtype=np.uint8)).save(root / f"images/{number}.png")
+        Image.fromarray(mask).save(root / f"masks/{number}.png")
+    (root / "splits/train.txt").write_text("0\n1\n2\n3\n")
+    (root / "splits/val.txt").write_text("4\n5\n")
+    return root
+
+
+def test_check_of_a_sound_data_set(run, mask_folder: Path, tmp_path: Path) -> None:
+    file = tmp_path / "report.json"
+    shown = run("data", "check", mask_folder, "--json", file)
+    assert shown.code == 0, shown.out + shown.err
+    assert "no defect" in shown.out
+    report = json.loads(file.read_text())
+    assert report["ok"] is True
+    assert [(one["reader"], one["counts"]["images"]) for one in report["splits"]] == [
+        ("mask_folder", 4),
+        ("mask_folder", 2),
+    ]
+
+
+def test_check_finds_counts_and_shows_defects(run, mask_folder: Path, tmp_path: Path) -> None:
+    import shutil
+
+    broken = tmp_path / "broken"
+    shutil.copytree(mask_folder, broken)
+    (broken / "images/1.png").write_bytes((broken / "images/1.png").read_bytes()[:100])
+    shutil.copyfile(broken / "images/2.png", broken / "images/4.png")
+    file = tmp_path / "report.json"
+    shown = run("data", "check", broken, "--json", file, "--examples", "1")
+    assert shown.code == 1
+    assert "images/1.png" in shown.out
+    train, _ = json.loads(file.read_text())["splits"]
+    assert {one["kind"]: one["count"] for one in train["defects"]} == {"unreadable_image": 1, "image_in_both_splits": 1}
+    assert all(one["kind"] in shown.out and one["fix"] in shown.out for one in train["defects"])
+    only = run("data", "check", broken, "--split", "val", "--format", "mask_folder", "--headers-only")
+    assert "broken/train" not in only.out
+
+
+def test_check_of_a_folder_without_data_says_what_was_looked_for(run, tmp_path: Path) -> None:
+    shown = run("data", "check", tmp_path)
+    assert shown.code == 2
+    assert "no data set is recognised" in shown.err
+    assert "coco: " in shown.err
+    assert run("data", "check", tmp_path / "nowhere").code == 2
+    assert "did you mean 'coco'?" in run("data", "check", tmp_path, "--format", "cocoo").err
+
+
+def test_check_of_one_coco_file_without_splits_looks_at_it_once(run, tmp_path: Path) -> None:
+    run("data", "scenes", "--out", tmp_path, "--count", "12", "--size", "64")
+    file = next(tmp_path.glob("annotations/instances_*.json"))
+    content = json.loads(file.read_text())
+    content["annotations"].append({**content["annotations"][0], "image_id": 99})
+    for other in tmp_path.glob("annotations/*.json"):
+        other.unlink()
+    (tmp_path / "annotations/instances_default.json").write_text(json.dumps(content))
+    (tmp_path / "val2017").rename(tmp_path / "images")
+    shown = run("data", "check", tmp_path, "--json", tmp_path / "report.json")
+    assert shown.code == 1
+    splits = json.loads((tmp_path / "report.json").read_text())["splits"]
+    assert len(splits) == 1
+    assert splits[0]["counts"]["images"] == 12
+    assert {one["kind"]: one["count"] for one in splits[0]["defects"]}["dangling_annotation"] == 1
+
+
+def test_convert_a_data_set(run, mask_folder: Path, tmp_path: Path) -> None:
+    file, out = tmp_path / "written.json", tmp_path / "coco"
+    shown = run("data", "convert", mask_folder, "--from", "mask_folder", "--to", "coco", "--out", out, "--json", file)
+    assert shown.code == 0, shown.err
+    splits = json.loads(file.read_text())["splits"]
+    assert [(one["split"], one["images"], one["annotations"]) for one in splits] == [("train", 4, 4), ("val", 2, 2)]
+    annotation = json.loads((out / "annotations/instances_val.json").read_text())["annotations"][1]
+    assert annotation["bbox"] == [10, 10, 15, 10]
+    assert run("data", "check", out).code == 0
+    again = run("data", "convert", mask_folder, "--from", "mask_folder", "--out", out)
+    assert (again.code, "exists already" in again.err) == (2, True)
+
+
+@pytest.mark.parametrize(
+    ("words", "hint"),
+    [
+        (["--from", "mask_foldr"], "did you mean 'mask_folder'?"),
+        (["--from", "mask_folder", "--to", "cocoo"], "did you mean 'coco'?"),
+        (["--from", "scenes"], "saccade data scenes"),
+        (["--from", "voc"], "no VOC annotations"),
+        (["--from", "mask_folder", "--split", "tets"], "there is no split 'tets'"),
+    ],
+)
+def test_convert_refuses_what_is_not_there(run, mask_folder: Path, tmp_path: Path, words: list[str], hint: str) -> None:
+    shown = run("data", "convert", mask_folder, "--out", tmp_path / "out", *words)
+    assert shown.code == 2
+    assert hint in shown.err
+
+
 def test_models_are_listed_and_shown(run, model: str) -> None:
     listed = run("models", "list")
     assert listed.code == 0
@@ -327,7 +430,7 @@ def test_bench_measures_against_the_reference(run, tmp_path: Path) -> None:
     words = ["--task", "grounding", "--preset", "nano", "--repeats", "1", "--json", file, "--device", "cpu"]
     shown = run("bench", "git", *words)
     assert shown.code == 0, shown.err
-    written = json.loads(file.read_text())
+    written = json.loads(file.read_text())["results"]
     assert [one["task"] for one in written] == ["grounding"]
     for one in written:
         assert one["ratio"] == pytest.approx(one["ms_per_image"] / one["reference_ms"])

@@ -4,8 +4,17 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from saccade.cli.parser import Verbs, add_json, natural, positive
+from saccade.cli.parser import Parser, Verbs, add_json, comma_list, natural, positive
+from saccade.errors import SaccadeError, UsageError, nearest
+
+if TYPE_CHECKING:
+    from saccade.data.check import Report
+    from saccade.data.sources import SourceSpec
+
+SPLITS = ("train", "val", "test", "testA", "testB")
+"""Splits that are looked for where none is named."""
 
 
 def add(verbs: Verbs) -> None:
@@ -21,6 +30,11 @@ def add(verbs: Verbs) -> None:
     )
     words = Verbs(parser)
     _add_scenes(words)
+    _add_check(words)
+    _add_convert(words)
+
+
+# --- scenes ----------------------------------------------------------------------------------------------------------
 
 
 def _add_scenes(words: Verbs) -> None:
@@ -64,3 +78,177 @@ def _shown(value: object) -> object:
     if isinstance(value, list | tuple):
         return f"{len(value)}: {', '.join(str(item) for item in value[:3])}{' ...' if len(value) > 3 else ''}"
     return value
+
+
+# --- check -----------------------------------------------------------------------------------------------------------
+
+
+def _add_check(words: Verbs) -> None:
+    parser = words.add(
+        "check",
+        summary="Look for every defect of a data set; exit code 1 where there is one.",
+        examples=[
+            "saccade data check lesions/",
+            "saccade data check cells/ --format voc --split train --json report.json",
+        ],
+        run=_check,
+    )
+    parser.add_argument("root", metavar="DIR", help="folder of the data set")
+    parser.add_argument("--format", metavar="READER", help="coco, voc, mask_folder ... (default: recognised)")
+    _add_files(parser)
+    parser.add_argument("--headers-only", action="store_true", help="do not decode the images (faster, sees less)")
+    parser.add_argument("--examples", type=natural, default=5, metavar="N", help="examples per defect (default: 5)")
+    add_json(parser)
+
+
+def _add_files(parser: Parser) -> None:
+    parser.add_argument("--split", help="only this split (default: every one that is found)")
+    parser.add_argument("--images", default="", metavar="DIR", help="image folder in the root (default: looked for)")
+    parser.add_argument(
+        "--annotations", default="", metavar="FILE", help="annotation file or mask folder in the root (likewise)"
+    )
+    parser.add_argument("--classes", type=comma_list, default=(), metavar="A,B", help="the classes, where not all are")
+
+
+def _spec(arguments: argparse.Namespace, reader: str, split: str) -> SourceSpec:
+    from saccade.data.sources import SourceSpec
+    from saccade.tasks import Task
+
+    tasks = {"voc": Task.DETECTION, "karpathy": Task.CAPTION, "refcoco": Task.GROUNDING}
+    return SourceSpec(
+        task=tasks.get(reader, Task.INSTANCE),
+        reader=reader,
+        root=arguments.root,
+        split=split,
+        images=arguments.images,
+        annotations=arguments.annotations,
+        classes=tuple(arguments.classes),
+    )
+
+
+def _check(arguments: argparse.Namespace) -> int:
+    from saccade.cli import screen
+    from saccade.data.check import CHECKS
+
+    if arguments.format is not None and arguments.format not in CHECKS:
+        raise UsageError(f"unknown format '{arguments.format}'", fix=nearest(arguments.format, CHECKS))
+    reports = _reports(arguments, [arguments.format] if arguments.format else list(CHECKS))
+    for report in reports:
+        _show(report)
+    found = sum(finding.count for report in reports for finding in report.findings)
+    screen.say(f"{found} defects" if found else "no defect")
+    screen.write_json(arguments.json, {"ok": not found, "splits": [report.to_dict() for report in reports]})
+    return 1 if found else 0
+
+
+def _reports(arguments: argparse.Namespace, readers: list[str]) -> list[Report]:
+    """The reports of every split, by the first reader that finds its files in the folder.
+
+    Raises:
+        UsageError: No such folder, or no reader finds anything in it.
+    """
+    from saccade.cli import screen
+    from saccade.data.check import check_dataset
+    from saccade.data.sources.layout import data_root
+
+    def look(reader: str, split: str) -> Report:
+        with screen.Steps(f"check {reader} {split}") as steps:
+            return check_dataset(
+                _spec(arguments, reader, split),
+                decode=not arguments.headers_only,
+                max_examples=arguments.examples,
+                progress=steps.update,
+            )
+
+    data_root(arguments.root)
+    reasons: dict[str, str] = {}
+    for reader in readers:
+        reports: list[Report] = []
+        for split in [arguments.split] if arguments.split else SPLITS:
+            try:
+                reports.append(look(reader, split))
+            except UsageError as error:
+                reasons.setdefault(reader, error.what)
+        if not arguments.split:
+            reports = [report for report in reports if {finding.kind for finding in report.findings} != {"no_images"}]
+            if any(note.startswith("data set without splits") for report in reports for note in report.notes):
+                reports = [look(reader, "all")]  # its files are the same for every split
+        if reports:
+            return reports
+    raise UsageError(
+        "no data set is recognised in the folder",
+        where=arguments.root,
+        why="; ".join(f"{reader}: {reason}" for reader, reason in reasons.items()),
+        fix="name the format with --format, and the files with --images and --annotations",
+    )
+
+
+def _show(report: Report) -> None:
+    from saccade.cli import screen
+
+    counts = ", ".join(f"{number} {what}" for what, number in report.counts.items())
+    screen.say(f"{report.name} ({report.reader}): {counts or 'nothing'}")
+    screen.table(
+        [{"defect": one.kind, "count": one.count, "what": one.what, "fix": one.fix} for one in report.findings]
+    )
+    for finding in report.findings:
+        for example in finding.examples:
+            screen.say(f"  {finding.kind}: {example}")
+    for text, number in report.notes.items():
+        screen.say(f"  note: {text} ({number})")
+
+
+# --- convert ---------------------------------------------------------------------------------------------------------
+
+
+def _add_convert(words: Verbs) -> None:
+    parser = words.add(
+        "convert",
+        summary="Write a data set in another format.",
+        examples=["saccade data convert lesions/ --from mask_folder --to coco --out lesions_coco"],
+        run=_convert,
+    )
+    parser.add_argument("root", metavar="DIR", help="folder of the data set")
+    parser.add_argument("--from", dest="reader", required=True, metavar="READER", help="mask_folder, voc, coco ...")
+    parser.add_argument("--to", default="coco", metavar="FORMAT", help="coco (default)")
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="root folder of the new data set")
+    parser.add_argument(
+        "--task", help="what to read: detection, instance or caption (default: all that the format has)"
+    )
+    _add_files(parser)
+    add_json(parser)
+
+
+def _convert(arguments: argparse.Namespace) -> int:
+    from saccade.cli import screen
+    from saccade.data.sources import READERS, open_source
+    from saccade.data.writers import WRITERS
+    from saccade.tasks import parse_task
+
+    if arguments.reader not in READERS:
+        raise UsageError(f"unknown reader '{arguments.reader}'", fix=nearest(arguments.reader, READERS))
+    if arguments.reader == "scenes":
+        raise UsageError("scenes are drawn, not converted", fix="saccade data scenes --out DIR")
+    if arguments.to not in WRITERS:
+        raise UsageError(f"unknown format '{arguments.to}'", fix=nearest(arguments.to, WRITERS))
+    rows: list[dict[str, object]] = []
+    first: SaccadeError | None = None
+    for split in [arguments.split] if arguments.split else SPLITS:
+        spec = _spec(arguments, arguments.reader, split)
+        if arguments.task:
+            spec.task = parse_task(arguments.task)
+        try:
+            source = open_source(spec)
+        except UsageError as error:  # no such split; told below where there is none at all
+            first = first or error
+            continue
+        with screen.Steps(f"write {split}") as steps:
+            written = WRITERS[arguments.to](source, arguments.out, split=split, progress=steps.update)
+        rows.append({"split": split, **written})
+        for reason, count in source.skipped.items():
+            screen.note(f"{split}: left out: {count} ({reason})")
+    if first is not None and not rows:
+        raise first
+    screen.table(rows)
+    screen.write_json(arguments.json, {"from": arguments.reader, "to": arguments.to, "splits": rows})
+    return 0
