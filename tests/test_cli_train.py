@@ -14,6 +14,7 @@ from saccade.data.sources import READERS
 from saccade.errors import ConfigError, UsageError
 from saccade.recipes import RECIPES
 
+
 @pytest.mark.parametrize("name", ["git.nano_scenes", "git.multi_fivetask_base", "git.few_shot_drive_base"])
 def test_the_printed_configuration_of_a_recipe_can_be_typed(name: str) -> None:
     config = RECIPES[name]()

@@ -1,7 +1,8 @@
 """What a model is given: samples, targets, class lists, preprocessing declarations and batches.
 
 Frames: a :class:`Sample` that comes from a source is in the frame of the original image; after the transforms it is in
-the frame of the network input. Boxes are absolute pixels, ``x0 y0 x1 y1``, with the origin at the corner of the first pixel.
+the frame of the network input. Boxes are absolute pixels, ``x0 y0 x1 y1``, with the origin at the corner of the first
+pixel.
 """
 
 from __future__ import annotations
@@ -122,7 +123,7 @@ class Target:
 
     def to(self, device: torch.device | str) -> Target:
         """Copies every tensor to the device."""
-        moved = {
+        moved: dict[str, Any] = {
             f.name: value.to(device) if isinstance(value := getattr(self, f.name), Tensor) else value
             for f in dataclasses.fields(self)
         }
