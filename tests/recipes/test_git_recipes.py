@@ -286,6 +286,15 @@ def test_missing_readers_are_one_error_unless_dropped() -> None:
         without_missing(get_recipe("git.zero_shot_nocaps_base")())
 
 
+@pytest.mark.parametrize("name", GIT)
+def test_no_published_split_is_drawn_by_hash(name: str) -> None:
+    """A mask folder without a split file or subfolder is divided by the reader: published data must not be."""
+    for source in (*get_recipe(name)().train, *get_recipe(name)().val):
+        if source.reader == "mask_folder":
+            named = any(source.split in part for part in Path(source.images).parts)
+            assert named or "/" in source.split or source.split == "few_shot", (source.root, source.images)
+
+
 def test_recipe_arguments() -> None:
     assert set(recipe_arguments("git.universal_base")) == {"data", "total_batch"}
     assert {"data_root", "model", "task"} <= set(recipe_arguments("finetune"))

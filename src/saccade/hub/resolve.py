@@ -74,8 +74,8 @@ def bundled_summaries() -> dict[str, str]:
     lines = {}
     for name, folder in bundled_checkpoints().items():
         card = read_card(folder)
-        recipe = card.provenance.get("recipe")
-        lines[name] = f"{', '.join(card.tasks)}" + (f"; trained by {recipe}" if recipe else "")
+        run = card.provenance.get("recipe") or card.provenance.get("run")
+        lines[name] = f"{', '.join(card.tasks)}" + (f"; trained by {run}" if run else "")
     return lines
 
 

@@ -11,7 +11,7 @@ from functools import partial
 
 from saccade.errors import UsageError, nearest
 from saccade.recipes import git
-from saccade.recipes.finetune import finetune
+from saccade.recipes.finetune import finetune as _finetune
 from saccade.recipes.git import multi_fivetask
 from saccade.recipes.git_scenes import nano_scenes, nano_scenes_single
 from saccade.recipes.git_transfer import FewShot, ZeroShot, few_shot, zero_shot
@@ -38,7 +38,7 @@ _ZERO_SHOT: tuple[ZeroShot, ...] = ("cityscapes_det", "cityscapes_ins", "citysca
 _FEW_SHOT: tuple[FewShot, ...] = ("drive", "loveda", "potsdam", "widerface", "deepfashion")
 
 RECIPES: dict[str, Recipe] = {
-    "finetune": finetune,
+    "finetune": _finetune,
     "git.nano_scenes": nano_scenes,
     **{f"git.nano_scenes_single_{TASKS[task].alias}": partial(nano_scenes_single, task) for task in Task},
     "git.single_detection_base": git.single_detection_base,

@@ -87,8 +87,8 @@ def finetune(
     )
     train, opened = _open_training(spec)
     if opened.classes is not None and (train.reader != "mask_folder" or chosen is Task.SEMANTIC):
-        # Both parts get the same list, in the same order. (Objects made from masks lack the background, which the reader
-        # needs to know the values by: it finds the list again.)
+        # Both parts get the same list, in the same order. (Objects made from masks lack the background, which the
+        # reader needs to know the values by: it finds the list again.)
         train = dataclasses.replace(train, classes=opened.classes.names)
     train, val, count = _divide(train, len(opened), val_annotations)
     batch_size, accumulate = _batch(card.config)

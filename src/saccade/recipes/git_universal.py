@@ -182,47 +182,32 @@ def _instances(data: str) -> tuple[SourceConfig, ...]:
     )
 
 
-def _labels(
-    data: str, folder: str, images: str, maps: str, names: str, weight: float, *, suffix: str = "", zero: bool = False
-) -> SourceConfig:
+def _labels(root: str, images: str, maps: str, names: str, weight: float) -> SourceConfig:
     return SourceConfig(
         task=Task.SEMANTIC,
         reader="mask_folder",
-        root=f"{data}/{folder}",
+        root=root,
         split="train",
         images=images,
         annotations=maps,
         classes=CLASS_NAMES[names],
-        mask_suffix=suffix,
-        reduce_zero_label=zero,
         weight=weight,
         augment=SemanticAugment(),
     )
 
 
 def _semantic(data: str) -> tuple[SourceConfig, ...]:
+    stuff = _labels(f"{data}/coco_stuff164k", "images/train2017", "annotations/train2017", "coco_stuff", 0.062835)
+    nuimages = _labels(f"{data}/nuimages", "samples", "annotations/semantic_masks", "nuimages_semantic", 0.048438)
+    context = _labels(
+        f"{data}/VOCdevkit/VOC2010", "JPEGImages", "SegmentationClassContext", "pascal_context_59", 0.003831
+    )
     return (
-        _labels(
-            data,
-            "coco_stuff164k",
-            "images/train2017",
-            "annotations/train2017",
-            "coco_stuff",
-            0.062835,
-            suffix="_labelTrainIds",
-        ),
-        _labels(data, "nuimages", "samples", "annotations/semantic_masks", "nuimages_semantic", 0.048438, zero=True),
-        _labels(
-            data,
-            "VOCdevkit/VOC2010",
-            "JPEGImages",
-            "SegmentationClassContext",
-            "pascal_context_59",
-            0.003831,
-            zero=True,
-        ),
-        _labels(data, "bdd100k", "images/10k/train", "labels/sem_seg/masks/train", "cityscapes", 0.005208),
-        _labels(data, "mapillary", "training/images", "training/v2.0/labels_mask", "mapillary_v2", 0.013021),
+        dataclasses.replace(stuff, mask_suffix="_labelTrainIds"),
+        dataclasses.replace(nuimages, reader="nuimages_semantic", reduce_zero_label=True),
+        dataclasses.replace(context, split="ImageSets/SegmentationContext/train", reduce_zero_label=True),
+        _labels(f"{data}/bdd100k", "images/10k/train", "labels/sem_seg/masks/train", "cityscapes", 0.005208),
+        _labels(f"{data}/mapillary", "training/images", "training/v2.0/labels_mask", "mapillary_v2", 0.013021),
         ade20k(data, batch_size=1, weight=0.066667),
     )
 
@@ -250,9 +235,7 @@ def _captions(data: str) -> tuple[SourceConfig, ...]:
 
 def _grounding(data: str) -> tuple[SourceConfig, ...]:
     three = refcoco(data, batch_size=1, weight=0.04)
-    clef = dataclasses.replace(
-        three[0], root=f"{data}/refclef", images="saiapr_tc-12", annotations="refclef/refs(unc).p"
-    )
+    clef = dataclasses.replace(three[0], root=f"{data}/refclef", images="saiapr_tc-12", annotations="refs(unc).p")
     flickr = SourceConfig(
         task=Task.GROUNDING,
         reader="flickr30k",
