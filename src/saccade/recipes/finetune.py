@@ -14,7 +14,7 @@ from saccade.errors import DataError, UsageError
 from saccade.hub.checkpoint import read_card
 from saccade.hub.resolve import resolve
 from saccade.models.git.config import GiTConfig
-from saccade.recipes.git import LAYER_RATES, only
+from saccade.recipes.git import LAYER_RATES, STEM_RATES, only
 from saccade.tasks import TASKS, Task, parse_task
 from saccade.training.config import LayerRates, OptimConfig, Precision, SourceConfig, TrainConfig
 
@@ -31,7 +31,7 @@ _MONITOR = {
     Task.SEMANTIC: "semantic_segmentation/mIoU",
 }
 _PASSES = 60
-_LEAST_STEPS, _MOST_STEPS = 1_000, 12_000
+_LEAST_STEPS, _MOST_STEPS = 600, 12_000
 _HELD_OUT = 5  # where one file lists everything, the last fifth is validation
 
 
@@ -180,7 +180,7 @@ def _optim(model: GiTConfig, steps: int) -> OptimConfig:
         weight_decay=0.05,
         decay_matrices_only=True,
         clip_norm=1.0,
-        layer_rates=None if small else _rates(model),
+        layer_rates=STEM_RATES if small else _rates(model),
         warmup_steps=steps // 20,
         min_lr=1e-6,
     )

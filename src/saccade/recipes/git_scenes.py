@@ -5,7 +5,7 @@ from __future__ import annotations
 from saccade.data.augment import Augment, CaptionAugment, DetectionAugment
 from saccade.models.git.config import GiTConfig
 from saccade.models.git.presets import PRESETS
-from saccade.recipes.git import only
+from saccade.recipes.git import STEM_RATES, only
 from saccade.tasks import TASKS, Task
 from saccade.training.config import OptimConfig, SourceConfig, TrainConfig
 
@@ -50,7 +50,7 @@ def scenes_validation(task: Task, *, size: int = 224, limit: int = 500) -> Sourc
     return SourceConfig(task=task, reader="scenes", split="val", size=size, limit=limit, batch_size=16)
 
 
-def nano_scenes(*, steps: int = 7_400, size: int = 224) -> TrainConfig:
+def nano_scenes(*, steps: int = 6_300, size: int = 224) -> TrainConfig:
     """The five-task mixture that the bundled ``git-nano`` was trained with."""
     return _scenes("git/nano_scenes", PRESETS["nano"](), tuple(Task), steps=steps, size=size)
 
@@ -76,18 +76,20 @@ def _scenes(name: str, model: GiTConfig, tasks: tuple[Task, ...], *, steps: int,
         val=tuple(scenes_validation(task, size=size) for task in tasks),
         steps=steps,
         optim=OptimConfig(
-            lr=1e-3,
+            lr=6e-4,
             betas=(0.9, 0.98),
             weight_decay=0.05,
             # Clipping this low gives every task a step of the same length, whatever the scale of its loss.
             clip_norm=0.1,
+            # The 768 inputs of a patch are nearly equal, so that full steps of their weights would drown the rest.
+            layer_rates=STEM_RATES,
             warmup_steps=min(300, steps // 10),
             min_lr=1e-5,
         ),
         precision="bf16",
         initialise="local",
         ema_decay=0.999,
-        save_every=500,
+        save_every=250,
         log_every=50,
         workers=1,
     )
