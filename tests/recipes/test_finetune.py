@@ -86,7 +86,7 @@ def test_coco_folder(start: Path, coco: Path) -> None:
     assert config.model.detection == small_config().detection
     assert config.model.caption is None
     assert (config.monitor, config.keep, config.weights) == ("detection/AP", 1, str(start))
-    assert (config.steps, config.eval_every) == (1_000, 100)
+    assert (config.steps, config.eval_every) == (600, 60)
     assert val.augment is None
     assert config.optim.layer_rates is None
 
@@ -130,8 +130,8 @@ def test_voc_folder_of_blood_cells(start: Path) -> None:
     assert config.train[0].classes == config.val[0].classes == ("Platelets", "RBC", "WBC")
     assert config.val[0].split == "val"
     assert config.name.startswith("finetune/bccd-detection-")
-    # 205 images, 16 per step, 60 passes: fewer than the least number of steps.
-    assert config.steps == 1_000
+    # 205 images, 60 passes, 16 per step.
+    assert config.steps == 205 * 60 // 16
 
 
 def test_lesion_masks(start: Path) -> None:
