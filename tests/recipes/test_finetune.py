@@ -88,7 +88,7 @@ def test_coco_folder(start: Path, coco: Path) -> None:
     assert (config.monitor, config.keep, config.weights) == ("detection/AP", 1, str(start))
     assert (config.steps, config.eval_every) == (600, 60)
     assert val.augment is None
-    assert config.optim.layer_rates is None
+    assert config.optim.layer_rates is STEM_RATES
 
 
 def test_instances_trace_contours_in_the_loader(start: Path, coco: Path) -> None:
