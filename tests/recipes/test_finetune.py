@@ -21,7 +21,7 @@ from saccade.layers.vit import ViTConfig
 from saccade.models.git.config import CaptionConfig, DetectionConfig, GiTConfig, SemanticConfig
 from saccade.models.git.model import GiT
 from saccade.recipes import get_recipe
-from saccade.recipes.git import LAYER_RATES
+from saccade.recipes.git import LAYER_RATES, STEM_RATES
 from saccade.tasks import Task
 from saccade.tokens.vocabulary import TextVocabulary
 from saccade.training.config import validate
