@@ -196,6 +196,19 @@ def _mask(values: tuple[int, ...] = (0, 255), size_hw: tuple[int, int] = (30, 40
     return np.resize(np.array(values), size_hw)
 
 
+def test_data_without_splits_says_so(tmp_path: Path) -> None:
+    for number in range(20):
+        save_image(tmp_path / "images" / f"{number}.jpg", seed=number)
+        save_mask(tmp_path / "masks" / f"{number}.png", _mask())
+        save_image(tmp_path / "voc" / f"{number}.jpg", seed=number)
+        (tmp_path / "voc" / f"{number}.xml").write_text(voc_xml(f"{number}.jpg", [("dog", (1, 1, 5, 5), 0)]))
+    for reader, root in (("mask_folder", tmp_path), ("voc", tmp_path / "voc")):
+        train, val, whole = (check(reader, root, split=split) for split in ("train", "val", "all"))
+        assert train.ok and val.ok and whole.ok
+        assert train.counts["images"] + val.counts["images"] == whole.counts["images"] == 20
+        assert any(note.startswith("data set without splits") for note in train.notes) and not whole.notes
+
+
 def test_mask_folder_defects(tmp_path: Path) -> None:
     for number, stem in enumerate("abcdef"):
         save_image(tmp_path / "images" / f"{stem}.jpg", seed=number)

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from saccade.data.checks.report import ImageEntry, Report, check_box
+from saccade.data.checks.report import UNDIVIDED, ImageEntry, Report, check_box
 from saccade.data.images import MAX_PIXELS
 from saccade.data.sources.coco import (
     decode_shape,
@@ -68,8 +68,8 @@ def check(spec: SourceSpec, root: Path, report: Report) -> list[ImageEntry]:
     report.note("crowd region", sum(bool(annotation.get("iscrowd")) for annotation in sound))
     annotated = {value for annotation in sound if isinstance(value := annotation.get("image_id"), int | str)}
     report.note("image without annotations", sum(key not in annotated for key in sizes))
-    if not divided:
-        report.note("data set without splits: divided by the names of the images")
+    if not divided and spec.split != "all":
+        report.note(UNDIVIDED)
     try:
         pairs = list_images(spec, root)
     except UsageError as error:

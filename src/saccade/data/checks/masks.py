@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from saccade.data.checks.report import ImageEntry, Report
+from saccade.data.checks.report import UNDIVIDED, ImageEntry, Report
 from saccade.data.class_names import CLASS_NAMES
 from saccade.data.images import image_size, read_labels
 from saccade.data.sources.mask_folder import MaskLayout, class_file
@@ -49,6 +49,8 @@ def check(spec: SourceSpec, root: Path, report: Report) -> list[ImageEntry]:
         report.add("missing_mask", path.name)
     for path in layout.unmatched_masks:
         report.add("missing_image_of_mask", path.name)
+    if layout.undivided and spec.split != "all":
+        report.note(UNDIVIDED)
     names = spec.classes or class_file(root)
     present: set[int] = set()
     of_mask: dict[str, set[int]] = {}

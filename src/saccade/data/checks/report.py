@@ -48,6 +48,9 @@ DEFECTS: dict[str, tuple[str, str]] = {
 }
 """Kind of defect -> what it is, what to do."""
 
+UNDIVIDED = "data set without splits: divided by the names of the images"
+"""Note of a report: one set of files serves every split."""
+
 _SLACK = 1.0  # pixels that a box may reach out of its image: annotation tools round
 
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections import Counter
 from pathlib import Path
 
-from saccade.data.checks.report import ImageEntry, Report, check_box
+from saccade.data.checks.report import UNDIVIDED, ImageEntry, Report, check_box
 from saccade.data.sources.spec import SourceSpec
-from saccade.data.sources.voc import find_voc_files, read_voc_file
+from saccade.data.sources.voc import find_voc_files, has_splits, read_voc_file
 from saccade.errors import DataError
 
 
@@ -49,5 +49,7 @@ def check(spec: SourceSpec, root: Path, report: Report) -> list[ImageEntry]:
     for name in spec.classes:
         if not used[name]:
             report.add("unused_class", name)
+    if spec.split != "all" and not has_splits(root, spec.split):
+        report.note(UNDIVIDED)
     report.counts |= {"annotations": objects, "classes": len(used)}
     return entries

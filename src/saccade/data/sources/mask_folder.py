@@ -222,6 +222,7 @@ class MaskLayout:
         unmatched_images: Images of the split without a mask.
         unmatched_masks: Masks (of the folder) without an image.
         missing_images: Names of the split without an image file.
+        undivided: The data set has no splits; this one was made from the names.
         skipped: Counts of both.
 
     Raises:
@@ -232,6 +233,7 @@ class MaskLayout:
         self, root: Path, split: str, *, images: str, masks: str, suffix: str, must_exist: bool = True
     ) -> None:
         self.missing_images: list[str] = []
+        self.undivided = False
         self._must_exist = must_exist
         self._root = root
         self._image_folder = _folder(root, split, images, _IMAGE_FOLDERS, "images", exclude=None)
@@ -293,6 +295,7 @@ class MaskLayout:
         if any(path.is_file() for path in others):
             known = [path.stem for path in others if path.is_file()]
             raise UsageError(f"there is no split '{split}'", where=self._root, fix=nearest(split, known))
+        self.undivided = True
         return [stems[index] for index in hash_split(stems, split, self._root)]
 
     def _listed(self, split_file: Path) -> list[str]:

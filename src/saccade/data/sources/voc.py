@@ -148,11 +148,7 @@ def find_voc_files(root: Path, split: str, *, must_exist: bool = True) -> tuple[
         UsageError: No such split, or no XML files.
         DataError: A file that the split names does not exist.
     """
-    years = (
-        [root]
-        if (root / "ImageSets" / "Main").is_dir()
-        else [folder for folder in sorted(root.glob("VOC*")) if (folder / "ImageSets" / "Main").is_dir()]
-    )
+    years = _years(root)
     if years:
         every = [path for year in years for path in sorted((year / "Annotations").glob("*.xml"))]
         if split == "all":
@@ -173,6 +169,18 @@ def find_voc_files(root: Path, split: str, *, must_exist: bool = True) -> tuple[
     if not every:
         raise UsageError("there are no VOC annotations (XML files)", where=root, fix="choose another reader or root")
     return [every[index] for index in hash_split([path.stem for path in every], split, root)], every
+
+
+def has_splits(root: Path, split: str) -> bool:
+    """Whether the data set says itself what belongs to the split."""
+    return bool(_years(root)) or any(next((root / name).glob("**/*.xml"), None) for name in split_names(split))
+
+
+def _years(root: Path) -> list[Path]:
+    """The folders in the layout of the challenges: the root itself, or those in it."""
+    if (root / "ImageSets" / "Main").is_dir():
+        return [root]
+    return [folder for folder in sorted(root.glob("VOC*")) if (folder / "ImageSets" / "Main").is_dir()]
 
 
 def _listed(split_file: Path, must_exist: bool) -> list[Path]:
