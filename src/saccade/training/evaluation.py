@@ -88,7 +88,7 @@ def evaluate(
         workers: Loader processes.
         limit: Evaluate only the first N samples (0 = all).
         precision: Arithmetic of the forward pass.
-        engine: ``pycocotools`` runs the reference programs, for numbers that are reported: pycocotools itself, and METEOR
+        engine: ``pycocotools`` runs the reference programs, for numbers that are reported: it itself, and METEOR
             where its Java program is found. ``faster`` gives the same AP sooner and leaves METEOR out.
         progress: Called with (samples done on this rank, samples of this rank).
         stop: Asked after every batch; once it says yes on any rank, the evaluation is given up.
