@@ -149,6 +149,7 @@ def _reports(arguments: argparse.Namespace, readers: list[str]) -> list[Report]:
     """
     from saccade.cli import screen
     from saccade.data.check import check_dataset
+    from saccade.data.checks.report import UNDIVIDED
     from saccade.data.sources.layout import data_root
 
     def look(reader: str, split: str) -> Report:
@@ -169,10 +170,11 @@ def _reports(arguments: argparse.Namespace, readers: list[str]) -> list[Report]:
                 reports.append(look(reader, split))
             except UsageError as error:
                 reasons.setdefault(reader, error.what)
+                continue
+            if UNDIVIDED in reports[-1].notes and not arguments.split:
+                return [look(reader, "all")]  # its files are the same for every split
         if not arguments.split:
             reports = [report for report in reports if {finding.kind for finding in report.findings} != {"no_images"}]
-            if any(note.startswith("data set without splits") for report in reports for note in report.notes):
-                reports = [look(reader, "all")]  # its files are the same for every split
         if reports:
             return reports
     raise UsageError(
