@@ -114,8 +114,10 @@ class Recorder:
 
         def observe_layer(*args: Any, **kwargs: Any) -> Any:
             out = observe(*args, **kwargs)
-            self.images.append(out[0])
-            self.texts.append(out[1])
+            # After the last block the model leaves the map out, which nothing reads; the original computes it.
+            whole = observe(*args, **(kwargs | {"keys_only": False})) if kwargs.get("keys_only") else out
+            self.images.append(whole[0])
+            self.texts.append(whole[1])
             return out
 
         def respond_layer(*args: Any, **kwargs: Any) -> Any:

@@ -136,7 +136,7 @@ class Attention(nn.Module):
             bias = _join_bias(rel_h, rel_w, tokens, keys, mask).flatten(0, 1)
             logits = torch.baddbmm(bias, q_BnNd.flatten(0, 1) * d**-0.5, k_BnMd.flatten(0, 1).mT)
             return (logits.softmax(-1) @ v_BnMd.flatten(0, 1)).unflatten(0, (b, n))
-        if mask is not None:
+        if mask is not None or tokens != pixels or keys != pixels:
             bias = _join_bias(rel_h, rel_w, tokens, keys, mask)
             return F.scaled_dot_product_attention(q_BnNd, k_BnMd, v_BnMd, attn_mask=bias)
         return _attend_in_parts(q_BnNd, k_BnMd, v_BnMd, rel_h, rel_w)

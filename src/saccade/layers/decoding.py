@@ -43,15 +43,17 @@ class KVCache:
         """Ends a step of so many tokens."""
         self.length += tokens
 
-    def select(self, rows: Tensor) -> None:
+    def select(self, rows: Tensor, *, length: int | None = None) -> None:
         """Keeps (or repeats, or permutes) rows by index; only the filled part is copied.
 
         Args:
             rows: ``[R']`` int64 indices into the current rows.
+            length: New greatest number of tokens; None keeps it.
         """
         for name in ("_keys", "_values"):
             old: Tensor = getattr(self, name)
-            new = old.new_empty(old.shape[0], len(rows), *old.shape[2:])
+            size = old.shape[3] if length is None else length
+            new = old.new_empty(old.shape[0], len(rows), old.shape[2], size, old.shape[4])
             new[:, :, :, : self.length] = old[:, rows, :, : self.length]
             setattr(self, name, new)
 

@@ -185,7 +185,8 @@ def predict(model: GiT, batch: Batch, *, prune: bool = True) -> list[Prediction]
     classes = class_names(batch)
     table = model.vocabulary_matrix(task, classes.names)
     seen = model.observe(batch.images, task)
-    state, cache, layout = model.begin(seen, task, config.length)
+    # Room for the grid and the task token only: most points end here.
+    state, cache, layout = model.begin(seen, task, 1)
     logits = state @ table[config.num_bins + 1 :].T
     scores = logits.float().softmax(-1)[:, :-1]
     class_tokens = logits.argmax(-1) + config.num_bins + 1
@@ -197,11 +198,12 @@ def predict(model: GiT, batch: Batch, *, prune: bool = True) -> list[Prediction]
     if prune:
         rows_BD = seen.grid.row_major[points_BD] + torch.arange(b, device=best.device)[:, None] * per_image
         rows = rows_BD.unique()
-        cache.select(rows)
+        cache.select(rows, length=config.length + 1)
         layout = ResponseLayout(layout.window_of[rows], layout.windows)
         said = decode_points(model, seen, task, class_tokens[rows], cache, layout, table, config.length)
         tokens_BDL = said[torch.searchsorted(rows, rows_BD)]
     else:
+        cache.select(torch.arange(len(class_tokens), device=best.device), length=config.length + 1)
         said = decode_points(model, seen, task, class_tokens, cache, layout, table, config.length)
         said = said.unflatten(0, (b, per_image))[:, seen.grid.row_major]
         tokens_BDL = said.gather(1, points_BD[..., None].expand(-1, -1, config.length))

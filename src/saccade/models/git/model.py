@@ -217,11 +217,15 @@ class GiT(nn.Module):
         still otherwise.
         """
         if torch.is_grad_enabled():
+            # The step that follows may change weights without a trace: fused optimisers raise no version.
+            self._matrices.clear()
             return _INTERFACES[task].vocabulary(self, task, classes)
         key = (task.value, tuple(classes))
         weights = [self.text_embed.words.weight, self.concept_positions.weight, *self.concept_attention.parameters()]
         # In-place updates (optimiser, EMA, loading) raise a tensor's version; moves change its address.
         stamp: tuple[object, ...] = tuple((w._version, w.data_ptr(), w.dtype) for w in weights if not w.is_inference())
+        device = weights[0].device.type
+        stamp += (torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None,)
         held = self._matrices.get(key)
         if held is None or held[0] != stamp:
             if len(self._matrices) >= 16:
@@ -271,15 +275,26 @@ class GiT(nn.Module):
         return Observation(grid=grid, batch=batch, start=start.repeat(batch, 1), task_row=task_row)
 
     def _observe_layer(
-        self, block: Block, x_BHWC: Tensor, text: Text | None, factors: Tensor | None = None
+        self,
+        block: Block,
+        x_BHWC: Tensor,
+        text: Text | None,
+        factors: Tensor | None = None,
+        *,
+        keys_only: bool = False,
     ) -> tuple[Tensor, Tensor | None, tuple[Tensor, Tensor]]:
-        """One block over images (and text): the new map, the new text, and the keys and values that responses read."""
+        """One block over images (and text): the new map, the new text, and the keys and values that responses read.
+
+        With ``keys_only`` map and text are returned as they came: nobody reads them after the last block.
+        """
         size_hw = (x_BHWC.shape[1], x_BHWC.shape[2])
         window = size_hw if block.window_size is None else (block.window_size, block.window_size)
         x = to_windows(x_BHWC, window)
         if text is not None:
             x = torch.cat([x, text.x_BTC], dim=1)
         q, k, v = block.attn.split_heads(block.attention_input(x))
+        if keys_only:
+            return x_BHWC, None if text is None else text.x_BTC, (k, v)
         mask = None if text is None else text.observation_mask.to(q.dtype)
         x = block.add_attention(x, block.attn.merge_heads(block.attn.attend(q, k, v, window, mask=mask)))
         x = block.add_mlp(x, factors)
@@ -299,12 +314,13 @@ class GiT(nn.Module):
         x_BHWC = self.backbone.embed(images_B3HW)
         seen = self._start(task, x_BHWC)
         seen.key_mask = None if text is None else text.key_mask
-        for block in self.backbone:
+        last = self.config.vit.depth - 1
+        for index, block in enumerate(self.backbone):
             active = self._is_active(task, block)
             if active and self._has_features(task):
                 features = seen.grid.sample(x_BHWC)[:, seen.grid.window_major]
                 seen.features.append(features.flatten(0, 1))
-            x_BHWC, new_text, keys_values = self._observe_layer(block, x_BHWC, text)
+            x_BHWC, new_text, keys_values = self._observe_layer(block, x_BHWC, text, keys_only=index == last)
             if text is not None and new_text is not None:
                 text = Text(new_text, text.observation_mask, text.key_mask)
             if active:
