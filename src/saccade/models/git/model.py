@@ -324,7 +324,9 @@ class GiT(nn.Module):
             if text is not None and new_text is not None:
                 text = Text(new_text, text.observation_mask, text.key_mask)
             if active:
-                seen.keys_values.append(keys_values)
+                # Laid out once: every decoding step multiplies by them, and strided ones would be copied each time.
+                keys, values = keys_values
+                seen.keys_values.append((keys.contiguous(), values.contiguous()))
         return seen
 
     # ------------------------------------------------------------------ responses
