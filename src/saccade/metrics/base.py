@@ -1,0 +1,80 @@
+"""What every metric offers, and what the families share."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Sequence
+from typing import Any, Protocol, TypeVar
+
+from saccade.errors import DataError
+from saccade.results import Prediction
+from saccade.samples import ClassList, Sample
+
+Key = tuple[str, int | str]
+"""Identity of an image: its data set and its id there."""
+
+K = TypeVar("K", bound=Hashable)
+V = TypeVar("V")
+
+
+class Metric(Protocol):
+    """Accumulates predictions image by image and scores them all at the end.
+
+    Between ranks: every rank updates its own metric, gathers all ``state()`` (picklable and compact: run lengths and
+    counts, never dense masks) and calls ``merge`` with the list in rank order, its own state included.
+    """
+
+    @property
+    def notes(self) -> list[str]:
+        """What a reader of the numbers must know, e.g. a score that could not be computed and why."""
+
+    def update(self, target: Sample, prediction: Prediction) -> None:
+        """Adds one image. Both arguments are in the frame of the original image."""
+
+    def compute(self) -> dict[str, float]:
+        """The scores by name. A score that is undefined on this data is -1 (COCO AP) or NaN (all others)."""
+
+    def per_class(self) -> list[dict[str, Any]]:
+        """One row per class for reports; empty where the task has no classes."""
+
+    def state(self) -> Any:
+        """Everything accumulated so far."""
+
+    def merge(self, states: Sequence[Any]) -> None:
+        """Replaces what this metric holds by the union of the states, in their order."""
+
+
+def image_key(sample: Sample) -> Key:
+    """Identity of the sample's image."""
+    return sample.origin.dataset, sample.origin.image_id
+
+
+def add_once(records: dict[K, V], key: K, value: V) -> int:
+    """Adds a record unless its key is known already: the first one counts, as in the official evaluators.
+
+    Returns:
+        1 for a repetition, else 0.
+    """
+    if key in records:
+        return 1
+    records[key] = value
+    return 0
+
+
+def repetition_notes(count: int) -> list[str]:
+    """The note about images that came more than once."""
+    return [f"{count} images came more than once; only the first prediction of each counts"] if count else []
+
+
+def check_classes(expected: ClassList, got: ClassList | None, key: Key) -> None:
+    """Refuses a prediction or a target whose class list is not the metric's (a shifted list gives silent nonsense).
+
+    Raises:
+        DataError: The lists differ.
+    """
+    if got is not None and got is not expected and got.names != expected.names:
+        raise DataError(
+            f"the metric has {len(expected)} classes {expected.names[:4]}, this item has {len(got)} {got.names[:4]}",
+            where=f"image {key[1]} of {key[0]}",
+            why="class ids are positions in the class list: different lists cannot be compared",
+            fix="build the metric, the data set and the model with the same class list",
+        )
