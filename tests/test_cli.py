@@ -159,6 +159,28 @@ def test_a_file_that_cannot_be_written_is_named_without_traceback(run, tmp_path:
     assert "Traceback" not in shown.err
 
 
+def test_too_little_memory_gets_advice(run, monkeypatch: pytest.MonkeyPatch) -> None:
+    import saccade.hub.zoo
+
+    def exhaust(_system: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(saccade.hub.zoo, "list_entries", exhaust)
+    shown = run("models", "list")
+    assert shown.code == 1
+    assert "smaller batch" in shown.err
+
+
+def test_interruption_has_its_own_exit_code(run, monkeypatch: pytest.MonkeyPatch) -> None:
+    import saccade.hub.zoo
+
+    def interrupt(_system: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(saccade.hub.zoo, "list_entries", interrupt)
+    assert run("models", "list").code == 130
+
+
 def test_a_closed_pipe_is_no_error() -> None:
     command = f"{sys.executable} -m saccade models list | head -1"
     done = subprocess.run(["bash", "-c", f"set -o pipefail; {command}"], capture_output=True, text=True, check=False)

@@ -17,6 +17,11 @@ from saccade.errors import SaccadeError, UsageError, nearest
 
 _VERBS = (predict, train, evaluate, data, models, convert, bench, demo)
 
+_OUT_OF_MEMORY = SaccadeError(
+    "the GPU has not enough memory",
+    fix="use a smaller batch (--batch-size 1, train.0.batch_size=1 accumulate=4), precision=bf16, "
+    "activation_checkpointing=true, or a smaller model",
+)
 INTERRUPTED = 130
 """Exit code after Ctrl-C, as shells have it (128 + SIGINT)."""
 
@@ -49,6 +54,11 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         sys.stderr.write(f"error: {_describe(error)}\n")
         return error.exit_code if isinstance(error, SaccadeError) else 1
+    except RuntimeError as error:
+        if type(error).__name__ != "OutOfMemoryError" or _debugging():  # torch's; importing torch for its name is slow
+            raise
+        sys.stderr.write(f"error: {_OUT_OF_MEMORY}\n")
+        return 1
 
 
 def build() -> Parser:
