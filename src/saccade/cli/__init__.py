@@ -38,7 +38,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     words = sys.argv[1:] if argv is None else list(argv)
     try:
         return _run(words)
-    except SystemExit as end:  # argparse after --help or --version, tyro after a value that it cannot read
+    except SystemExit as end:  # argparse, after --help or --version
         return end.code if isinstance(end.code, int) else 0 if end.code is None else 1
     except BrokenPipeError:  # `saccade models list | head`
         # Python flushes stdout once more at exit: give it somewhere to write.
