@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from helpers_training import scenes, tiny_run
 from torch import Tensor, nn
@@ -53,3 +54,13 @@ def test_a_deeper_model_keeps_more(tmp_path: Path) -> None:
     config.model.vit.depth = 6
     deep = measure_memory(config)[0].gb_per_image
     assert 1.5 < deep / shallow < 2.1
+
+
+def test_derived_rows_equal_measured_ones(tmp_path: Path) -> None:
+    config = tiny_run(tmp_path)
+    config.model.vit.depth, config.model.vit.global_blocks = 6, (1, 4)
+    measured, derived = measure_memory(config), measure_memory(config, derive=True)
+    assert [row.how for row in derived] == ["derived"] * 5
+    for a, b in zip(measured, derived, strict=True):
+        assert b.gb_per_image == pytest.approx(a.gb_per_image, rel=0.01)
+        assert b.checkpointed_gb_per_image == pytest.approx(a.checkpointed_gb_per_image, rel=0.01)

@@ -1,9 +1,10 @@
-"""How much memory the activations of a recipe take, per task and image: measured by running it, not estimated."""
+"""How much memory the activations of a recipe take, per task and image: counted in real forward passes."""
 
 from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
+from typing import Literal
 
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
@@ -17,7 +18,7 @@ from saccade.tasks import Task
 from saccade.training.config import Precision, SourceConfig, TrainConfig
 from saccade.training.engine import autocast
 from saccade.training.seeding import seed_everything
-from saccade.training.start import build_model
+from saccade.training.start import vocabulary_of
 
 _SCENE_SIDES = (64, 1120)  # what the drawn world offers, in pixels
 
@@ -33,7 +34,8 @@ class MemoryRow:
         gb_per_image: Activations that wait for the backward pass, in GB (10^9 bytes) per image.
         checkpointed_gb_per_image: The same with activation checkpointing; while a block is recomputed, about
             ``gb_per_image / depth`` comes on top.
-        how: ``measured``: counted in a real forward pass, ``derived``: computed from measured rows.
+        how: ``measured``: counted in a forward pass of the whole model. ``derived``: counted in models of one to three
+            blocks, and multiplied.
     """
 
     task: Task
@@ -41,46 +43,71 @@ class MemoryRow:
     images: int
     gb_per_image: float
     checkpointed_gb_per_image: float
-    how: str = "measured"
+    how: Literal["measured", "derived"]
 
 
-def measure_memory(config: TrainConfig, *, images: int = 1) -> list[MemoryRow]:
-    """Runs one forward pass per task of a recipe on drawn scenes and counts what autograd keeps for the backward pass.
+def measure_memory(config: TrainConfig, *, images: int = 1, derive: bool = False) -> list[MemoryRow]:
+    """Runs forward passes of a recipe's tasks on drawn scenes and counts what autograd keeps for the backward pass.
 
     Every kept tensor is counted once and let go at once, so that the measurement itself needs little memory. Weights,
-    gradients and optimiser state are not part of it (16 bytes per parameter with AdamW in float32).
+    gradients and optimiser state are not part of it (16 bytes per parameter with AdamW in float32); the bfloat16 copies
+    of the weights that autocast keeps are.
 
     Args:
-        config: The recipe; its model, augmentation per task, precision and starting weights are used, its data is not
-            read.
+        config: The recipe; its model, vocabulary, precision and augmentation per task are used, its data is not read.
         images: Images per forward pass; more than one shows what batching shares.
+        derive: Count in models of one to three blocks only: blocks of a kind keep the same, so that the whole follows.
 
     Returns:
         One row per task of the mixture, in its order.
     """
-    seed_everything(config.seed)
-    model, _ = build_model(config)
-    model.train()
     first: dict[Task, SourceConfig] = {}
     for source in config.train:
         first.setdefault(source.task, source)
-    rows = []
-    for task, source in first.items():
-        batch = _batch(source, model, images, config.seed)
-        kept = []
-        for checkpointing in (False, True):
-            model.set_activation_checkpointing(checkpointing)
-            kept.append(kept_bytes(model, batch, config.precision) / images / 1e9)
-        rows.append(
-            MemoryRow(
-                task=task,
-                input_hw=model.preprocess(task).size_hw,
-                images=images,
-                gb_per_image=kept[0],
-                checkpointed_gb_per_image=kept[1],
-            )
+    kept = [
+        (_derived if derive else _kept)(config, list(first.values()), images, checkpointing)
+        for checkpointing in (False, True)
+    ]
+    sizes = (getattr(config.model, task.value).input_size for task in first)
+    return [
+        MemoryRow(
+            task=task,
+            input_hw=(size, size),
+            images=images,
+            gb_per_image=plain,
+            checkpointed_gb_per_image=checkpointed,
+            how="derived" if derive else "measured",
         )
-    return rows
+        for task, size, plain, checkpointed in zip(first, sizes, *kept, strict=True)
+    ]
+
+
+def _kept(config: TrainConfig, sources: list[SourceConfig], images: int, checkpointing: bool) -> list[float]:
+    """GB per image that the configured model keeps, for each source."""
+    seed_everything(config.seed)
+    model = config.model.build(vocabulary_of(config)).train()
+    model.set_activation_checkpointing(checkpointing)
+    batches = (_batch(source, model, images, config.seed) for source in sources)
+    return [kept_bytes(model, batch, config.precision) / images / 1e9 for batch in batches]
+
+
+def _derived(config: TrainConfig, sources: list[SourceConfig], images: int, checkpointing: bool) -> list[float]:
+    """The same, from one windowed block, what a second one adds, and what a global one adds."""
+
+    def cut(depth: int, global_blocks: tuple[int, ...]) -> list[float]:
+        vit = dataclasses.replace(config.model.vit, depth=depth, global_blocks=global_blocks)
+        model = dataclasses.replace(config.model, vit=vit)
+        return _kept(dataclasses.replace(config, model=model), sources, images, checkpointing)
+
+    vit = config.model.vit
+    all_global = len(vit.global_blocks)
+    one, two = cut(1, ()), cut(2, ())
+    # In the middle, as it stands in the model: the responses pass it by without a tensor of their own.
+    three = cut(3, (1,)) if all_global else two
+    return [
+        first + (vit.depth - all_global - 1) * (second - first) + all_global * (third - second)
+        for first, second, third in zip(one, two, three, strict=True)
+    ]
 
 
 def kept_bytes(model: GiT, batch: Batch, precision: Precision = "float32") -> int:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from saccade.errors import ConfigError
-from saccade.hub.resolve import ASSETS, fetch_file, load_model
+from saccade.hub.checkpoint import VOCABULARY
+from saccade.hub.resolve import ASSETS, fetch_file, load_model, resolve
 from saccade.hub.starts import load_backbone, load_text_embedding
 from saccade.hub.zoo import ZOO
 from saccade.mapping import MappingReport
@@ -32,7 +33,7 @@ def build_model(config: TrainConfig) -> tuple[GiT, list[MappingReport]]:
     """
     if config.weights:
         return _whole_model(config), []
-    model = config.model.build(_vocabulary(config))
+    model = config.model.build(vocabulary_of(config))
     if config.initialise == "local":
         initialise_local(model)
     reports: list[MappingReport] = []
@@ -46,8 +47,7 @@ def build_model(config: TrainConfig) -> tuple[GiT, list[MappingReport]]:
 def _whole_model(config: TrainConfig) -> GiT:
     """``weights``: every tensor must find its place in the configured model."""
     loaded = load_model(config.weights).model
-    vocabulary = TextVocabulary(config.vocabulary) if config.vocabulary else loaded.vocabulary
-    model = config.model.build(vocabulary)
+    model = config.model.build(vocabulary_of(config))
     found = {key: tuple(value.shape) for key, value in loaded.state_dict().items()}
     expected = {key: tuple(value.shape) for key, value in model.state_dict().items()}
     odd = sorted(key for key in found.keys() | expected.keys() if found.get(key) != expected.get(key))
@@ -62,10 +62,18 @@ def _whole_model(config: TrainConfig) -> GiT:
     return model
 
 
-def _vocabulary(config: TrainConfig) -> TextVocabulary:
+def vocabulary_of(config: TrainConfig) -> TextVocabulary:
+    """The vocabulary of a run: the file it names, that of ``weights``, or the bundled one that fits the model.
+
+    Raises:
+        ConfigError: None is named, and no bundled one fits.
+        CheckpointError: The file is missing or no WordPiece vocabulary.
+    """
     if config.vocabulary:
         return TextVocabulary(config.vocabulary)
-    for path in sorted(ASSETS.rglob("vocab.txt")):
+    if config.weights:
+        return TextVocabulary(resolve(config.weights) / VOCABULARY)
+    for path in sorted(ASSETS.rglob(VOCABULARY)):
         bundled = TextVocabulary(path)
         if len(bundled) == config.model.vocab_size:
             return bundled
