@@ -3,7 +3,7 @@
 The official caption scores run the PTBTokenizer of Stanford CoreNLP 3.4.1 (``-preserveLines -lowerCase``, Java) and
 drop a list of punctuation tokens; another tokeniser shifts CIDEr by several per cent. This file gives the same strings
 without Java. It was written from the conventions of the Penn Treebank and from watching what that program answers; it
-contains none of its code. Of 220,000 lines of technical prose one differs, of 200,000 random 4-sign strings none.
+contains none of its code. Of 248,000 lines of technical prose three differ, of 200,000 random strings none.
 
 How it works: at each position every rule is tried and the longest match wins; on a tie the earlier rule. A rule may
 also look at what follows the token (its group then ends before the match does); what it looks at counts as length.
