@@ -7,7 +7,7 @@ from enum import StrEnum
 from typing import Literal
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from saccade.cli.overrides import leaves, override, split_words
@@ -153,6 +153,7 @@ def test_what_is_printed_can_be_read_back() -> None:
     assert override(tree(), leaves(config)) == config
 
 
+@settings(deadline=None)
 @given(st.lists(st.text(st.characters(codec="utf-8", exclude_characters="\x00"), min_size=1)))
 def test_any_list_of_words_survives(names: list[str]) -> None:
     kept = tuple(name for name in names if name == name.strip())
