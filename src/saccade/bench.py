@@ -15,18 +15,16 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Literal, TypeAlias
 
 import torch
 from torch import Tensor, nn
 
 from saccade.errors import UsageError, nearest
+from saccade.layers.precision import Precision, autocast, halve_linears
 from saccade.models.git.presets import PRESETS
 from saccade.samples import Batch, ClassList, Origin
 from saccade.tasks import Task
 from saccade.tokens.vocabulary import TextVocabulary
-
-Dtype: TypeAlias = Literal["float32", "bf16"]
 
 _REFERENCE = "torchvision vit_b_16, 224 px, batch 1"
 _CLASSES = {Task.DETECTION: 80, Task.INSTANCE: 80, Task.SEMANTIC: 150}
@@ -73,7 +71,7 @@ def run_bench(
     *,
     task: Task,
     preset: str = "base",
-    dtype: Dtype = "float32",
+    dtype: Precision = "float32",
     repeats: int = 3,
     batch_size: int = 1,
     threads: int = 1,
@@ -103,11 +101,13 @@ def run_bench(
         config = PRESETS[preset]()
         model = config.build(TextVocabulary(_bench_vocabulary(Path(scratch), config.vocab_size - 2)))
         model = model.eval().to(device)
+        if dtype == "bf16":
+            halve_linears(model.backbone)
         size = model.task_config(task).input_size
         batch = _batch(task, size, batch_size, device)
 
         def answer() -> None:
-            with torch.autocast(device, torch.bfloat16, enabled=dtype == "bf16"):
+            with autocast(dtype, device):
                 model.predict(batch)
 
         reference = _reference(device)
@@ -150,6 +150,7 @@ def precision_cost(task: Task, *, model: str = "git-nano", images: int = 100) ->
     loaded = load_model(model).model
     source = open_source(SourceSpec(task=task, reader="scenes", split="val", limit=images))
     full = evaluate(loaded, source, batch_size=8, precision="float32").metrics
+    halve_linears(loaded.backbone)
     half = evaluate(loaded, source, batch_size=8, precision="bf16").metrics
     return {"float32": full, "bf16": half, "difference": {name: half[name] - full[name] for name in full}}
 

@@ -22,6 +22,7 @@ from saccade.errors import SaccadeError, UsageError, nearest
 from saccade.hub.checkpoint import LoadedModel
 from saccade.hub.resolve import load_model
 from saccade.inputs import Input, Inputs, find_inputs
+from saccade.layers.precision import Precision, autocast, halve_linears
 from saccade.results import Instances, Prediction
 from saccade.samples import ClassList, Origin, Sample
 from saccade.tasks import TASKS, Task, parse_task
@@ -120,11 +121,17 @@ class Predictor:
     Args:
         loaded: The model and what its checkpoint says.
         device: Where it runs.
+        precision: ``bf16`` is two to three times as fast where the machine computes it, at a small cost in accuracy.
     """
 
-    def __init__(self, loaded: LoadedModel, *, device: torch.device | str = "cpu") -> None:
+    def __init__(
+        self, loaded: LoadedModel, *, device: torch.device | str = "cpu", precision: Precision = "float32"
+    ) -> None:
         self.device = torch.device(device)
+        self.precision: Precision = precision
         self.model = loaded.model.to(self.device).eval()
+        if precision == "bf16":
+            halve_linears(self.model.backbone)
         self.classes = loaded.classes
         self.card = loaded.card
 
@@ -334,7 +341,8 @@ class Predictor:
     def _answer(self, group: Sequence[tuple[Answer, Sample]], question: _Question) -> None:
         """Runs one batch through the model and fills its answers."""
         batch = collate([sample for _, sample in group], self.model.preprocess(question.task))
-        predictions = self.model.predict(batch.to(self.device))
+        with autocast(self.precision, self.device):
+            predictions = self.model.predict(batch.to(self.device))
         for (answer, _), prediction in zip(group, predictions, strict=True):
             prediction = _to_cpu(prediction)
             if isinstance(prediction, Instances):
@@ -342,19 +350,20 @@ class Predictor:
             answer.prediction = prediction
 
 
-def load(name_or_folder: str | Path, *, device: str = "auto") -> Predictor:
+def load(name_or_folder: str | Path, *, device: str = "auto", precision: Precision = "float32") -> Predictor:
     """Loads a checkpoint for prediction.
 
     Args:
         name_or_folder: A name of the zoo (``saccade models list``) or a checkpoint folder.
         device: ``auto`` (a GPU where there is one), ``cpu``, ``cuda`` or ``cuda:N``.
+        precision: ``float32``, or ``bf16`` for speed.
 
     Raises:
         UsageError: No such name or device.
         CheckpointError: The checkpoint is damaged.
     """
     where = resolve_device(device)
-    return Predictor(load_model(name_or_folder), device=where)
+    return Predictor(load_model(name_or_folder), device=where, precision=precision)
 
 
 def _origin(item: Input, size_hw: tuple[int, int]) -> Origin:

@@ -52,6 +52,9 @@ def add(verbs: Verbs) -> None:
         help=f"json, coco, png, npy, overlay (default: nothing; with --out {','.join(DEFAULT_SAVE)})",
     )
     parser.add_argument("--out", type=Path, metavar="DIR", help=f"where to save (default: {DEFAULT_OUT}/)")
+    parser.add_argument(
+        "--precision", choices=("float32", "bf16"), default="float32", help="bf16 is faster (default: float32)"
+    )
     parser.add_argument("--batch-size", type=positive, metavar="N", help="pictures at once (default: 1, on a GPU 8)")
 
 
@@ -62,7 +65,7 @@ def _run(arguments: argparse.Namespace) -> int:
 
     formats = arguments.save or (DEFAULT_SAVE if arguments.out else ())
     check_formats(formats)
-    predictor = load(arguments.model, device=arguments.device)
+    predictor = load(arguments.model, device=arguments.device, precision=arguments.precision)
     stream: Stream = predictor.stream(
         arguments.inputs,
         task=arguments.task,

@@ -13,10 +13,11 @@ from saccade.data.sources import Source, SourceSpec, open_source
 from saccade.errors import DataError, UsageError
 from saccade.hub.checkpoint import read_card
 from saccade.hub.resolve import resolve
+from saccade.layers.precision import Precision
 from saccade.models.git.config import GiTConfig
 from saccade.recipes.git import LAYER_RATES, STEM_RATES, only
 from saccade.tasks import TASKS, Task, parse_task
-from saccade.training.config import LayerRates, OptimConfig, Precision, SourceConfig, TrainConfig
+from saccade.training.config import LayerRates, OptimConfig, SourceConfig, TrainConfig
 
 _READERS: dict[Task, tuple[str, ...]] = {
     Task.DETECTION: ("coco", "voc", "mask_folder"),

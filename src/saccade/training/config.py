@@ -4,15 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import PurePath
-from typing import Literal, TypeAlias
+from typing import Literal
 
 from saccade.data.augment import Augment
 from saccade.data.sources.spec import SourceSpec
 from saccade.errors import ConfigError, nearest
+from saccade.layers.precision import Precision
 from saccade.models.git.config import GiTConfig
-
-Precision: TypeAlias = Literal["float32", "bf16"]
-"""Arithmetic of the forward pass; weights, gradients and optimiser are float32 in both."""
 
 
 @dataclass(kw_only=True)

@@ -13,8 +13,9 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from saccade.errors import CheckpointError, TrainingError
+from saccade.layers.precision import autocast
 from saccade.samples import Batch
-from saccade.training.config import Precision, TrainConfig
+from saccade.training.config import TrainConfig
 from saccade.training.distributed import World
 from saccade.training.ema import WeightAverage
 from saccade.training.optim import build_optimizer, load_optimizer_tensors, optimizer_tensors
@@ -51,13 +52,6 @@ class _LossOf(nn.Module):
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         losses: dict[str, Tensor] = self.model.loss(batch)
         return losses
-
-
-def autocast(precision: Precision, device: torch.device) -> AbstractContextManager[Any]:
-    """Arithmetic of the forward pass: bfloat16 where it is safe, or plain float32."""
-    if precision == "bf16":
-        return torch.autocast(device.type, dtype=torch.bfloat16)
-    return nullcontext()
 
 
 class Engine:

@@ -11,13 +11,12 @@ from typing import Any
 from saccade.data.loader import EvalLoader
 from saccade.data.sources.base import Source, select_range
 from saccade.errors import SaccadeError, UsageError
+from saccade.layers.precision import Precision, autocast
 from saccade.metrics import CaptionMetric, build_metrics
 from saccade.metrics.detection import Engine
 from saccade.models.git.model import GiT
 from saccade.tasks import Task
-from saccade.training.config import Precision
 from saccade.training.distributed import World
-from saccade.training.engine import autocast
 
 PROTOCOLS: dict[Task, str] = {
     Task.DETECTION: "COCO box AP, IoU 0.50:0.95, 100 detections per image",

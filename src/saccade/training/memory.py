@@ -12,11 +12,11 @@ from torch.multiprocessing.reductions import StorageWeakRef
 
 from saccade.data.loader import SourceEntry, TrainLoader
 from saccade.data.sources import SourceSpec, open_source
+from saccade.layers.precision import Precision, autocast
 from saccade.models.git.model import GiT
 from saccade.samples import Batch
 from saccade.tasks import Task
-from saccade.training.config import Precision, SourceConfig, TrainConfig
-from saccade.training.engine import autocast
+from saccade.training.config import SourceConfig, TrainConfig
 from saccade.training.seeding import seed_everything
 from saccade.training.start import vocabulary_of
 
