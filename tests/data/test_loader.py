@@ -7,7 +7,11 @@ import itertools
 import multiprocessing
 import os
 import signal
+import subprocess
+import sys
+import time
 from collections import Counter
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -214,9 +218,10 @@ def test_evaluation_sees_everything_exactly_once(workers: int, world_size: int, 
 
 def test_parcels_keep_types_and_values_and_share_only_large_tensors() -> None:
     sample = make_sample(1, Task.INSTANCE, size_hw=(200, 200))
-    content, large = pack(sample)
-    assert len(large) == 2  # the image and the masks
-    back = unpack((content, large))
+    parcel = pack(sample)
+    assert len(parcel) == 3  # the pickle, the image and the masks
+    assert parcel[0].dtype == torch.uint8 and len(parcel[0]) < 4000
+    back = unpack(parcel)
     assert type(back.image) is type(sample.image) and torch.equal(back.image, sample.image)
     assert type(back.target.masks) is type(sample.target.masks)
     assert back.target.boxes.canvas_size == (200, 200) and torch.equal(back.target.boxes, sample.target.boxes)
@@ -245,6 +250,45 @@ def test_closing_the_iterator_ends_the_workers() -> None:
     assert len(workers) == 2
     batches.close()
     assert not any(worker.is_alive() for worker in workers)
+
+
+PROGRAM = """
+import multiprocessing, os, signal, sys
+sys.path.insert(0, {folder!r})
+from test_loader import _entries, TrainLoader
+batches = iter(TrainLoader(_entries(), seed=0, workers=2))
+next(batches)
+print(*[child.pid for child in multiprocessing.active_children()], flush=True)
+kept = [batches]
+{end}
+"""
+
+
+@pytest.mark.parametrize(
+    ("end", "code"),
+    [("raise RuntimeError('a bug')", 1), ("os.kill(os.getpid(), signal.SIGKILL)", -signal.SIGKILL)],
+    ids=["error", "killed"],
+)
+def test_workers_do_not_outlive_a_program_that_holds_an_iterator(tmp_path: Path, end: str, code: int) -> None:
+    script = tmp_path / "program.py"
+    script.write_text(PROGRAM.format(folder=str(Path(__file__).parent), end=end))
+    done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, timeout=400, check=False)
+    assert done.returncode == code, done.stderr
+    workers = [int(number) for number in done.stdout.split()]
+    assert len(workers) == 2
+    deadline = time.monotonic() + 120
+    while any(_is_alive(worker) for worker in workers):
+        assert time.monotonic() < deadline, "the workers go on without their program"
+        time.sleep(0.2)
+
+
+def _is_alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    status = Path(f"/proc/{process}/status")
+    return not (status.exists() and "(zombie)" in status.read_text())
 
 
 def test_workers_leave_signals_to_the_training_process() -> None:

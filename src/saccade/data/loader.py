@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import atexit
+import ctypes
 import dataclasses
+import os
 import signal
 from collections import Counter
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
+from multiprocessing.sharedctypes import RawValue
 from typing import Any
 
 import torch
@@ -85,8 +90,7 @@ class TrainLoader:
         self._start_step, self._workers, self._pin_memory = start_step, workers, pin_memory
 
     def __iter__(self) -> Generator[Batch, None, None]:
-        loader = _data_loader(self._steps, _CountFrom(self._start_step), self._workers, self._pin_memory)
-        for batch, redraws in _receive(loader):
+        for batch, redraws in _load(self._steps, _CountFrom(self._start_step), self._workers, self._pin_memory):
             self.redraws.update(redraws)
             yield batch
 
@@ -129,7 +133,7 @@ class EvalLoader:
         return len(self._chunks)
 
     def __iter__(self) -> Generator[tuple[list[Sample], Batch], None, None]:
-        yield from _receive(_data_loader(self._chunks, range(len(self._chunks)), self._workers, self._pin_memory))
+        yield from _load(self._chunks, range(len(self._chunks)), self._workers, self._pin_memory)
 
 
 class _CountFrom:
@@ -232,46 +236,61 @@ def _packed(load: Any) -> Parcel:
         return pack(error)
 
 
-def _data_loader(dataset: Dataset[Parcel], sampler: Any, workers: int, pin_memory: bool) -> DataLoader[Parcel]:
-    return DataLoader(
+def _load(dataset: Dataset[Parcel], sampler: Any, workers: int, pin_memory: bool) -> Generator[Any, None, None]:
+    """Loads in order, in this process or in others; raises what a loader raised."""
+    ending = RawValue(ctypes.c_bool, False)
+    loader = DataLoader(
         dataset,
         batch_size=None,
         sampler=sampler,
         num_workers=workers,
         pin_memory=pin_memory and torch.cuda.is_available(),
         prefetch_factor=2 if workers else None,
-        worker_init_fn=_start_worker if workers else None,
+        worker_init_fn=partial(_start_worker, ending=ending) if workers else None,
         collate_fn=_as_it_is,
     )
+    end = partial(setattr, ending, "value", True)
+    # At exit this iterator may still be alive (a traceback holds it). Handlers run last come first: this one before
+    # that of multiprocessing, which sends SIGTERM to the workers and waits for them.
+    atexit.register(end)
+    parcels = iter(loader)
+    try:
+        while True:
+            try:
+                value = unpack(next(parcels))
+            except StopIteration:
+                return
+            except RuntimeError as error:
+                if "DataLoader worker" not in str(error):
+                    raise
+                raise SaccadeError(
+                    "a loader process died",
+                    why=str(error),
+                    fix="it was probably killed for memory: use fewer workers or smaller batches",
+                ) from error
+            if isinstance(value, SaccadeError):
+                raise value
+            yield value
+    finally:
+        end()
+        atexit.unregister(end)
 
 
 def _as_it_is(parcel: Any) -> Any:
     return parcel
 
 
-def _start_worker(number: int) -> None:
-    """Ctrl-C and SIGTERM are for the training process, which saves and then stops its workers."""
+def _start_worker(number: int, *, ending: Any) -> None:
+    """Ctrl-C and SIGTERM, which may be sent to all processes of a job, are for the training process.
+
+    It saves and then ends its workers, by SIGTERM too if they are slow; only then they obey.
+    """
     del number
+
+    def end(signum: int, frame: object) -> None:
+        if ending.value:
+            os._exit(0)
+
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, end)
     torch.set_num_threads(1)
-
-
-def _receive(loader: DataLoader[Parcel]) -> Generator[Any, None, None]:
-    parcels = iter(loader)
-    while True:
-        try:
-            value = unpack(next(parcels))
-        except StopIteration:
-            return
-        except RuntimeError as error:
-            if "DataLoader worker" not in str(error):
-                raise
-            raise SaccadeError(
-                "a loader process died",
-                why=str(error),
-                fix="it was probably killed for memory: use fewer workers or smaller batches",
-            ) from error
-        if isinstance(value, SaccadeError):
-            raise value
-        yield value

@@ -1,8 +1,9 @@
 """Sends samples and batches from a loader process to the training process with few file descriptors.
 
 Every tensor that crosses through shared memory holds a file descriptor open; a batch of detection targets has hundreds
-of small ones, and the usual limit is 1024. A parcel keeps the large tensors in shared memory and sends the small ones
-as bytes.
+of small ones, and the usual limit is 1024. A parcel is a short list of tensors: one that holds the pickled value with
+all its small tensors, and the large tensors. Nothing of any size goes through the pipe between the processes: a full
+pipe would keep a loader process alive after its training process was killed.
 """
 
 from __future__ import annotations
@@ -17,7 +18,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torchvision import tv_tensors
 
-Parcel: TypeAlias = tuple[bytes, list[Tensor]]
+Parcel: TypeAlias = list[Tensor]
+"""The pickled value as bytes (uint8), then its large tensors."""
 
 _SHARED_FROM_BYTES = 1 << 16
 
@@ -26,13 +28,13 @@ def pack(value: object) -> Parcel:
     """Packs any picklable value with CPU tensors in it."""
     packer = _Packer()
     packer.dump(value)
-    return packer.buffer.getvalue(), packer.large
+    return [torch.frombuffer(packer.buffer.getbuffer(), dtype=torch.uint8), *packer.large]
 
 
 def unpack(parcel: Parcel) -> Any:
     """The value that was packed; its large tensors share memory with the parcel."""
-    content, large = parcel
-    return _Unpacker(io.BytesIO(content), large).load()
+    content, *large = parcel
+    return _Unpacker(io.BytesIO(content.numpy().data), large).load()
 
 
 class _Packer(pickle.Pickler):
