@@ -11,7 +11,8 @@ from pathlib import Path
 
 import torch
 
-from saccade.hub.checkpoint import load_model, save_model
+from saccade.hub.checkpoint import save_model
+from saccade.hub.resolve import load_model
 
 ASSETS = Path(__file__).parents[1] / "src" / "saccade" / "assets" / "git-nano"
 README = """# git-nano

@@ -292,9 +292,10 @@ def _is_alive(process: int) -> bool:
 
 
 def test_workers_leave_signals_to_the_training_process() -> None:
+    others = set(multiprocessing.active_children())
     batches = iter(TrainLoader(_entries(), seed=0, workers=1))
     next(batches)
-    (worker,) = [child for child in multiprocessing.active_children() if "Process" in type(child).__name__][-1:]
+    (worker,) = set(multiprocessing.active_children()) - others
     for number in (signal.SIGINT, signal.SIGTERM):
         os.kill(worker.pid, number)
     assert len(list(itertools.islice(batches, 8))) == 8
