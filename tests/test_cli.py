@@ -62,11 +62,8 @@ def run(capsys: pytest.CaptureFixture[str]):
 # --- the frame: help, errors, exit codes -----------------------------------------------------------------------------
 
 
-def test_help_comes_fast_and_without_torch() -> None:
-    code = (
-        "import sys, time; start = time.perf_counter(); from saccade.cli import main; main(['--help']); "
-        "took = time.perf_counter() - start; assert 'torch' not in sys.modules; assert took < 0.5, took"
-    )
+def test_help_comes_without_loading_torch() -> None:
+    code = "import sys; from saccade.cli import main; main(['--help']); assert 'torch' not in sys.modules"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert all(verb in done.stdout for verb in VERBS)

@@ -160,6 +160,8 @@ def _open(source: Readable, max_pixels: int) -> Image.Image:
         if not head:
             return _fail_empty(where)
         return Image.open(path, formats=_formats())
+    except ImageError:
+        raise
     except FileNotFoundError as error:
         raise ImageError("there is no such file", where=where, fix=_hint(Path(where))) from error
     except IsADirectoryError as error:

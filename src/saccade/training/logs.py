@@ -145,7 +145,7 @@ def draw_curves(lines: list[dict[str, Any]], path: Path) -> None:
         axes.set(xlabel="step", ylabel=name)
         axes.grid(alpha=0.3)
         if curves:
-            axes.legend(fontsize=7)
+            axes.legend(fontsize=7).set_in_layout(False)  # a long one may cover the curves, never squeeze them out
     partial = path.with_name(f".{path.name}.tmp")
     figure.savefig(partial, format="png", dpi=100)
     partial.replace(path)
