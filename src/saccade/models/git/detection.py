@@ -199,7 +199,7 @@ def predict(model: GiT, batch: Batch, *, prune: bool = True) -> list[Prediction]
         rows_BD = seen.grid.row_major[points_BD] + torch.arange(b, device=best.device)[:, None] * per_image
         rows = rows_BD.unique()
         cache.select(rows, length=config.length + 1)
-        layout = ResponseLayout(layout.window_of[rows], layout.windows)
+        seen, layout = seen.read_by(layout.window_of[rows])
         said = decode_points(model, seen, task, class_tokens[rows], cache, layout, table, config.length)
         tokens_BDL = said[torch.searchsorted(rows, rows_BD)]
     else:

@@ -7,6 +7,7 @@ N observation keys of a window (image, then text), Q grid points, P responses in
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -99,6 +100,24 @@ class Observation:
     def layout(self) -> ResponseLayout:
         """All points of all images."""
         return ResponseLayout.even(self.batch * self.grid.windows, self.grid.per_window, self.start.device)
+
+    def read_by(self, window_of: Tensor) -> tuple[Observation, ResponseLayout]:
+        """What a choice of responses reads: the windows without any of them are left out.
+
+        Args:
+            window_of: ``[P]`` window of every response, ascending.
+
+        Returns:
+            The observation of the windows that are left, for tokens after the first, and the layout of the responses.
+        """
+        windows = len(self.keys_values[0][0])
+        kept, renumbered = window_of.unique(return_inverse=True)
+        if len(kept) == windows:
+            return self, ResponseLayout(window_of, windows)
+        keys_values = [(keys[kept], values[kept]) for keys, values in self.keys_values]
+        key_mask = None if self.key_mask is None else self.key_mask[kept]
+        left = dataclasses.replace(self, keys_values=keys_values, key_mask=key_mask, features=[])
+        return left, ResponseLayout(renumbered, len(kept))
 
 
 class GiT(nn.Module):
