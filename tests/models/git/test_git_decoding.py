@@ -98,8 +98,7 @@ def test_incremental_states_equal_teacher_forcing(task: Task) -> None:
         first = text.x_BTC.shape[1]
     with torch.no_grad():
         whole = model.training_states(batch, rows, select, text=text, position=first)
-        seen = model.observe(batch.images, task, text=text)
-        state, cache, layout = model.begin(seen, task, length, position=first)
+        state, seen, cache, layout = model.begin(batch.images, task, length, text=text, position=first)
         states = [state]
         for index in range(length - 1):
             x = model.text_embed(rows[:, :, index].flatten(0, 1), torch.tensor(first + index + 1))
@@ -111,9 +110,8 @@ def test_responses_skip_the_global_blocks_of_dense_tasks_only() -> None:
     model = tiny_git()
     for task, layers in ((Task.DETECTION, 3), (Task.SEMANTIC, 3), (Task.CAPTION, 4)):
         with torch.no_grad():
-            seen = model.observe(make_batch(task).images, task)
+            _, seen, _, _ = model.begin(make_batch(task).images, task, 1)
         assert len(seen.keys_values) == layers
-        assert len(seen.features) == (0 if task is Task.CAPTION else layers)
 
 
 def test_a_response_reads_its_own_window_only() -> None:
@@ -124,9 +122,7 @@ def test_a_response_reads_its_own_window_only() -> None:
     changed = dataclasses.replace(batch, images=batch.images.clone())
     changed.images[:, :, 32:, 32:] = 0.5  # the last of 2x2 windows
     with torch.no_grad():
-        states = [
-            model.begin(model.observe(one.images, Task.DETECTION), Task.DETECTION, 1)[0] for one in (batch, changed)
-        ]
+        states = [model.begin(one.images, Task.DETECTION, 1)[0] for one in (batch, changed)]
     same = (states[0] - states[1]).abs().amax(-1) < 1e-6
     assert same.tolist() == [True] * 27 + [False] * 9  # window-major
 
@@ -217,8 +213,7 @@ def slow_search(model: GiT, batch: Batch, beams: int) -> list[list[list[int]]]:
         for step in range(model.task_config(Task.CAPTION).max_length):
             log_probs = []
             for history, places in zip(histories, positions, strict=True):
-                seen = model.observe(images, Task.CAPTION)
-                state, cache, layout = model.begin(seen, Task.CAPTION, 30)
+                state, seen, cache, layout = model.begin(images, Task.CAPTION, 30)
                 for token, place in zip(history, places, strict=True):
                     x = model.text_embed(table[token], torch.tensor(place))
                     state = model.respond(seen, Task.CAPTION, x[None, None], cache, layout)[:, 0]
@@ -264,17 +259,17 @@ def test_captions_stop_when_every_beam_has_ended(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(model, "respond", lambda *args, **kwargs: steps.append(1) or real(*args, **kwargs))
     with torch.no_grad():
         caption.search(model, batch, beams=1)
-        assert len(steps) == 8  # grid and task token in one pass, then seven words
-        first, second = model.begin(model.observe(batch.images, Task.CAPTION), Task.CAPTION, 8)[0]
+        assert len(steps) == 7  # the first word comes with the image
+        first, second = model.begin(batch.images, Task.CAPTION, 8)[0]
         model.text_embed.words.weight[model.vocabulary.sep_id] = 50 * (first - second)
         steps.clear()
         final = caption.search(model, batch, beams=1)
         assert (final.tokens[:, 0, 0] == model.vocabulary.sep_id).tolist() == [True, False]
-        assert len(steps) > 1  # the second image goes on
+        assert steps  # the second image goes on
         assert set(final.tokens[0, 0].tolist()) == {model.vocabulary.sep_id}
         steps.clear()
         ended = caption.search(model, pick(batch, 0), beams=1)
-        assert len(steps) == 1
+        assert not steps
         best, scores, lengths = beam_finish(ended, end_id=model.vocabulary.sep_id)
         assert (best.tolist(), lengths.tolist(), scores.tolist()) == ([0], [[0]], [[-torch.inf]])
         for answer, text in zip(caption.predict(model, batch, beams=1), ("", None), strict=True):

@@ -82,8 +82,7 @@ def search(model: GiT, batch: Batch, *, beams: int | None = None, on_step: list[
     k, b = beams or config.beams, len(batch)
     table = model.vocabulary_matrix(batch.task, ())
     end = model.vocabulary.sep_id
-    seen = model.observe(batch.images, batch.task)
-    state, cache, _ = model.begin(seen, batch.task, config.max_length)
+    state, seen, cache, _ = model.begin(batch.images, batch.task, config.max_length)
     beam = beam_start(state @ table.T, beams=k, end_id=end, temperature=_TEMPERATURE)
     layout = ResponseLayout.even(b, k, table.device)
     images = torch.arange(b, device=table.device)[:, None]

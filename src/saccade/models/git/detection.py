@@ -184,9 +184,8 @@ def predict(model: GiT, batch: Batch, *, prune: bool = True) -> list[Prediction]
     task, config = batch.task, _config(model, batch.task)
     classes = class_names(batch)
     table = model.vocabulary_matrix(task, classes.names)
-    seen = model.observe(batch.images, task)
     # Room for the grid and the task token only: most points end here.
-    state, cache, layout = model.begin(seen, task, 1)
+    state, seen, cache, layout = model.begin(batch.images, task, 1)
     logits = state @ table[config.num_bins + 1 :].T
     scores = logits.float().softmax(-1)[:, :-1]
     class_tokens = logits.argmax(-1) + config.num_bins + 1

@@ -66,8 +66,7 @@ def decode(model: GiT, batch: Batch) -> tuple[Tensor, Tensor]:
     table = model.vocabulary_matrix(batch.task, ())
     text = _embed(model, batch)
     first = text.x_BTC.shape[1]
-    seen = model.observe(batch.images, batch.task, text=text)
-    state, cache, layout = model.begin(seen, batch.task, 4, position=first)
+    state, seen, cache, layout = model.begin(batch.images, batch.task, 4, text=text, position=first)
     tokens, chances = [], []
     for index in range(4):
         chance, token = (state @ table.T).float().softmax(-1).max(-1)

@@ -83,7 +83,6 @@ class Observation:
         grid: The grid points of an image.
         batch: Images B.
         keys_values: Keys and values per active layer, each ``[W, n, N, d]``.
-        features: Image features at the points per active layer, ``[B * Q, C]`` window-major (empty for tasks without).
         start: ``[B * Q, C]`` start embedding of the points, window-major.
         task_row: ``[C]`` concept of the task name.
         key_mask: Additive mask of padded text, or None.
@@ -95,7 +94,6 @@ class Observation:
     task_row: Tensor
     key_mask: Tensor | None = None
     keys_values: list[tuple[Tensor, Tensor]] = field(default_factory=list)
-    features: list[Tensor] = field(default_factory=list)
 
     def layout(self) -> ResponseLayout:
         """All points of all images."""
@@ -108,7 +106,7 @@ class Observation:
             window_of: ``[P]`` window of every response, ascending.
 
         Returns:
-            The observation of the windows that are left, for tokens after the first, and the layout of the responses.
+            The observation of the windows that are left, and the layout of the responses.
         """
         windows = len(self.keys_values[0][0])
         kept, renumbered = window_of.unique(return_inverse=True)
@@ -116,7 +114,7 @@ class Observation:
             return self, ResponseLayout(window_of, windows)
         keys_values = [(keys[kept], values[kept]) for keys, values in self.keys_values]
         key_mask = None if self.key_mask is None else self.key_mask[kept]
-        left = dataclasses.replace(self, keys_values=keys_values, key_mask=key_mask, features=[])
+        left = dataclasses.replace(self, keys_values=keys_values, key_mask=key_mask)
         return left, ResponseLayout(renumbered, len(kept))
 
 
@@ -328,26 +326,6 @@ class GiT(nn.Module):
     def _has_features(self, task: Task) -> bool:
         return task not in _WHOLE_IMAGE
 
-    def observe(self, images_B3HW: Tensor, task: Task, *, text: Text | None = None) -> Observation:
-        """Runs images (and text) through all layers once and keeps what responses will read."""
-        x_BHWC = self.backbone.embed(images_B3HW)
-        seen = self._start(task, x_BHWC)
-        seen.key_mask = None if text is None else text.key_mask
-        last = self.config.vit.depth - 1
-        for index, block in enumerate(self.backbone):
-            active = self._is_active(task, block)
-            if active and self._has_features(task):
-                features = seen.grid.sample(x_BHWC)[:, seen.grid.window_major]
-                seen.features.append(features.flatten(0, 1))
-            x_BHWC, new_text, keys_values = self._observe_layer(block, x_BHWC, text, keys_only=index == last)
-            if text is not None and new_text is not None:
-                text = Text(new_text, text.observation_mask, text.key_mask)
-            if active:
-                # Laid out once: every decoding step multiplies by them, and strided ones would be copied each time.
-                keys, values = keys_values
-                seen.keys_values.append((keys.contiguous(), values.contiguous()))
-        return seen
-
     # ------------------------------------------------------------------ responses
 
     def _respond_layer(
@@ -369,74 +347,94 @@ class GiT(nn.Module):
         x_PLC = block.add_attention(x_PLC, block.attn.proj(out_PLC))
         return block.add_mlp(x_PLC, factors)
 
-    def response_cache(self, seen: Observation, length: int) -> KVCache:
-        """An empty cache for ``length`` tokens (the grid token included) of every point."""
-        keys, _ = seen.keys_values[0]
-        return KVCache(
-            layers=len(seen.keys_values),
-            rows=len(seen.start),
-            heads=keys.shape[1],
-            length=length,
-            head_dim=keys.shape[3],
-            like=keys,
-        )
-
-    def respond(
+    def begin(
         self,
-        seen: Observation,
+        images_B3HW: Tensor,
         task: Task,
-        x_PLC: Tensor,
-        cache: KVCache,
-        layout: ResponseLayout,
+        length: int,
         *,
-        first: bool = False,
-    ) -> Tensor:
+        text: Text | None = None,
+        position: int = 0,
+    ) -> tuple[Tensor, Observation, KVCache, ResponseLayout]:
+        """Runs images (and text) through all layers once, and behind them grid and task token of every point.
+
+        Both pass each block together, while its weights are at hand.
+
+        Args:
+            images_B3HW: Network input.
+            task: The task.
+            length: Tokens to predict; decides the size of the cache.
+            text: Phrases of grounding.
+            position: Position of the task token.
+
+        Returns:
+            ``[P, C]`` state of the task token (it predicts the first token); what later tokens read: the observation,
+            the cache of the responses, and their layout.
+        """
+        x_BHWC = self.backbone.embed(images_B3HW)
+        seen = self._start(task, x_BHWC)
+        seen.key_mask = None if text is None else text.key_mask
+        layout = seen.layout()
+        token = self.text_embed(seen.task_row, torch.tensor(position, device=seen.start.device))
+        x_PLC = torch.stack([torch.zeros_like(token), token]).expand(len(seen.start), 2, -1)
+        active = [block for block in self.backbone if self._is_active(task, block)]
+        cache: KVCache | None = None
+        last = self.config.vit.depth - 1
+        for index, block in enumerate(self.backbone):
+            before_BHWC = x_BHWC
+            x_BHWC, new_text, (keys, values) = self._observe_layer(block, x_BHWC, text, keys_only=index == last)
+            if text is not None and new_text is not None:
+                text = Text(new_text, text.observation_mask, text.key_mask)
+            if block not in active:
+                continue
+            # Laid out once: every decoding step multiplies by them, and strided ones would be copied each time.
+            seen.keys_values.append((keys.contiguous(), values.contiguous()))
+            if cache is None:
+                cache = KVCache(
+                    layers=len(active),
+                    rows=len(seen.start),
+                    heads=keys.shape[1],
+                    length=length + 1,
+                    head_dim=keys.shape[3],
+                    like=keys,
+                )
+            extra = seen.start
+            if self._has_features(task):
+                features = seen.grid.sample(before_BHWC)[:, seen.grid.window_major]
+                extra = extra + features.flatten(0, 1)
+            x_PLC = torch.cat([x_PLC[:, :1] + extra[:, None], x_PLC[:, 1:]], dim=1)
+            x_PLC = self._respond_layer(
+                block,
+                x_PLC,
+                seen.keys_values[-1],
+                layout,
+                key_mask=seen.key_mask,
+                cache=(cache, len(seen.keys_values) - 1),
+            )
+        assert cache is not None
+        cache.advance(2)
+        return x_PLC[:, 1], seen, cache, layout
+
+    def respond(self, seen: Observation, task: Task, x_PLC: Tensor, cache: KVCache, layout: ResponseLayout) -> Tensor:
         """Runs the next tokens of every response through the active layers.
 
         Args:
             seen: The observation.
             task: The task.
-            x_PLC: Embedded tokens; with ``first`` the grid token stands in front, as zeros.
+            x_PLC: Embedded tokens.
             cache: Keys and values of earlier tokens.
             layout: Where the P responses stand.
-            first: The grid token is among the tokens: start embedding and features join it before every layer.
 
         Returns:
             ``[P, L, C]`` states after the last layer.
         """
-        index = 0
-        for block in self.backbone:
-            if not self._is_active(task, block):
-                continue
-            if first:
-                extra = seen.start + seen.features[index] if seen.features else seen.start
-                x_PLC = torch.cat([x_PLC[:, :1] + extra[:, None], x_PLC[:, 1:]], dim=1)
+        active = (block for block in self.backbone if self._is_active(task, block))
+        for index, block in enumerate(active):
             x_PLC = self._respond_layer(
                 block, x_PLC, seen.keys_values[index], layout, key_mask=seen.key_mask, cache=(cache, index)
             )
-            index += 1
         cache.advance(x_PLC.shape[1])
         return x_PLC
-
-    def begin(
-        self, seen: Observation, task: Task, length: int, *, position: int = 0
-    ) -> tuple[Tensor, KVCache, ResponseLayout]:
-        """Grid token and task token of every point, in one pass.
-
-        Args:
-            seen: The observation.
-            task: The task.
-            length: Tokens to predict.
-            position: Position of the task token.
-
-        Returns:
-            ``[P, C]`` state of the task token (it predicts the first token), the cache and the layout.
-        """
-        cache, layout = self.response_cache(seen, length + 1), seen.layout()
-        token = self.text_embed(seen.task_row, torch.tensor(position, device=seen.start.device))
-        rows = len(seen.start)
-        x_PLC = torch.stack([torch.zeros_like(token), token]).expand(rows, 2, -1)
-        return self.respond(seen, task, x_PLC, cache, layout, first=True)[:, 1], cache, layout
 
     def training_states(
         self,

@@ -101,9 +101,8 @@ def label_scores(model: GiT, batch: Batch) -> tuple[Tensor, Tensor]:
     classes = class_names(batch)
     table = model.vocabulary_matrix(task, classes.names)
     answers = table[: len(classes) + 1]
-    seen = model.observe(batch.images, task)
     length = config.block**2
-    state, cache, layout = model.begin(seen, task, length)
+    state, seen, cache, layout = model.begin(batch.images, task, length)
     scores, said = [], []
     for position in range(1, length + 1):
         logits = state @ answers.T
