@@ -15,15 +15,19 @@ from torch import Tensor, nn
 QKVBias: TypeAlias = Literal["full", "qv", "none"]
 
 # Greatest size of the bias buffer in inference, on a CPU (a share of its caches) and on a GPU (few kernel launches).
-_BIAS_BYTES = (16 * 2**20, 512 * 2**20)
+_BIAS_BYTES_CPU, _BIAS_BYTES_GPU = 16 * 2**20, 512 * 2**20
 
 
-@lru_cache(maxsize=64)
-@torch.inference_mode(False)  # kept tensors made during an evaluation must serve the next training step too
 def _relative_index(size: int, device: torch.device) -> Tensor:
     """``[size, size]`` rows of a table of ``2 * size - 1`` offsets: entry (a, b) is ``a - b + size - 1``."""
     position = torch.arange(size, device=device)
     return position[:, None] - position[None, :] + size - 1
+
+
+@lru_cache(maxsize=64)
+@torch.inference_mode(False)  # kept tensors made during an evaluation must serve the next training step too
+def _kept_relative_index(size: int, device: torch.device) -> Tensor:
+    return _relative_index(size, device)
 
 
 def relative_table(table: Tensor, size: int) -> Tensor:
@@ -40,7 +44,9 @@ def relative_table(table: Tensor, size: int) -> Tensor:
     length = 2 * size - 1
     if table.shape[0] != length:
         table = F.interpolate(table.float().T[None], size=length, mode="linear")[0].T.to(table.dtype)
-    return table[_relative_index(size, table.device)]
+    # A compiled graph keeps constants by itself, and cannot trace the cache.
+    index = _relative_index if torch.compiler.is_compiling() else _kept_relative_index
+    return table[index(size, table.device)]
 
 
 def decomposed_bias(
@@ -154,7 +160,7 @@ def _attend_in_parts(q_BnNd: Tensor, k_BnNd: Tensor, v_BnNd: Tensor, rel_h: Tens
     """
     b, n, tokens, _ = q_BnNd.shape
     per_row = b * tokens * q_BnNd.element_size()
-    budget = _BIAS_BYTES[q_BnNd.device.type == "cuda"]
+    budget = _BIAS_BYTES_GPU if q_BnNd.device.type == "cuda" else _BIAS_BYTES_CPU
     rows = max(1, min(tokens, budget // per_row))
     heads = max(1, min(n, budget // (per_row * tokens)))
     buffer = q_BnNd.new_empty(b, heads, rows, rel_h.shape[-1], rel_w.shape[-1])
