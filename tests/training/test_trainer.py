@@ -191,8 +191,9 @@ def test_golden_losses(tmp_path: Path, whole_run: Path) -> None:
     assert [sorted(line) for line in found] == [sorted(line) for line in golden]
     for line, expected in zip(found, golden, strict=True):
         for key, value in expected.items():
-            # Other CPUs round differently.
-            assert line[key] == (value if key == "kind" else pytest.approx(value, rel=1e-4)), (line["step"], key)
+            # Other CPUs and other releases of torch round differently, which gradients amplify.
+            near = pytest.approx(value, rel=2e-3 if key == "grad_norm" else 1e-4) if key != "kind" else value
+            assert line[key] == near, (line["step"], key)
 
 
 def test_unused_parameters_are_neither_moved_nor_decayed(tmp_path: Path) -> None:
