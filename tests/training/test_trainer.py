@@ -192,7 +192,7 @@ def test_golden_losses(tmp_path: Path, whole_run: Path) -> None:
     for line, expected in zip(found, golden, strict=True):
         for key, value in expected.items():
             # Other CPUs and other releases of torch round differently, which gradients amplify.
-            near = pytest.approx(value, rel=2e-3 if key == "grad_norm" else 1e-4) if key != "kind" else value
+            near = pytest.approx(value, rel=2e-3 if key == "grad_norm" else 3e-4) if key != "kind" else value
             assert line[key] == near, (line["step"], key)
 
 
