@@ -191,8 +191,8 @@ def test_golden_losses(tmp_path: Path, whole_run: Path) -> None:
     assert [sorted(line) for line in found] == [sorted(line) for line in golden]
     for line, expected in zip(found, golden, strict=True):
         for key, value in expected.items():
-            # Other CPUs and other releases of torch round differently, which gradients amplify.
-            near = pytest.approx(value, rel=2e-3 if key == "grad_norm" else 3e-4) if key != "kind" else value
+            # Adam's first steps amplify the rounding of other CPUs and other releases of torch (2.11 to 2.15: 1e-3).
+            near = value if key == "kind" else pytest.approx(value, rel=2e-3)
             assert line[key] == near, (line["step"], key)
 
 
