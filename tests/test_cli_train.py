@@ -88,5 +88,8 @@ def test_a_short_run_gives_a_model_that_predicts(capsys: pytest.CaptureFixture[s
     assert result["metrics"]
     assert all(name in shown for name in result["metrics"])
     assert main(["models", "show", result["checkpoint"]]) == 0
+    shown = capsys.readouterr().out
+    assert "caption: scenes/train, 1,000,000,000 samples, weight 0.6" in shown
+    assert "grounding: Acc@0.5" in shown
     assert main(["eval", result["checkpoint"], "--task", "grounding", "--limit", "1", "--device", "cpu"]) == 0
     assert main(["train", *words]) == 0  # the run is finished: the same command has nothing left to do

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import argparse
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 from saccade.cli.parser import Verbs
 from saccade.errors import UsageError, nearest
@@ -73,5 +74,24 @@ def _show_card(card: CheckpointCard) -> None:
     vit = card.config.vit
     rows.append(("backbone", f"{vit.depth} blocks, width {vit.width}, {vit.heads} heads, patch {vit.patch_size}"))
     rows += [("weights", ", ".join(f"{key} {value}" for key, value in card.weights.items() if key != "sha256"))]
-    rows += [(key, value) for key, value in card.provenance.items()]
+    rows += _origin(card.provenance)
     screen.table([{"": key, "value": str(value)} for key, value in rows])
+
+
+def _origin(provenance: Mapping[str, Any]) -> list[tuple[str, object]]:
+    """Where a checkpoint comes from, a row for every data set and for the metrics of every task."""
+    rows: list[tuple[str, object]] = []
+    for key, value in provenance.items():
+        if key == "data":
+            rows += [
+                (key, f"{one['task']}: {one['name']}, {one['samples']:,} samples, weight {one['weight']:g}")
+                for one in value
+            ]
+        elif key == "metrics":
+            tasks = dict.fromkeys(name.partition("/")[0] for name in value)
+            for task in tasks:
+                own = [(name, number) for name, number in value.items() if name.startswith(f"{task}/")]
+                rows.append((key, f"{task}: " + ", ".join(f"{n.partition('/')[2]} {v:.4g}" for n, v in own[:6])))
+        else:
+            rows.append((key, value))
+    return rows
