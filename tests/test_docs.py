@@ -20,8 +20,9 @@ PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").g
 
 def _commands(text: str) -> list[str]:
     """Command lines that start with ``saccade``, in code blocks (fenced or indented) and in backticks."""
+    text = text.replace("\\\n", " ")
     fenced = re.findall(r"```\w*\n(.*?)```", text, flags=re.DOTALL)
-    lines = [line.strip() for block in fenced for line in block.replace("\\\n", " ").splitlines()]
+    lines = [line.strip() for block in fenced for line in block.splitlines()]
     lines += [line.strip() for line in text.splitlines() if line.startswith("    ")]
     lines += re.findall(r"`(saccade [^`]+)`", text)
     return [line.partition("  #")[0] for line in lines if line.startswith("saccade ")]
