@@ -30,12 +30,22 @@ class ClassList:
     Attributes:
         names: Class names, indexed by class id.
         category_ids: The ids that the data set's files use, indexed by class id.
+        frequencies: ``r``, ``c`` or ``f`` (rare, common, frequent) of each class, where the data set says so (LVIS).
+        image_counts: Number of training images that hold each class, where the data set says so (LVIS).
+        things: Whether each class is a thing (countable) rather than stuff, where the data set says so (panoptic).
     """
 
     names: tuple[str, ...]
     category_ids: tuple[int, ...]
+    frequencies: tuple[str, ...] = ()
+    image_counts: tuple[int, ...] = ()
+    things: tuple[bool, ...] = ()
 
     def __post_init__(self) -> None:
+        optional = {"frequencies": self.frequencies, "image counts": self.image_counts, "thing flags": self.things}
+        for what, values in optional.items():
+            if values and len(values) != len(self.names):
+                raise DataError(f"{len(self.names)} class names but {len(values)} {what}", where=self.names[:5])
         if len(self.names) != len(self.category_ids):
             raise DataError(
                 f"{len(self.names)} class names but {len(self.category_ids)} category ids", where=self.names[:5]
@@ -94,6 +104,23 @@ class Origin:
     size_hw: tuple[int, int]
 
 
+@dataclass(kw_only=True, frozen=True)
+class Segment:
+    """One segment of a panoptic map.
+
+    Attributes:
+        id: Its value in the map, 1 .. 2**24 - 1.
+        class_id: 0..K-1.
+        is_crowd: A group that is not told apart: neither learned nor missed (only in a truth).
+        score: 0..1 (1 in a truth).
+    """
+
+    id: int
+    class_id: int
+    is_crowd: bool = False
+    score: float = 1.0
+
+
 @dataclass(kw_only=True)
 class Target:
     """Every kind of truth about one image; a source fills what it knows and leaves the rest None.
@@ -104,7 +131,13 @@ class Target:
         masks: ``[N, H, W]`` bool.
         is_crowd: ``[N]`` bool; crowd regions are never training targets and are ignored regions for AP.
         areas: ``[N]`` float64, the annotation's own area (AP size ranges use it).
+        absent_class_ids: ``[A]`` int64, classes that are verified to be absent; None where every class that is not
+            annotated is absent (LVIS: ``neg_category_ids``).
+        partial_class_ids: ``[P]`` int64, classes of which not every object is annotated (LVIS:
+            ``not_exhaustive_category_ids``).
         semantic: ``[H, W]`` int64, :data:`IGNORE_LABEL` where unlabelled.
+        panoptic: ``[H, W]`` int64 segment ids, 0 where unlabelled.
+        segments: What the ids of ``panoptic`` are.
         captions: Reference sentences.
         contours: ``[N, 2 + R]`` float32 from :mod:`saccade.tokens.contours`: integer mass centre (x, y) and R ray
             lengths in pixels. Filled by the loader's workers, because tracing contours is slow.
@@ -116,7 +149,11 @@ class Target:
     masks: tv_tensors.Mask | None = None
     is_crowd: Tensor | None = None
     areas: Tensor | None = None
+    absent_class_ids: Tensor | None = None
+    partial_class_ids: Tensor | None = None
     semantic: tv_tensors.Mask | None = None
+    panoptic: tv_tensors.Mask | None = None
+    segments: tuple[Segment, ...] = ()
     captions: tuple[str, ...] = ()
     contours: Tensor | None = None
     depth_m: Tensor | None = None
@@ -161,8 +198,10 @@ class Preprocess:
     """What a model declares about its input; :mod:`saccade.data.transforms` carries it out.
 
     Attributes:
-        size_hw: Height and width of the network input; the aspect ratio is not kept.
-        interpolation: ``"bilinear"`` as OpenCV computes it (no antialiasing), ``"bicubic"`` as Pillow computes it.
+        size_hw: Height and width of the network input.
+        keep_ratio: Keep the aspect ratio: the picture becomes as large as fits into ``size_hw``.
+        interpolation: ``"bilinear"`` as OpenCV computes it (no antialiasing), ``"pillow"`` and ``"bicubic"`` as Pillow
+            computes them (bilinear and bicubic, with antialiasing).
         resize_as_float: Resize in float32 without rounding to 8 bit.
         pad_multiple: Zero-pad bottom and right to a multiple of this.
         mean: RGB mean, 0..255.
@@ -170,7 +209,8 @@ class Preprocess:
     """
 
     size_hw: tuple[int, int]
-    interpolation: Literal["bilinear", "bicubic"] = "bilinear"
+    keep_ratio: bool = False
+    interpolation: Literal["bilinear", "pillow", "bicubic"] = "bilinear"
     resize_as_float: bool = False
     pad_multiple: int = 1
     mean: tuple[float, float, float] = (123.675, 116.28, 103.53)

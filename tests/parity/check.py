@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-SYSTEMS = {"git": "git_checks"}
+SYSTEMS = {"git": "git_checks", "vitdet": "vitdet_checks"}
 
 
 @dataclass
@@ -109,7 +109,7 @@ def main() -> int:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--all", action="store_true", help="print every row, not only the worst and the failed ones")
     arguments = parser.parse_args()
-    if not (arguments.folder / "config.json").is_file():
+    if not any((*arguments.folder.glob("config.json"), *arguments.folder.rglob("meta.json"))):
         parser.error(f"{arguments.folder} is not a fixture folder: it has no config.json")
     report = run(arguments.system, arguments.folder)
     worst = sorted(report.rows, key=lambda row: (row.passed, -max(row.norm_error, row.peak_error)))

@@ -1,10 +1,10 @@
-"""Makes the committed fixture folder from a full one: the same layout, less of what lies between input and output.
+"""Makes the committed fixture folder of a system from a full one: the same layout, less of what lies in between.
 
-Usage: python tests/parity/compact.py SOURCE TARGET
+Usage: python tests/parity/compact.py {git,vitdet} SOURCE TARGET
 
-Kept: weights, configuration, inputs, targets, tokens, final outputs, losses and gradients of every case, and the states
-after the last layer. Left out: states after the other layers and steps, and cases and tensors that only repeat what
-others show (see ``DROPPED``).
+Kept: weights, configuration, inputs, targets, tokens, final outputs, losses and gradients, and for GiT the states after
+the last layer. Left out: states of other layers and steps, and cases and tensors that only repeat what others show. Of
+ViTDet one family is kept, detectron2's; the other is compared where ../shared is at hand.
 """
 
 from __future__ import annotations
@@ -32,12 +32,7 @@ def keep(name: str, last_layer: int) -> bool:
     return name not in LARGE
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("source", type=Path)
-    parser.add_argument("target", type=Path)
-    arguments = parser.parse_args()
-    source, target = arguments.source, arguments.target
+def compact_git(source: Path, target: Path) -> None:
     (target / "tokenizer").mkdir(parents=True, exist_ok=True)
     for name in ("config.json", "weights.safetensors", "tokenizer/vocab.txt"):
         shutil.copyfile(source / name, target / name)
@@ -51,6 +46,31 @@ def main() -> None:
             tensors = {name: value for name, value in load_file(path).items() if keep(name, last_layer)}
             save_file(tensors, target / path.name)
             (target / path.name).chmod(0o644)
+
+
+VITDET_FOLDERS = ("d2_vit", "d2_cascade", "d2_functions")
+VITDET_DROPPED = re.compile(r"block_[0-4]_|patch_embed|feat_p[235]|rpn_(logits|deltas)_[0-2]$|box_roi_feats")
+
+
+def compact_vitdet(source: Path, target: Path) -> None:
+    for folder in VITDET_FOLDERS:
+        (target / folder).mkdir(parents=True, exist_ok=True)
+        for path in sorted((source / folder).iterdir()):
+            if path.suffix == ".json":
+                (target / folder / path.name).write_text(json.dumps(json.loads(path.read_text())) + "\n")
+            else:
+                whole = "weights" in path.name
+                kept = {k: v for k, v in load_file(path).items() if whole or not VITDET_DROPPED.match(k)}
+                save_file(kept, target / folder / path.name)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("system", choices=("git", "vitdet"))
+    parser.add_argument("source", type=Path)
+    parser.add_argument("target", type=Path)
+    arguments = parser.parse_args()
+    {"git": compact_git, "vitdet": compact_vitdet}[arguments.system](arguments.source, arguments.target)
 
 
 if __name__ == "__main__":

@@ -65,6 +65,20 @@ def test_shared_fixtures_are_reproduced() -> None:
     assert any(row.name.startswith("io_pure/metric") for row in report.rows)
 
 
+def test_committed_fixtures_of_vitdet_are_reproduced() -> None:
+    report = check.run("vitdet", COMMITTED.parent / "vitdet")
+    assert report.passed, explain(report)
+    assert len(report.rows) > 700
+
+
+def test_shared_fixtures_of_vitdet_are_reproduced() -> None:
+    if not SHARED.is_dir():
+        pytest.skip("../shared/parity/vitdet is absent")
+    report = check.run("vitdet", SHARED.parent / "vitdet")
+    assert report.passed, explain(report)
+    assert {row.name.split("/")[0] for row in report.rows} == {p.name for p in (SHARED.parent / "vitdet").iterdir()}
+
+
 # ---------------------------------------------------------------------- the command
 
 

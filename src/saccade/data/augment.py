@@ -14,7 +14,7 @@ import dataclasses
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import Literal, TypeAlias
 
 import numpy as np
 import torch
@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from saccade.data.geometry import View, boxes_tensor, mask_tensor
 from saccade.data.photometric import color_jitter, photometric_distortion
-from saccade.data.resize import resize_bicubic
+from saccade.data.resize import resize_bicubic, resize_bilinear, resize_pillow
 from saccade.errors import DataError
 from saccade.samples import IGNORE_LABEL, Sample, Target
 from saccade.tokens.contours import encode_contours
@@ -30,6 +30,7 @@ from saccade.tokens.contours import encode_contours
 Transform: TypeAlias = Callable[[Sample, np.random.Generator], Sample]
 
 _MIN_BOX_SIDE = 1e-5  # pixels of the network input; specs/git.md 6.2
+_LEAST_JITTERED_SIDE = 0.01  # specs/vitdet.md 11.1
 _CROP_ATTEMPTS = 10
 
 
@@ -333,7 +334,84 @@ class LightAugment:
             )
 
 
-Augment: TypeAlias = DetectionAugment | SemanticAugment | CaptionAugment | GroundingAugment | LightAugment
+@dataclass(kw_only=True, frozen=True)
+class ScaleJitterAugment:
+    """Large-scale jitter of the plain-backbone detectors (specs/vitdet.md 11): resize by a random factor, crop, flip.
+
+    The aspect ratio is kept; what is smaller than the network input is padded by the batch. Boxes are taken from the
+    cropped masks where there are masks. A crop without objects is drawn again with another picture.
+
+    Attributes:
+        flip: Probability of the horizontal flip.
+        scales: Least and greatest factor, 1 = the picture fits the network input.
+        rules: ``mmdet``: OpenCV resize, row and column of the crop drawn apart, flip last; ``detectron2``: flip first,
+            Pillow resize, one draw for row and column.
+    """
+
+    flip: float = 0.5
+    scales: tuple[float, float] = (0.1, 2.0)
+    rules: Literal["mmdet", "detectron2"] = "mmdet"
+
+    def build(self, size: int) -> Transform:
+        """A function from a sample and a generator to a sample of at most ``size`` x ``size`` pixels."""
+
+        def transform(sample: Sample, rng: np.random.Generator) -> Sample:
+            view = View(sample)
+            detectron2 = self.rules == "detectron2"
+            if detectron2 and rng.random() < self.flip:
+                view.flip_horizontal()
+            factor = self.scales[0] + rng.random() * (self.scales[1] - self.scales[0])
+            view.resize(self._scaled(view.size_hw, size, factor), resize_pillow if detectron2 else resize_bilinear)
+            height, width = view.size_hw
+            down, across = max(0, height - size), max(0, width - size)
+            if detectron2:
+                share = rng.random()
+                top, left = round(down * share), round(across * share)
+            else:
+                top, left = int(rng.integers(down + 1)), int(rng.integers(across + 1))
+            view.crop(top, left, min(height, size), min(width, size))
+            view.clip_boxes()
+            if not detectron2 and rng.random() < self.flip:
+                view.flip_horizontal()
+            return self._finish(view, sample)
+
+        return transform
+
+    def _scaled(self, size_hw: tuple[int, int], size: int, factor: float) -> tuple[int, int]:
+        """Size after the jitter, rounded as the originals do."""
+        if self.rules == "detectron2":
+            scale = size * factor / max(size_hw)
+            height, width = (round(side * scale) for side in size_hw)
+        else:
+            scale = int(size * factor) / max(size_hw)
+            height, width = (int(side * scale + 0.5) for side in size_hw)
+        return max(1, height), max(1, width)
+
+    def _finish(self, view: View, sample: Sample) -> Sample:
+        inside = ((view.boxes[:, 2:] - view.boxes[:, :2]) > 0).all(axis=1)
+        done = _finish_instances(
+            view, sample, inside=inside, contour_rays=0, redraw_empty=False, least_side=_LEAST_JITTERED_SIDE
+        )
+        target = done.target
+        if target.boxes is None or not len(target.boxes):
+            raise Redraw("no object is left after the crop")
+        if target.masks is not None:
+            target.boxes = boxes_tensor(_boxes_of(target.masks.as_subclass(torch.Tensor).numpy()), view.size_hw)
+        return done
+
+
+def _boxes_of(masks: NDArray[np.bool_]) -> NDArray[np.float32]:
+    """Tight boxes of masks that have a pixel each."""
+    columns, rows = masks.any(axis=1), masks.any(axis=2)
+    left, top = columns.argmax(axis=1), rows.argmax(axis=1)
+    right = columns.shape[1] - columns[:, ::-1].argmax(axis=1)
+    bottom = rows.shape[1] - rows[:, ::-1].argmax(axis=1)
+    return np.stack([left, top, right, bottom], axis=1).astype(np.float32)
+
+
+Augment: TypeAlias = (
+    DetectionAugment | SemanticAugment | CaptionAugment | GroundingAugment | LightAugment | ScaleJitterAugment
+)
 """Any of the pipelines."""
 
 
@@ -383,7 +461,13 @@ def _labels(sample: Sample) -> NDArray:
 
 
 def _finish_instances(
-    view: View, sample: Sample, *, inside: NDArray[np.bool_], contour_rays: int, redraw_empty: bool
+    view: View,
+    sample: Sample,
+    *,
+    inside: NDArray[np.bool_],
+    contour_rays: int,
+    redraw_empty: bool,
+    least_side: float = _MIN_BOX_SIDE,
 ) -> Sample:
     """Filters the instances in the frame of the network input and builds the target."""
     target = sample.target
@@ -391,7 +475,7 @@ def _finish_instances(
     if target.is_crowd is not None:
         present &= ~target.is_crowd.numpy()
     sides = view.boxes[:, 2:] - view.boxes[:, :2]
-    keep = np.flatnonzero(present & (sides > _MIN_BOX_SIDE).all(axis=1))
+    keep = np.flatnonzero(present & (sides > least_side).all(axis=1))
     masks = None
     if target.masks is not None:
         masks = view.gather_masks(keep)

@@ -62,10 +62,24 @@ def resize_bicubic(image: NDArray[np.uint8], size_hw: tuple[int, int]) -> NDArra
         image: ``[3, H, W]`` uint8.
         size_hw: Target height and width.
     """
+    return _with_pillow(image, size_hw, Image.Resampling.BICUBIC)
+
+
+def resize_pillow(image: NDArray[np.uint8], size_hw: tuple[int, int]) -> NDArray[np.uint8]:
+    """Resizes bilinearly with antialiasing, as Pillow does.
+
+    Args:
+        image: ``[3, H, W]`` uint8.
+        size_hw: Target height and width.
+    """
+    return _with_pillow(image, size_hw, Image.Resampling.BILINEAR)
+
+
+def _with_pillow(image: NDArray[np.uint8], size_hw: tuple[int, int], resample: Image.Resampling) -> NDArray[np.uint8]:
     if image.shape[-2:] == tuple(size_hw):
         return image
     picture = Image.fromarray(np.ascontiguousarray(image.transpose(1, 2, 0)))
-    resized = picture.resize((size_hw[1], size_hw[0]), resample=Image.Resampling.BICUBIC)
+    resized = picture.resize((size_hw[1], size_hw[0]), resample=resample)
     return np.ascontiguousarray(np.asarray(resized).transpose(2, 0, 1))
 
 

@@ -11,14 +11,16 @@ from torch import Tensor
 from torchvision import tv_tensors
 
 from saccade.data.geometry import View, boxes_tensor, mask_tensor
-from saccade.data.resize import resize_bicubic, resize_bilinear
+from saccade.data.resize import resize_bicubic, resize_bilinear, resize_pillow
 from saccade.errors import DataError, UsageError
 from saccade.samples import IGNORE_LABEL, Batch, Preprocess, Sample, Target, same_classes
 from saccade.tasks import TASKS
 
+_RESIZE = {"bilinear": resize_bilinear, "pillow": resize_pillow, "bicubic": resize_bicubic}
+
 
 def preprocess(sample: Sample, declared: Preprocess, *, with_target: bool = True) -> Sample:
-    """Resizes a sample to the network input; the aspect ratio is not kept.
+    """Resizes a sample to the network input.
 
     Args:
         sample: In the frame of the original image, image uint8.
@@ -30,15 +32,18 @@ def preprocess(sample: Sample, declared: Preprocess, *, with_target: bool = True
         The sample in the frame of the network input; the image stays 0..255.
     """
     view = View(sample, as_float=declared.resize_as_float)
-    if declared.interpolation == "bicubic":
-        if declared.resize_as_float:
-            raise UsageError(
-                "bicubic resizing is done on 8-bit images", where="Preprocess", fix="set resize_as_float=False"
-            )
-        view.resize(declared.size_hw, resize_bicubic)
-    else:
-        view.resize(declared.size_hw, resize_bilinear)
+    size_hw = fit(sample.size_hw, declared.size_hw) if declared.keep_ratio else declared.size_hw
+    if declared.interpolation != "bilinear" and declared.resize_as_float:
+        raise UsageError("Pillow resizes 8-bit images", where="Preprocess", fix="set resize_as_float=False")
+    view.resize(size_hw, _RESIZE[declared.interpolation])
     return view.to_sample(_follow(sample.target, view) if with_target else Target())
+
+
+def fit(size_hw: tuple[int, int], frame_hw: tuple[int, int]) -> tuple[int, int]:
+    """The greatest size of the same aspect ratio inside a frame; sides are rounded half up, and at least 1."""
+    factor = min(frame_hw[0] / size_hw[0], frame_hw[1] / size_hw[1])
+    height, width = (max(1, int(side * factor + 0.5)) for side in size_hw)
+    return min(height, frame_hw[0]), min(width, frame_hw[1])
 
 
 def _follow(target: Target, view: View) -> Target:
@@ -50,6 +55,8 @@ def _follow(target: Target, view: View) -> Target:
         moved.masks = mask_tensor(view.gather_masks())
     if target.semantic is not None:
         moved.semantic = mask_tensor(view.gather(target.semantic.as_subclass(Tensor).numpy()))
+    if target.panoptic is not None:
+        moved.panoptic = mask_tensor(view.gather(target.panoptic.as_subclass(Tensor).numpy()))
     if target.depth_m is not None:
         moved.depth_m = torch.from_numpy(np.ascontiguousarray(view.gather(target.depth_m.numpy())))
     if target.areas is not None:
@@ -124,6 +131,8 @@ def _pad_target(target: Target, size_hw: tuple[int, int]) -> Target:
         padded.masks = tv_tensors.Mask(_pad(target.masks, size_hw, 0))
     if target.semantic is not None:
         padded.semantic = tv_tensors.Mask(_pad(target.semantic, size_hw, IGNORE_LABEL))
+    if target.panoptic is not None:
+        padded.panoptic = tv_tensors.Mask(_pad(target.panoptic, size_hw, 0))
     if target.depth_m is not None:
         padded.depth_m = _pad(target.depth_m, size_hw, 0)
     if target.boxes is not None:

@@ -5,7 +5,7 @@ Shape legend: B images, H W patch grid, C width, N tokens; windows are cut row-m
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal, cast
 
@@ -16,6 +16,7 @@ from torch.utils.checkpoint import checkpoint
 
 from saccade.errors import ConfigError, UsageError
 from saccade.layers.attention import Attention, QKVBias
+from saccade.layers.convolution import ConvPropagation, ParallelConv, Propagation
 
 
 @dataclass(kw_only=True)
@@ -29,13 +30,22 @@ class ViTConfig:
         mlp_width: Hidden channels of the MLP.
         patch_size: Side of a patch in pixels.
         image_size: Nominal input side in pixels; sizes the position table and the global relative-position tables.
-        window_size: Side of an attention window in patches.
+        position_size: Side of the position table in patches, where it is not that of the nominal input (a table kept
+            as it was pre-trained, and resized to every input); 0 = the nominal input.
+        window_size: Side of an attention window in patches. Maps that are no whole number of windows are padded with
+            zeros at the bottom and right, after the norm; the padding takes part in the softmax (ViTDet, SAM).
         global_blocks: Blocks (0-based) that attend over the whole image; all others attend in windows.
+        shifted_windows: Every other windowed block moves its windows by half their side.
+        conv_blocks: Blocks that a residual convolution follows, to carry information across windows.
+        conv_kind: What that convolution is.
+        parallel_conv: ViTAE's convolution branch beside the attention of every block: ``"two"`` or ``"three"``
+            convolutions (ViTAE-B, ViTAE-S).
         rel_pos: Decomposed relative position in every block.
         abs_pos: Learned absolute position, resized bicubically to other inputs.
         qkv_bias: Bias form of the query-key-value projection.
         norm: Norm before each branch (``pre``) or after it (``post``: EVA-E).
         norm_eps: LayerNorm epsilon.
+        final_norm: A LayerNorm over the last map.
         layer_scale: Initial value of the branch scales; 0 = none.
         drop_path: Greatest stochastic-depth rate, reached linearly at the last block.
         drop_path_attention: Stochastic depth on the attention branch too (GiT has it on the MLP only).
@@ -47,13 +57,19 @@ class ViTConfig:
     mlp_width: int = 3072
     patch_size: int = 16
     image_size: int = 1120
+    position_size: int = 0
     window_size: int = 14
     global_blocks: tuple[int, ...] = (2, 5, 8, 11)
+    shifted_windows: bool = False
+    conv_blocks: tuple[int, ...] = ()
+    conv_kind: Propagation = "bottleneck"
+    parallel_conv: Literal["none", "two", "three"] = "none"
     rel_pos: bool = True
     abs_pos: bool = True
     qkv_bias: QKVBias = "full"
     norm: Literal["pre", "post"] = "pre"
     norm_eps: float = 1e-6
+    final_norm: bool = False
     layer_scale: float = 0.0
     drop_path: float = 0.1
     drop_path_attention: bool = False
@@ -74,7 +90,7 @@ class ViTConfig:
 
 
 class DropPath(nn.Module):
-    """Stochastic depth along the first axis (per image, or per window in windowed blocks)."""
+    """Stochastic depth along the first axis."""
 
     def __init__(self, rate: float) -> None:
         super().__init__()
@@ -115,6 +131,8 @@ class Block(nn.Module):
         super().__init__()
         width = config.width
         self.window_size = None if index in config.global_blocks else config.window_size
+        windowed_before = sum(other not in config.global_blocks for other in range(index))
+        self.shift = config.window_size // 2 if config.shifted_windows and windowed_before % 2 else 0
         self.post_norm = config.norm == "post"
         self.norm1 = nn.LayerNorm(width, eps=config.norm_eps)
         self.attn = Attention(
@@ -132,6 +150,10 @@ class Block(nn.Module):
         if self.layer_scale:
             self.gamma1 = nn.Parameter(torch.full((width,), config.layer_scale))
             self.gamma2 = nn.Parameter(torch.full((width,), config.layer_scale))
+        self.parallel_conv = (
+            None if config.parallel_conv == "none" else ParallelConv(width, config.mlp_width, config.parallel_conv)
+        )
+        self.residual = ConvPropagation(width, config.conv_kind) if index in config.conv_blocks else None
 
     def attention_input(self, x: Tensor) -> Tensor:
         """What the attention branch reads."""
@@ -151,13 +173,27 @@ class Block(nn.Module):
 
     def forward(self, x_BHWC: Tensor) -> Tensor:
         """One block over an image map; windows are cut and joined here."""
+        b = x_BHWC.shape[0]
+        branch = self._attend(self.attention_input(x_BHWC))
+        added = self.add_attention(x_BHWC, branch, self.drop_path_attn.draw(b, x_BHWC))
+        if self.parallel_conv is not None:
+            local = self.parallel_conv(x_BHWC)
+            added = added + self.drop_path(local, self.drop_path.draw(b, local))
+        x_BHWC = self.add_mlp(added, self.drop_path.draw(b, added))
+        return x_BHWC if self.residual is None else self.residual(x_BHWC)
+
+    def _attend(self, x_BHWC: Tensor) -> Tensor:
+        """Attention over a map that may have to be padded to whole (shifted) windows."""
         size_hw = (x_BHWC.shape[1], x_BHWC.shape[2])
-        x = to_windows(x_BHWC, self.window_size or size_hw)
-        inner = (self.window_size, self.window_size) if self.window_size else size_hw
-        branch = self.attn(self.attention_input(x), inner)
-        x = self.add_attention(x, branch, self.drop_path_attn.draw(x.shape[0], x))
-        x = self.add_mlp(x, self.drop_path.draw(x.shape[0], x))
-        return from_windows(x, self.window_size or size_hw, size_hw)
+        if self.window_size is None:
+            return self.attn(x_BHWC.flatten(1, 2), size_hw).unflatten(1, size_hw)
+        side, first = self.window_size, (self.window_size - self.shift) % self.window_size
+        # A shifted grid begins before the map; its first windows are cut off at the top and left.
+        below, right = (-(size + first) % side for size in size_hw)
+        padded = F.pad(x_BHWC, (0, 0, first, right, first, below)) if first or below or right else x_BHWC
+        out = self.attn(to_windows(padded, side), (side, side))
+        out = from_windows(out, side, (padded.shape[1], padded.shape[2]))
+        return out[:, first : first + size_hw[0], first : first + size_hw[1]]
 
 
 def to_windows(x_BHWC: Tensor, window: int | tuple[int, int]) -> Tensor:
@@ -199,7 +235,7 @@ def resize_position(table: Tensor, size_hw: tuple[int, int]) -> Tensor:
 
 
 class PlainViT(nn.Module):
-    """Patches, positions and blocks; no class token, no final norm.
+    """Patches, positions and blocks; no class token.
 
     Args:
         config: Sizes and choices.
@@ -210,9 +246,11 @@ class PlainViT(nn.Module):
         self.config = config
         self.patch_embed = nn.Conv2d(3, config.width, config.patch_size, stride=config.patch_size)
         if config.abs_pos:
-            self.pos_embed = nn.Parameter(torch.zeros(1, config.grid_size, config.grid_size, config.width))
+            side = config.position_size or config.grid_size
+            self.pos_embed = nn.Parameter(torch.zeros(1, side, side, config.width))
             nn.init.trunc_normal_(self.pos_embed, std=0.02)
         self.blocks = nn.ModuleList(Block(config, index) for index in range(config.depth))
+        self.norm = nn.LayerNorm(config.width, eps=config.norm_eps) if config.final_norm else None
         self.activation_checkpointing = False
 
     def __iter__(self) -> Iterator[Block]:
@@ -239,11 +277,33 @@ class PlainViT(nn.Module):
         return x_BHWC.contiguous()
 
     def forward(self, images_B3HW: Tensor) -> Tensor:
-        """Image map after the last block, ``[B, H / p, W / p, C]``."""
-        x_BHWC = self.embed(images_B3HW)
-        for block in self:
-            if self.activation_checkpointing and torch.is_grad_enabled():
-                x_BHWC = checkpoint(block, x_BHWC, use_reentrant=False)
-            else:
-                x_BHWC = block(x_BHWC)
-        return x_BHWC
+        """Image map after the last block (and norm), ``[B, H / p, W / p, C]``."""
+        return self.maps(images_B3HW, [self.config.depth - 1])[0]
+
+    def maps(self, images_B3HW: Tensor, after: Sequence[int]) -> list[Tensor]:
+        """Image maps after the given blocks (0-based), each ``[B, H / p, W / p, C]``; the last block's is normed."""
+        return run_blocks(self, self.embed(images_B3HW), self.norm, after, checkpointing=self.activation_checkpointing)
+
+
+def run_blocks(
+    blocks: Iterable[Block], x_BHWC: Tensor, norm: nn.LayerNorm | None, after: Sequence[int], *, checkpointing: bool
+) -> list[Tensor]:
+    """Runs a map through blocks and returns it as it stands after some of them.
+
+    Args:
+        blocks: In order.
+        x_BHWC: The embedded image.
+        norm: Applied to the map of the last block.
+        after: Blocks (0-based) whose maps are wanted.
+        checkpointing: Recompute activations in the backward pass.
+    """
+    kept: dict[int, Tensor] = {}
+    for index, block in enumerate(blocks):
+        if checkpointing and torch.is_grad_enabled():
+            x_BHWC = checkpoint(block, x_BHWC, use_reentrant=False)
+        else:
+            x_BHWC = block(x_BHWC)
+        kept[index] = x_BHWC
+    if norm is not None:
+        kept[max(kept)] = norm(x_BHWC)
+    return [kept[index] for index in after]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Protocol, runtime_checkable
 
 from saccade.errors import UsageError
@@ -115,12 +115,17 @@ def balance_classes(source: Source, threshold: float) -> Source:
             why="its reader does not list classes",
             fix="repeat_threshold=0",
         )
-    classes_of = [source.class_ids_of(index) for index in range(len(source))]
-    images_with = Counter(class_id for present in classes_of for class_id in present)
-    factor = {class_id: max(1.0, math.sqrt(threshold * len(source) / count)) for class_id, count in images_with.items()}
-    indices = [
-        index
-        for index, present in enumerate(classes_of)
-        for _ in range(math.ceil(max((factor[class_id] for class_id in present), default=1.0)))
-    ]
-    return Selection(source, indices)
+    factors = repeat_factors([source.class_ids_of(index) for index in range(len(source))], threshold)
+    return Selection(source, [index for index, factor in enumerate(factors) for _ in range(math.ceil(factor))])
+
+
+def repeat_factors(classes_of: Sequence[Collection[int]], threshold: float) -> list[float]:
+    """How often each image should be seen per epoch so that rare classes are; see :func:`balance_classes`.
+
+    Args:
+        classes_of: Class ids in every image.
+        threshold: Share of images below which a class counts as rare.
+    """
+    images_with = Counter(class_id for present in classes_of for class_id in set(present))
+    factor = {id_: max(1.0, math.sqrt(threshold * len(classes_of) / count)) for id_, count in images_with.items()}
+    return [max((factor[class_id] for class_id in present), default=1.0) for present in classes_of]

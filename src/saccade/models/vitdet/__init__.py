@@ -1,0 +1,1 @@
+"""ViTDet and ViTAE (ECCV 2022): two-stage detectors on plain backbones."""

@@ -1,0 +1,179 @@
+"""ViTDet: a two-stage detector on a plain backbone.
+
+Shape legend: B images, H W map of the backbone, C channels. Source: Exploring Plain Vision Transformer Backbones for
+Object Detection, ECCV 2022; facts in docs/vitdet.md.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from saccade.errors import DataError, UsageError
+from saccade.layers.boxes import paste_masks
+from saccade.layers.matching import Choose, choose_randomly
+from saccade.layers.pyramid import Pyramid
+from saccade.layers.roi import Detections, Frame, RoIHeads, Truths
+from saccade.layers.rpn import RPN
+from saccade.layers.vit import PlainViT
+from saccade.layers.vitae import ViTAE, ViTAEConfig
+from saccade.models.vitdet.config import ViTDetConfig
+from saccade.results import Instances, Prediction, encode_masks
+from saccade.samples import Batch, ClassList, Preprocess
+from saccade.tasks import Task
+
+_MASKS_AT_ONCE = 16
+
+
+class ViTDet(nn.Module):
+    """The detector.
+
+    Args:
+        config: Sizes, rules and classes.
+    """
+
+    system = "vitdet"
+
+    def __init__(self, config: ViTDetConfig) -> None:
+        super().__init__()
+        self.config = config
+        if isinstance(config.backbone, ViTAEConfig):
+            self.backbone: PlainViT | ViTAE = ViTAE(config.backbone)
+        else:
+            self.backbone = PlainViT(config.backbone)
+        self.pyramid = Pyramid(config.pyramid, config.vit.width)
+        self.rpn = RPN(config.rpn)
+        self.roi = RoIHeads(config.roi)
+
+    # ------------------------------------------------------------------ the contract of every model
+
+    @property
+    def tasks(self) -> tuple[Task, ...]:
+        """Detection, and instance segmentation where there are mask heads."""
+        return (Task.DETECTION,) if self.config.roi.mask == "none" else (Task.DETECTION, Task.INSTANCE)
+
+    @property
+    def classes(self) -> ClassList:
+        """The classes that the heads know."""
+        names = self.config.classes
+        return ClassList(names=names, category_ids=self.config.category_ids or tuple(range(len(names))))
+
+    def preprocess(self, task: Task) -> Preprocess:
+        """How images are brought to the network input: the longer side to ``input_size``, zero padding."""
+        self._require(task)
+        size = self.config.input_size
+        return Preprocess(size_hw=(size, size), keep_ratio=True, interpolation=self.config.resize, pad_multiple=size)
+
+    def loss(self, batch: Batch, *, choose: Choose = choose_randomly) -> dict[str, Tensor]:
+        """Training losses; their plain sum is what is minimised.
+
+        Args:
+            batch: Network inputs with targets.
+            choose: How to draw anchors and regions.
+
+        Returns:
+            Named scalars, e.g. ``instance_segmentation_loss_cls``.
+        """
+        self._require(batch.task)
+        truths = [self._truths(batch, index) for index in range(len(batch))]
+        frames = frames_of(batch)
+        levels = self.features(batch.images)
+        found = self.rpn(levels)
+        scores, boxes = self.rpn.loss(found, [truth.boxes_xyxy for truth in truths], choose=choose)
+        proposals = self.rpn.proposals(found, [frame.input_hw for frame in frames])
+        heads = self.roi.loss(levels, [one.boxes_xyxy for one in proposals], truths, frames, choose=choose)
+        losses = {"loss_rpn_cls": scores, "loss_rpn_box": boxes, **heads}
+        return {f"{batch.task}_{name}": value for name, value in losses.items()}
+
+    def predict(self, batch: Batch) -> list[Prediction]:
+        """Answers in the frame of the original images, one per image."""
+        self._require(batch.task)
+        with torch.inference_mode():
+            frames = frames_of(batch)
+            found = self.detect(batch.images, frames, masks=batch.task is Task.INSTANCE)
+            return [self._result(one, frame, batch.task) for one, frame in zip(found, frames, strict=True)]
+
+    def set_activation_checkpointing(self, enabled: bool) -> None:
+        """Recompute the activations of every block in the backward pass (saves memory, costs a third more time)."""
+        self.backbone.activation_checkpointing = enabled
+
+    # ------------------------------------------------------------------ the network
+
+    def features(self, images_B3HW: Tensor) -> list[Tensor]:
+        """The pyramid, strides 4 to 64, each ``[B, channels, ., .]``."""
+        depth = self.config.vit.depth
+        after: Sequence[int] = [depth - 1]
+        if self.config.pyramid.kind == "fpn_stages":
+            after = [depth * part // 4 - 1 for part in (1, 2, 3, 4)]
+        maps = self.backbone.maps(images_B3HW, after)
+        return self.pyramid([x_BHWC.permute(0, 3, 1, 2) for x_BHWC in maps])
+
+    def detect(self, images_B3HW: Tensor, frames: Sequence[Frame], *, masks: bool) -> list[Detections]:
+        """Detections of network inputs.
+
+        Args:
+            images_B3HW: Normalised and padded.
+            frames: Frames of the images.
+            masks: Whether masks are wanted.
+        """
+        levels = self.features(images_B3HW)
+        proposals = self.rpn.proposals(self.rpn(levels), [frame.input_hw for frame in frames])
+        soft = self.config.test_soft_nms
+        return self.roi.predict(
+            levels,
+            [one.boxes_xyxy for one in proposals],
+            frames,
+            masks=masks,
+            soft=None if soft == "none" else soft,
+        )
+
+    def _require(self, task: Task) -> None:
+        if task not in self.tasks:
+            raise UsageError(
+                f"this model does not offer the task '{task}'", fix=f"choose one of: {', '.join(self.tasks)}"
+            )
+
+    def _truths(self, batch: Batch, index: int) -> Truths:
+        target = batch.targets[index]
+        where = batch.origins[index].path or batch.origins[index].image_id
+        if target.boxes is None or target.class_ids is None:
+            raise DataError("a training sample has no boxes", where=where)
+        wants_masks = bool(self.roi.mask_heads)
+        if wants_masks and target.masks is None:
+            raise DataError(
+                "a training sample has no masks",
+                where=where,
+                why="the model has mask heads",
+                fix="train on instance masks, or set model.roi.mask=none",
+            )
+        keep = torch.ones(len(target.class_ids), dtype=torch.bool, device=target.class_ids.device)
+        if target.is_crowd is not None:
+            keep &= ~target.is_crowd
+        masks = target.masks.as_subclass(Tensor)[keep] if wants_masks and target.masks is not None else None
+        return Truths(target.boxes.as_subclass(Tensor)[keep].float(), target.class_ids[keep], masks)
+
+    def _result(self, found: Detections, frame: Frame, task: Task) -> Instances:
+        masks = None
+        if task is Task.INSTANCE and found.masks is not None:
+            # A few at a time: a hundred masks of a large picture would not fit.
+            parts = zip(found.masks.split(_MASKS_AT_ONCE), found.original_xyxy.split(_MASKS_AT_ONCE), strict=True)
+            masks = [rle for part, boxes in parts for rle in encode_masks(paste_masks(part, boxes, frame.original_hw))]
+        return Instances(
+            boxes_xyxy=found.original_xyxy.cpu(),
+            scores=found.scores.cpu(),
+            class_ids=found.class_ids.cpu(),
+            classes=self.classes,
+            size_hw=frame.original_hw,
+            masks=masks,
+        )
+
+
+def frames_of(batch: Batch) -> list[Frame]:
+    """The frame of every image of a batch."""
+    frames = []
+    for (height, width), origin in zip(batch.input_sizes_hw, batch.origins, strict=True):
+        original = origin.size_hw
+        frames.append(Frame((height, width), original, (width / original[1], height / original[0])))
+    return frames
