@@ -455,3 +455,62 @@ def test_bench_measures_against_the_reference(run, tmp_path: Path) -> None:
         assert one["ratio"] == pytest.approx(one["ms_per_image"] / one["reference_ms"])
     assert "vit_b_16" in shown.out
     assert run("bench", "gti").code == 2
+
+
+# --- what a review found ---------------------------------------------------------------------------------------------
+
+
+def test_one_annotation_file_is_one_split(run, tmp_path: Path) -> None:
+    assert run("data", "scenes", "--out", tmp_path / "s", "--format", "coco", "--count", 3, "--size", 64).code == 0
+    file = next((tmp_path / "s" / "annotations").glob("instances_*.json"))
+    shown = run("data", "check", tmp_path / "s", "--annotations", f"annotations/{file.name}", "--json", tmp_path / "r")
+    assert len(json.loads((tmp_path / "r").read_text())["splits"]) == 1, shown.out
+    words = ("data", "convert", tmp_path / "s", "--from", "coco", "--annotations", f"annotations/{file.name}")
+    refused = run(*words, "--out", tmp_path / "c")
+    assert refused.code == 2 and "--split train" in refused.err
+    assert run(*words, "--out", tmp_path / "c", "--split", "train").code == 0
+    assert [path.name for path in (tmp_path / "c" / "annotations").iterdir()] == ["instances_train.json"]
+
+
+def test_our_own_ade_layout_is_recognised_with_its_classes(run, tmp_path: Path) -> None:
+    assert run("data", "scenes", "--out", tmp_path, "--format", "ade", "--count", 12, "--size", 64).code == 0
+    shown = run("data", "check", tmp_path)
+    assert "(ade20k)" in shown.out
+    assert "unused_class" not in shown.out or "value 0" not in shown.out
+
+
+def test_the_mistyped_key_is_named_before_the_missing_one(run) -> None:
+    shown = run("train", "recipe=finetune", "data.rot=x", "task=detection")
+    assert shown.code == 2
+    assert "'data.rot'" in shown.err and "data.root" in shown.err
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (
+            ("eval", "git-nano", "--data", "scenes", "--classes", "ball", "--task", "detection"),
+            "'classes' has no meaning",
+        ),
+        (("convert", "x.pth", "--vocabulary", "v.txt"), "--out"),
+        (("convert", "git-nano", "--to-official", "x.pth", "--preset", "base"), "exclude"),
+        (("train", "recipe=git.nano_scenes", "steps=-1", "--print-config"), "steps must be at least"),
+        (("train", "recipe=git.nano_scenes", "monitor=detection/APP", "--print-config"), "detection/AP"),
+    ],
+)
+def test_options_without_effect_are_refused(run, words: tuple[str, ...], said: str) -> None:
+    shown = run(*words)
+    assert shown.code == 2, shown.out
+    assert said in shown.err
+
+
+def test_a_class_named_twice_is_wrong_use(run, tmp_path: Path) -> None:
+    Image.new("RGB", (32, 32)).save(tmp_path / "p.png")
+    shown = run("predict", tmp_path / "p.png", "--task", "detection", "--classes", "cat,cat")
+    assert shown.code == 2 and "'cat' is named twice" in shown.err
+
+
+def test_a_dangling_link_says_so(run, tmp_path: Path) -> None:
+    (tmp_path / "p.png").symlink_to(tmp_path / "gone.png")
+    shown = run("predict", tmp_path / "p.png", "--task", "caption")
+    assert shown.code == 1 and "gone.png, which does not exist" in shown.err

@@ -19,12 +19,13 @@ from saccade.results import (
     Caption,
     Grounding,
     Instances,
+    Panoptic,
     SemanticMap,
     decode_masks,
     encode_masks,
     from_truth,
 )
-from saccade.samples import IGNORE_LABEL, ClassList, Origin, Sample, Target
+from saccade.samples import IGNORE_LABEL, ClassList, Origin, Sample, Segment, Target
 from saccade.tasks import Task
 
 GAPPED = ClassList(names=("cat", "dog", "sea horse"), category_ids=(3, 17, 90))
@@ -228,6 +229,60 @@ def test_truth_becomes_the_perfect_prediction() -> None:
     for task in Task:
         with pytest.raises(DataError, match="no complete truth"):
             from_truth(truth_sample(task, Target()))
+
+
+def some_panoptic() -> Panoptic:
+    """A cat and a dog on an unlabelled ground, with ids that fill all three channels of a PNG."""
+    ids = torch.zeros(20, 30, dtype=torch.int64)
+    ids[2:8, 3:9], ids[10:20, 10:30] = 70000, 258
+    classes = ClassList(names=GAPPED.names, category_ids=GAPPED.category_ids, things=(True, True, False))
+    segments = (Segment(id=70000, class_id=2, score=0.5), Segment(id=258, class_id=1))
+    return Panoptic(segment_ids=ids, segments=segments, classes=classes)
+
+
+def test_panoptic_describes_itself() -> None:
+    result = some_panoptic()
+    assert result.size_hw == (20, 30)
+    read = json.loads(json.dumps(result.to_dict(), allow_nan=False))
+    assert read["segments"] == [
+        {"id": 70000, "class_id": 2, "class_name": "sea horse", "category_id": 90, "is_thing": False, "score": 0.5,
+         "area": 36},
+        {"id": 258, "class_id": 1, "class_name": "dog", "category_id": 17, "is_thing": True, "score": 1.0, "area": 200},
+    ]  # fmt: skip
+    record = result.to_coco(9)[0]
+    assert (record["image_id"], record["file_name"]) == (9, "9.png")
+    assert [(one["id"], one["category_id"], one["isthing"]) for one in record["segments_info"]] == [
+        (70000, 90, 0),
+        (258, 17, 1),
+    ]
+    channels = np.asarray(result.to_png()).astype(np.int64)
+    assert np.array_equal(channels @ [1, 256, 65536], result.segment_ids.numpy())
+    result.segment_ids[0, 0] = 1 << 24
+    with pytest.raises(DataError, match="three channels"):
+        result.to_png()
+
+
+def test_panoptic_is_drawn_by_class_with_a_line_around_each_segment() -> None:
+    result = some_panoptic()
+    result.segments = (Segment(id=70000, class_id=1), Segment(id=258, class_id=1))
+    result.segment_ids[8:10, 3:30] = 70000  # the two touch, and are of one class
+    drawn = np.asarray(result.draw(Image.new("RGB", (30, 20), (100, 100, 100))))
+    assert drawn.shape[0] > 20 and drawn.shape[1] == 30
+    assert (drawn[0, 0] == 100).all(), "pixels of no segment stay"
+    assert (drawn[10, 20] == 255).all(), "the line between the two"
+    assert not (drawn[3, 5] == 100).all()
+    with pytest.raises(UsageError, match="original image"):
+        result.draw(Image.new("RGB", (31, 20)))
+
+
+def test_panoptic_for_supervision() -> None:
+    pytest.importorskip("supervision")
+    detections = some_panoptic().to_supervision()
+    assert detections.class_id.tolist() == [2, 1] and detections.mask.sum(axis=(1, 2)).tolist() == [36, 200]
+    assert list(detections.data["class_name"]) == ["sea horse", "dog"]
+    empty = some_panoptic()
+    empty.segments = ()
+    assert len(empty.to_supervision()) == 0
 
 
 def test_coco_records_load_in_pycocotools() -> None:

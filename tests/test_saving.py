@@ -12,7 +12,7 @@ import pytest
 import torch
 from PIL import Image
 from pycocotools.coco import COCO
-from test_results import GAPPED, some_instances
+from test_results import GAPPED, some_instances, some_panoptic
 
 from saccade.errors import SaccadeError, UsageError
 from saccade.results import Caption, Grounding, SemanticMap
@@ -65,6 +65,25 @@ def test_semantic_map_in_every_format(tmp_path: Path) -> None:
     assert np.array_equal(np.load(files["a_semantic.npy"]), labels.numpy())
     names = {item["id"]: item["class_name"] for item in json.loads(files["a.json"].read_text())["regions"]}
     assert names == {0: "cat", 2: "sea horse"}
+
+
+def test_panoptic_in_every_format_and_as_panopticapi_reads_it(tmp_path: Path) -> None:
+    result, collector = some_panoptic(), CocoCollector()
+    formats = {"json", "coco", "npy", "overlay"}
+    files = save(result, PICTURE, "sub/a", tmp_path, formats, origin=origin("x"), collector=collector)
+    assert sorted(path.name for path in files) == ["a.json", "a_overlay.png", "a_panoptic.npy", "a_panoptic.png"]
+    ids = np.load(tmp_path / "sub" / "a_panoptic.npy")
+    assert ids.dtype == np.int32 and np.array_equal(ids, result.segment_ids.numpy())
+    assert {one["id"] for one in json.loads(files[0].read_text())["segments"]} == set(np.unique(ids)) - {0}
+    results, dataset = (json.loads(path.read_text()) for path in collector.write(tmp_path))
+    assert results == {"annotations": dataset["annotations"]}
+    record = results["annotations"][0]
+    assert record["image_id"] == dataset["images"][0]["id"] == 1
+    assert np.array_equal(np.asarray(Image.open(tmp_path / record["file_name"])).astype(int) @ [1, 256, 65536], ids)
+    assert [category["isthing"] for category in dataset["categories"]] == [1, 1, 0]
+    alone = save(result, PICTURE, "b", tmp_path, {"coco"}, origin=origin(3))
+    assert [path.name for path in alone] == ["b_coco.json", "b_panoptic.png"]
+    assert json.loads(alone[0].read_text())["annotations"][0]["file_name"] == "b_panoptic.png"
 
 
 def test_no_instances_is_a_result_too(tmp_path: Path) -> None:

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from saccade.errors import UsageError, nearest
 from saccade.layers.precision import Precision, autocast, halve_linears
+from saccade.models.git.model import GiT
 from saccade.models.git.presets import PRESETS
 from saccade.samples import Batch, ClassList, Origin
 from saccade.tasks import Task
@@ -99,7 +100,7 @@ def run_bench(
     with _threads(threads), tempfile.TemporaryDirectory() as scratch:
         torch.manual_seed(0)
         config = PRESETS[preset]()
-        model = config.build(TextVocabulary(_bench_vocabulary(Path(scratch), config.vocab_size - 2)))
+        model = GiT(config, TextVocabulary(_bench_vocabulary(Path(scratch), config.vocab_size - 2)))
         model = model.eval().to(device)
         if dtype == "bf16":
             halve_linears(model.backbone)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import html
 import io
+import json
 import platform
 import shlex
 from collections.abc import Sequence
@@ -21,7 +22,7 @@ from saccade.data.sources.scenes import ScenesSource
 from saccade.drawing import to_pil
 from saccade.errors import UsageError
 from saccade.predictor import Answer, Predictor, load
-from saccade.results import Caption, Grounding, Instances, Prediction, SemanticMap, from_truth
+from saccade.results import Caption, Grounding, Instances, Panoptic, Prediction, SemanticMap, from_truth
 from saccade.samples import Sample
 from saccade.saving import write_json
 from saccade.tasks import TASKS, Task
@@ -84,6 +85,7 @@ def run_demo(out: Path, *, model: str = "git-nano", images: int = 6, device: str
         raise UsageError(f"the demonstration needs at least one picture, not {images}")
     predictor = load(model, device=device)
     out.mkdir(parents=True, exist_ok=True)
+    _remove_earlier(out)
     (out / "pictures").mkdir(exist_ok=True)
     shown: list[_Shown] = []
     for task in predictor.tasks:
@@ -100,6 +102,21 @@ def run_demo(out: Path, *, model: str = "git-nano", images: int = 6, device: str
     page = out / "index.html"
     page.write_text(_page(facts, shown, predictor.tasks), encoding="utf-8")
     return page
+
+
+def _remove_earlier(out: Path) -> None:
+    """Removes the pictures that an earlier demonstration lists as its own, and nothing else."""
+    try:
+        earlier = json.loads((out / "results.json").read_text(encoding="utf-8"))["results"]
+        files = {name for one in earlier for name in one["files"].values()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return
+    for name in files:
+        path = out / name
+        if path.resolve().is_relative_to(out.resolve()):
+            path.unlink(missing_ok=True)
+            if path.parent != out and not any(path.parent.iterdir()):
+                path.parent.rmdir()
 
 
 def _picture(sample: Sample) -> str:
@@ -198,7 +215,7 @@ def _iou(a: Grounding, b: Grounding) -> float:
 
 
 def _prompt(prediction: Prediction) -> str:
-    if isinstance(prediction, Instances | SemanticMap):
+    if isinstance(prediction, Instances | SemanticMap | Panoptic):
         return ", ".join(prediction.classes.names)
     return prediction.phrase if isinstance(prediction, Grounding) else "(none: the picture alone)"
 
@@ -212,6 +229,8 @@ def _words(prediction: Prediction, *, truth: bool) -> str:
     if isinstance(prediction, SemanticMap):
         regions = sorted(prediction.to_dict()["regions"], key=lambda region: -region["share"])
         return ", ".join(f"{region['class_name']} {region['share']:.0%}" for region in regions)
+    if isinstance(prediction, Panoptic):
+        return f"{len(prediction.segments)} segments: {', '.join(prediction.class_names)}"
     if isinstance(prediction, Caption):
         return prediction.text or "(an empty sentence)"
     box = ", ".join(f"{value:.0f}" for value in prediction.box_xyxy.tolist())

@@ -414,7 +414,12 @@ def draw_caption(image: ImageLike, *, text: str, note: str = "", marker: RGB | N
 
 
 def draw_semantic(
-    image: ImageLike, *, labels: NDArray[np.int64], names: Sequence[str], ignore: int | None = None
+    image: ImageLike,
+    *,
+    labels: NDArray[np.int64],
+    names: Sequence[str],
+    ignore: int | None = None,
+    regions: NDArray[np.int64] | None = None,
 ) -> Image.Image:
     """Tints every pixel with the colour of its class, names the large regions and adds a legend below.
 
@@ -423,6 +428,7 @@ def draw_semantic(
         labels: ``[H, W]`` class ids of the picture's pixels.
         names: Class names.
         ignore: Label of pixels without a class; they keep their own colour and have no legend entry.
+        regions: ``[H, W]`` ids of the regions that get a line around them; None = one per class.
 
     Returns:
         A new RGB image: the picture at its own size, and the legend under it. The legend lists the classes that occur,
@@ -441,8 +447,9 @@ def draw_semantic(
     mixed = np.rint(pixels * np.float32(1 - _MAP_FILL) + table[labels] * np.float32(_MAP_FILL)).astype(np.uint8)
     mixed = np.where(seen[..., None], mixed, pixels)
     border = np.zeros(labels.shape, dtype=bool)
-    border[:, 1:] |= labels[:, 1:] != labels[:, :-1]
-    border[1:] |= labels[1:] != labels[:-1]
+    lined = labels if regions is None else regions
+    border[:, 1:] |= lined[:, 1:] != lined[:, :-1]
+    border[1:] |= lined[1:] != lined[:-1]
     thick = line_width(*canvas.size)
     if thick > 1:
         border = ndimage.binary_dilation(border, iterations=thick // 2)

@@ -85,7 +85,7 @@ class MappingReport:
             f"the checkpoint does not fit the model: {counts} ({len(self.matched)} keys matched)",
             where=self.source or None,
             why=shown,
-            fix=" ".join(self.notes) or "load a checkpoint of this model, or allow the keys by name if they may differ",
+            fix=" ".join(self.notes) or "load a checkpoint of this model",
         )
 
     def to_dict(self) -> dict[str, Any]:

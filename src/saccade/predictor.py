@@ -23,6 +23,8 @@ from saccade.hub.checkpoint import LoadedModel
 from saccade.hub.resolve import load_model
 from saccade.inputs import Input, Inputs, find_inputs
 from saccade.layers.precision import Precision, autocast, halve_linears
+from saccade.models.git.model import GiT
+from saccade.models.systems import fixed_classes
 from saccade.results import Instances, Prediction
 from saccade.samples import ClassList, Origin, Sample
 from saccade.tasks import TASKS, Task, parse_task
@@ -219,11 +221,11 @@ class Predictor:
         asked = self._task(task, has_phrases=phrases is not None)
         spec = TASKS[asked]
         if classes is not None and spec.prompt != "classes":
-            raise UsageError(f"the task '{asked}' takes no class names", fix="leave out classes")
+            raise UsageError(f"the task '{asked}' takes no class names", fix="leave out the classes")
         if phrases is not None and spec.prompt != "phrase":
             raise UsageError(f"the task '{asked}' takes no phrases", fix=f"ask for the task '{Task.GROUNDING}'")
         if score is not None and spec.result != "Instances":
-            raise UsageError(f"the task '{asked}' has no scores to filter by", fix="leave out score")
+            raise UsageError(f"the task '{asked}' has no scores to filter by", fix="leave out the score")
         if score is not None and not 0 <= score <= 1:
             raise UsageError(f"a score lies between 0 and 1, not {score}")
         return _Question(
@@ -249,26 +251,37 @@ class Predictor:
     def _class_list(self, task: Task, classes: Sequence[str] | ClassList | str | None) -> ClassList:
         """The class list asked for; names that the checkpoint knows keep its category ids."""
         own = self.classes.get(task)
-        if isinstance(classes, ClassList):
+        known = fixed_classes(self.model)
+        if isinstance(classes, ClassList) and known is None:
             return classes
+        own = known or own
         if classes is None:
             if own is None:
                 raise UsageError(
                     f"the checkpoint has no class names for the task '{task}'",
-                    fix="name the classes to look for, e.g. classes='cat,dog'",
+                    fix="name the classes to look for, e.g. --classes cat,dog",
                 )
             return own
-        names = [name.strip() for name in (classes.split(",") if isinstance(classes, str) else classes)]
+        given = classes.names if isinstance(classes, ClassList) else classes
+        names = [name.strip() for name in (given.split(",") if isinstance(given, str) else given)]
+        unknown = [name for name in names if known is not None and name not in known.names]
+        if unknown and known is not None:
+            raise UsageError(
+                f"the detector does not know the class '{unknown[0]}'", fix=nearest(unknown[0], known.names)
+            )
         listed = ClassList.from_names(names)
         if own is not None and set(names) <= set(own.names):
-            known = dict(zip(own.names, own.category_ids, strict=True))
-            return ClassList(names=listed.names, category_ids=tuple(known[name] for name in listed.names))
+            ids = dict(zip(own.names, own.category_ids, strict=True))
+            return ClassList(names=listed.names, category_ids=tuple(ids[name] for name in listed.names))
         return listed
 
     def _phrases(self, phrases: Sequence[str] | str | None) -> tuple[str, ...]:
         listed = (phrases,) if isinstance(phrases, str) else tuple(phrases or ())
         if not listed or any(not clean_caption(phrase) for phrase in listed):
-            raise UsageError("grounding needs phrases with words in them", where=listed, fix="phrases='the red ball'")
+            raise UsageError(
+                "grounding needs phrases with words in them", fix="name what to find: --phrase 'the red ball'"
+            )
+        assert isinstance(self.model, GiT)  # no other system takes phrases
         config = self.model.config.grounding
         limit = config.max_text_length if config else 0
         for phrase in listed:
@@ -278,6 +291,7 @@ class Predictor:
 
     def _pieces(self, phrase: str) -> int:
         """Vocabulary pieces of a phrase."""
+        assert isinstance(self.model, GiT)
         return int(self.model.vocabulary.encode([clean_caption(phrase)], max_length=10**6)[0].shape[1])
 
     # ------------------------------------------------------------------ the answers

@@ -21,11 +21,13 @@ from torch import Tensor
 from saccade import drawing
 from saccade.drawing import ImageLike
 from saccade.errors import DataError, UsageError, require
-from saccade.samples import IGNORE_LABEL, ClassList, Sample
+from saccade.samples import IGNORE_LABEL, ClassList, Sample, Segment
 from saccade.tasks import Task
 
 RLE: TypeAlias = dict[str, Any]
 """COCO run-length encoding: ``{"size": [height, width], "counts": bytes}``."""
+
+_NO_CLASS = -1  # pixels of no segment, while a panoptic map is drawn
 
 
 def encode_masks(masks: Tensor | NDArray[np.bool_]) -> list[RLE]:
@@ -405,6 +407,118 @@ class SemanticMap:
 
 
 @dataclass(kw_only=True)
+class Panoptic:
+    """Every pixel belongs to one segment at most: an object (thing), or a region of a class (stuff).
+
+    Attributes:
+        segment_ids: ``[H, W]`` int64, 0 = no segment.
+        segments: What the ids are.
+        classes: Names and category ids of the classes, and which are things.
+    """
+
+    segment_ids: Tensor
+    segments: tuple[Segment, ...]
+    classes: ClassList
+
+    @property
+    def size_hw(self) -> tuple[int, int]:
+        """Height and width of the map."""
+        return int(self.segment_ids.shape[0]), int(self.segment_ids.shape[1])
+
+    @property
+    def class_names(self) -> list[str]:
+        """The class name of each segment."""
+        return [self.classes.names[segment.class_id] for segment in self.segments]
+
+    def _is_thing(self, segment: Segment) -> bool:
+        return bool(self.classes.things) and self.classes.things[segment.class_id]
+
+    def _areas(self) -> dict[int, int]:
+        """Pixels by segment id."""
+        ids, counts = torch.unique(self.segment_ids, return_counts=True)
+        return dict(zip(ids.tolist(), counts.tolist(), strict=True))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Size and segments as plain JSON values; ``id`` is the value in the map."""
+        areas = self._areas()
+        segments = [
+            {
+                "id": segment.id,
+                "class_id": segment.class_id,
+                "class_name": self.classes.names[segment.class_id],
+                "category_id": self.classes.category_ids[segment.class_id],
+                "is_thing": self._is_thing(segment),
+                "score": segment.score,
+                "area": areas.get(segment.id, 0),
+            }
+            for segment in self.segments
+        ]
+        return {"type": "panoptic", "size_hw": list(self.size_hw), "segments": segments}
+
+    def to_coco(self, image_id: int | str, file_name: str = "") -> list[dict[str, Any]]:
+        """The record of the COCO panoptic results format; the map itself is the PNG of :meth:`to_png`.
+
+        Args:
+            image_id: The data set's id of the image.
+            file_name: Of the PNG; empty = the image id.
+        """
+        areas = self._areas()
+        segments = [
+            {
+                "id": segment.id,
+                "category_id": self.classes.category_ids[segment.class_id],
+                "isthing": int(self._is_thing(segment)),
+                "iscrowd": int(segment.is_crowd),
+                "area": areas.get(segment.id, 0),
+                "score": segment.score,
+            }
+            for segment in self.segments
+        ]
+        return [{"image_id": image_id, "file_name": file_name or f"{image_id}.png", "segments_info": segments}]
+
+    def to_png(self) -> Image.Image:
+        """The segment ids as COCO stores them: red + 256 green + 65536 blue, black = no segment.
+
+        Raises:
+            DataError: An id does not fit.
+        """
+        ids = self.segment_ids.cpu().numpy()
+        if ids.min(initial=0) < 0 or ids.max(initial=0) >= 1 << 24:
+            raise DataError("a segment id does not fit into the three channels of a PNG", why="it is not in 0..2**24-1")
+        return Image.fromarray(np.stack([ids & 255, ids >> 8 & 255, ids >> 16], axis=-1).astype(np.uint8))
+
+    def draw(self, image: ImageLike) -> Image.Image:
+        """Tints the original picture by class, with a line around every segment and a legend strip below.
+
+        Raises:
+            UsageError: The picture has another size than the map.
+        """
+        ids = self.segment_ids.cpu().numpy()
+        labels = np.full(ids.shape, _NO_CLASS, np.int64)
+        for segment in self.segments:
+            labels[ids == segment.id] = segment.class_id
+        return drawing.draw_semantic(
+            _check_picture(image, self.size_hw), labels=labels, names=self.classes.names, ignore=_NO_CLASS, regions=ids
+        )
+
+    def to_supervision(self) -> Any:
+        """A ``supervision.Detections`` with one mask per segment.
+
+        Raises:
+            MissingExtraError: The package is not installed.
+        """
+        sv = require("supervision", extra="supervision", purpose="to_supervision()")
+        masks = (self.segment_ids == torch.tensor([segment.id for segment in self.segments])[:, None, None]).numpy()
+        return sv.Detections(
+            xyxy=sv.mask_to_xyxy(masks).astype(np.float32).reshape(-1, 4),
+            mask=masks,
+            confidence=np.array([segment.score for segment in self.segments], dtype=np.float32),
+            class_id=np.array([segment.class_id for segment in self.segments], dtype=int),
+            data={"class_name": np.array(self.class_names, dtype=str)},
+        )
+
+
+@dataclass(kw_only=True)
 class Caption:
     """A sentence.
 
@@ -477,7 +591,7 @@ class Grounding:
         return drawing.draw_grounding(image, box_xyxy=self.box_xyxy.cpu().numpy(), phrase=self.phrase, label=label)
 
 
-Prediction: TypeAlias = Instances | SemanticMap | Caption | Grounding
+Prediction: TypeAlias = Instances | SemanticMap | Panoptic | Caption | Grounding
 
 
 def from_truth(sample: Sample) -> Prediction:

@@ -61,11 +61,14 @@ class ClassList:
         """Numbers the names 0..K-1 and uses these numbers as category ids too.
 
         Raises:
-            UsageError: An empty list, or an empty name.
+            UsageError: An empty list, an empty name, or the same name twice.
         """
         listed = tuple(name.strip() for name in names)
         if not listed or any(not name for name in listed):
             raise UsageError("class names must be a non-empty list of non-empty names", where=listed)
+        twice = [name for name in listed if listed.count(name) > 1]
+        if twice:
+            raise UsageError(f"the class '{twice[0]}' is named twice", where=", ".join(listed), fix="name it once")
         return cls(names=listed, category_ids=tuple(range(len(listed))))
 
     def __len__(self) -> int:

@@ -15,15 +15,15 @@ from PIL import Image
 
 from saccade.drawing import ImageLike, to_pil
 from saccade.errors import SaccadeError, UsageError, nearest
-from saccade.results import Grounding, Instances, Prediction, SemanticMap
+from saccade.results import Grounding, Instances, Panoptic, Prediction, SemanticMap
 from saccade.samples import ClassList, Origin
 from saccade.tasks import TASKS, Task
 
 FORMATS: dict[str, str] = {
     "json": "one JSON file per image with everything the model said",
     "coco": "one COCO results file for the whole run (and a data set file for labelling tools)",
-    "png": "masks as PNG: 16-bit instance ids, or class ids with a palette",
-    "npy": "masks as NumPy files: [N, H, W] bool, or [H, W] class ids",
+    "png": "masks as PNG: 16-bit instance ids, class ids with a palette, or segment ids in three channels",
+    "npy": "masks as NumPy files: [N, H, W] bool, or [H, W] class or segment ids",
     "overlay": "the picture with the prediction drawn on it",
 }
 """What ``saccade predict --save`` accepts."""
@@ -69,10 +69,13 @@ def save(
 
     ========  =====================================================================================================
     json      ``stem.json``: the values of ``to_dict``, the class list and the origin
-    coco      added to ``collector``, which writes the whole run; without one ``stem_coco.json`` for this image alone
-    png       ``stem_instances.png`` (16 bit; instance k has the value k + 1, better scores on top) or
-              ``stem_semantic.png`` (class ids, with a palette); and ``stem.json``, which names the ids
-    npy       ``stem_masks.npy`` (``[N, H, W]`` bool) or ``stem_semantic.npy`` (``[H, W]`` uint8 or uint16 class ids)
+    coco      added to ``collector``, which writes the whole run; without one ``stem_coco.json`` for this image alone;
+              and ``stem_panoptic.png``, which the record of a panoptic map names
+    png       ``stem_instances.png`` (16 bit; instance k has the value k + 1, better scores on top),
+              ``stem_semantic.png`` (class ids, with a palette) or ``stem_panoptic.png`` (segment ids, red + 256 green
+              + 65536 blue); and ``stem.json``, which names the ids
+    npy       ``stem_masks.npy`` (``[N, H, W]`` bool), ``stem_semantic.npy`` (``[H, W]`` uint8 or uint16 class ids) or
+              ``stem_panoptic.npy`` (``[H, W]`` int32 segment ids)
     overlay   ``stem_overlay.png``
     ========  =====================================================================================================
 
@@ -94,7 +97,7 @@ def save(
         UsageError: An unknown format, or one that this prediction does not have.
     """
     asked = check_formats(formats)
-    has_masks = isinstance(prediction, SemanticMap) or (
+    has_masks = isinstance(prediction, SemanticMap | Panoptic) or (
         isinstance(prediction, Instances) and prediction.masks is not None
     )
     if asked & _MASK_FORMATS and not has_masks:
@@ -111,10 +114,11 @@ def save(
     if "coco" in asked:
         where = origin or _unknown_origin(prediction, image, stem)
         if collector is not None:
-            collector.add(prediction, origin=where)
+            collector.add(prediction, origin=where, file_name=f"{stem}_panoptic.png")
         else:
-            files.append(write_json(_beside(base, "_coco.json"), prediction.to_coco(where.image_id)))
-    if "png" in asked:
+            records = _records(prediction, where.image_id, f"{stem}_panoptic.png")
+            files.append(write_json(_beside(base, "_coco.json"), _results(type(prediction), records)))
+    if "png" in asked or ("coco" in asked and isinstance(prediction, Panoptic)):
         files += _write_png(prediction, base)
     if "npy" in asked:
         files += _write_npy(prediction, base)
@@ -155,6 +159,17 @@ def write_json(path: Path, content: Any, *, indent: int | None = 1) -> Path:
     return path
 
 
+def _records(prediction: Prediction, image_id: int | str, file_name: str) -> list[dict[str, Any]]:
+    if isinstance(prediction, Panoptic):
+        return prediction.to_coco(image_id, file_name)
+    return prediction.to_coco(image_id)
+
+
+def _results(kind: type[Prediction] | None, records: list[dict[str, Any]]) -> Any:
+    """What a COCO results file holds: the list of records, or for panoptic maps an object with that list."""
+    return {"annotations": records} if kind is Panoptic else records
+
+
 def _beside(base: Path, ending: str) -> Path:
     return base.with_name(base.name + ending)
 
@@ -172,6 +187,9 @@ def _write_png(prediction: Prediction, base: Path) -> list[Path]:
     if isinstance(prediction, SemanticMap):
         files.append(_beside(base, "_semantic.png"))
         prediction.to_png().save(files[-1])
+    elif isinstance(prediction, Panoptic):
+        files.append(_beside(base, "_panoptic.png"))
+        prediction.to_png().save(files[-1])
     elif isinstance(prediction, Instances):
         files.append(_beside(base, "_instances.png"))
         Image.fromarray(prediction.id_map().numpy().astype(np.uint16)).save(files[-1])
@@ -188,6 +206,8 @@ def _write_npy(prediction: Prediction, base: Path) -> list[Path]:
     if isinstance(prediction, SemanticMap):
         labels = prediction.labels.cpu().numpy()
         arrays["_semantic.npy"] = labels.astype(np.uint8 if labels.max(initial=0) <= 255 else np.uint16)
+    elif isinstance(prediction, Panoptic):
+        arrays["_panoptic.npy"] = prediction.segment_ids.cpu().numpy().astype(np.int32)
     elif isinstance(prediction, Instances):
         arrays["_masks.npy"] = prediction.dense_masks().numpy()
         if len(prediction.classes) == 1:
@@ -209,12 +229,13 @@ class CocoCollector:
     _kind: type[Prediction] | None = None
     _classes: ClassList | None = None
 
-    def add(self, prediction: Prediction, *, origin: Origin) -> None:
+    def add(self, prediction: Prediction, *, origin: Origin, file_name: str = "") -> None:
         """Adds a prediction; an image may come several times (one per phrase).
 
         Args:
             prediction: What the model said about the image.
             origin: Where the image came from.
+            file_name: PNG of a panoptic map, relative to the folder of the COCO files.
 
         Raises:
             UsageError: The prediction is of another kind, or speaks of other classes, than those before.
@@ -228,7 +249,7 @@ class CocoCollector:
         if self._kind is not None and classes != self._classes:
             raise UsageError("one COCO file cannot hold predictions for two class lists", fix="run them separately")
         self._kind, self._classes = type(prediction), classes
-        self._images.setdefault(origin, []).extend(prediction.to_coco(origin.image_id))
+        self._images.setdefault(origin, []).extend(_records(prediction, origin.image_id, file_name))
 
     def __len__(self) -> int:
         return len(self._images)
@@ -247,8 +268,9 @@ class CocoCollector:
     def write(self, out_dir: str | Path) -> list[Path]:
         """Writes ``coco_results.json`` and ``coco_dataset.json``.
 
-        The first is the list that ``pycocotools.COCO.loadRes`` and evaluation servers read. The second is a whole data
-        set (images, categories, and the predictions as annotations) for labelling tools.
+        The first is the list that ``pycocotools.COCO.loadRes`` and evaluation servers read, or for panoptic maps the
+        object that panopticapi reads. The second is a whole data set (images, categories, and the predictions as
+        annotations) for labelling tools.
 
         Args:
             out_dir: Folder to write to; made where it is missing.
@@ -267,16 +289,20 @@ class CocoCollector:
             {"id": numbers[origin], "file_name": name, "width": origin.size_hw[1], "height": origin.size_hw[0]}
             for origin, name in zip(self._images, names, strict=True)
         ]
-        annotations = [{"id": number, "iscrowd": 0, **record} for number, record in enumerate(results, start=1)]
+        annotations = results
+        if self._kind is not Panoptic:
+            annotations = [{"id": number, "iscrowd": 0, **record} for number, record in enumerate(results, start=1)]
         info = {"description": "predictions of Saccade"}
         dataset: dict[str, Any] = {"info": info, "images": images, "annotations": annotations}
         if self._classes is not None:
             named = zip(self._classes.category_ids, self._classes.names, strict=True)
             dataset["categories"] = [{"id": category_id, "name": name} for category_id, name in named]
+            for category, is_thing in zip(dataset["categories"], self._classes.things, strict=False):
+                category["isthing"] = int(is_thing)
         elif self._kind is Grounding:
             dataset["categories"] = [{"id": 1, "name": "referred object"}]
         return [
-            write_json(folder / "coco_results.json", results, indent=None),
+            write_json(folder / "coco_results.json", _results(self._kind, results), indent=None),
             write_json(folder / "coco_dataset.json", dataset, indent=None),
         ]
 

@@ -165,6 +165,18 @@ def test_export_gives_the_official_file_back(
         export_official(tmp_path / "ours", tmp_path / "back.ckpt")
 
 
+def test_nothing_is_written_over(official_file: Path, vocabulary: TextVocabulary, tmp_path: Path) -> None:
+    (tmp_path / "kept").mkdir()
+    (tmp_path / "kept" / "trainer.safetensors").write_bytes(b"months of work")
+    with pytest.raises(UsageError, match="will not write over"):
+        convert_file(official_file, out=tmp_path / "kept", vocabulary=vocabulary.path)
+    assert (tmp_path / "kept" / "trainer.safetensors").read_bytes() == b"months of work"
+    convert_file(official_file, out=tmp_path / "new", vocabulary=vocabulary.path)
+    with pytest.raises(UsageError, match="will not write over"):
+        convert_file(official_file, out=tmp_path / "new")
+    assert (tmp_path / "new" / "vocab.txt").is_file()
+
+
 def test_small_preset_roundtrip(vocabulary: TextVocabulary, tmp_path: Path) -> None:
     """In a model of one window the shapes do not tell the global blocks: the preset is found by its other sizes."""
     config = PRESETS["nano"]()

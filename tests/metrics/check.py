@@ -6,6 +6,8 @@ from the folder. Layout: ``expected.json`` beside ``input*`` files, as in ../sha
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import math
 import re
@@ -17,8 +19,13 @@ from typing import Any
 
 import numpy as np
 import torch
+from faster_coco_eval.core import mask as faster_masks
+from pycocotools import mask as mask_utils
+from pycocotools.coco import COCO
 
-from saccade.metrics import caption, detection, grounding, semantic
+from saccade.data.sources.panoptic import read_segment_ids
+from saccade.metrics import PanopticMetric, caption, detection, grounding, lvis, panoptic, semantic
+from saccade.samples import ClassList, Segment
 
 ADE_UNLABELLED, IGNORED = 0, 255
 
@@ -134,6 +141,85 @@ def _check_ap(
         report.add(f"{quantity} AR per IoU", list(got.ar_per_iou), want["AR_per_iou_thr_maxdet100"])
 
 
+def check_lvis_det(folder: Path) -> Report:
+    """LVIS box and mask AP."""
+    report = Report(tolerance=1e-9)
+    truth = _load(folder / "input_gt.json")
+    for iou_type, want in _load(folder / "expected.json").items():
+        if not isinstance(want, str):  # the name of the official tool
+            got = lvis.lvis_ap(truth, _load(folder / f"input_dt_{iou_type}.json"), iou_type)
+            for name, value in want.items():
+                report.add(f"{iou_type} {name}", got.stats[name], value)
+    return report
+
+
+def check_boundary_ap(folder: Path) -> Report:
+    """Boundary AP, and the number of boundary pixels."""
+    report = Report(tolerance=1e-9)
+    truth, found = _load(folder / "input_gt.json"), _load(folder / "input_dt_segm.json")
+    coco = COCO()
+    coco.dataset = truth
+    with contextlib.redirect_stdout(io.StringIO()):
+        coco.createIndex()
+    for name, want in _load(folder / "expected.json").items():
+        if name.startswith("dilation_"):
+            ratio = float(name.removeprefix("dilation_"))
+            got = detection.coco_ap(truth, found, "boundary", dilation_ratio=ratio)
+            report.add(f"{name} stats", got.stats, want)
+        for row in want if name.startswith("boundary_pixel_counts") else ():
+            mask = coco.annToRLE(coco.anns[row["ann_id"]])
+            for key, value in row.items():
+                if key == "mask_area":
+                    report.add("mask pixels", float(mask_utils.area(mask)), value)
+                elif key != "ann_id":
+                    ratio = float(key.removeprefix("boundary_area_").replace("_", "."))
+                    pixels = float(mask_utils.area(faster_masks.rleToBoundary(mask, ratio)))
+                    report.add(f"boundary pixels at {ratio}", pixels, value)
+    return report
+
+
+def check_panoptic(folder: Path) -> Report:
+    """PQ, SQ and RQ."""
+    report = Report(tolerance=1e-9)
+    truth, found, expected = (_load(folder / f"{name}.json") for name in ("input_gt", "input_pred", "expected"))
+    categories = sorted(truth["categories"], key=lambda category: category["id"])
+    metric = PanopticMetric(
+        ClassList(
+            names=tuple(category["name"] for category in categories),
+            category_ids=tuple(category["id"] for category in categories),
+            things=tuple(bool(category["isthing"]) for category in categories),
+        )
+    )
+
+    def read(part: str, entry: dict[str, Any]) -> tuple[Any, list[Segment]]:
+        segments = [
+            Segment(
+                id=info["id"],
+                class_id=metric.classes.class_id(info["category_id"]),
+                is_crowd=bool(info.get("iscrowd", 0)),
+            )
+            for info in entry["segments_info"]
+        ]
+        return read_segment_ids(folder / part / entry["file_name"]), segments
+
+    predictions = {entry["image_id"]: entry for entry in found["annotations"]}
+    for entry in truth["annotations"]:
+        maps = (*read("gt", entry), *read("pred", predictions[entry["image_id"]]))
+        metric.images["", entry["image_id"]] = panoptic.match_segments(*maps)
+    scores = metric.compute()
+    rows = {str(row["category_id"]): row for row in metric.per_class()}
+    for group, ending in (("All", ""), ("Things", "_things"), ("Stuff", "_stuff")):
+        for name in ("pq", "sq", "rq"):
+            report.add(f"{group} {name}", scores[f"{name.upper()}{ending}"], expected[group][name])
+        kept = [row for row in rows.values() if group == "All" or row["is_thing"] == (group == "Things")]
+        occurring = sum(not math.isnan(row["PQ"]) for row in kept)
+        report.add(f"{group} classes", occurring, expected[group]["n"])
+    for category_id, want in expected["per_class"].items():
+        got = {name: np.nan_to_num(rows[category_id][name.upper()]) for name in want}  # officially 0, ours is undefined
+        report.add("per class", got, want)
+    return report
+
+
 _MAP_NAME = re.compile(r"(?P<set>.+?)_(?P<raw>raw_)?(?P<side>gt|pred)(?:_(?P<index>\d+))?")
 
 
@@ -226,6 +312,9 @@ def check_grounding(folder: Path) -> Report:
 
 CHECKS: dict[str, Callable[[Path], Report]] = {
     "coco_det": check_coco_det,
+    "lvis_det": check_lvis_det,
+    "boundary_ap": check_boundary_ap,
+    "panoptic": check_panoptic,
     "semseg": check_semseg,
     "caption": check_caption,
     "grounding": check_grounding,

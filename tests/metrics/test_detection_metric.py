@@ -160,6 +160,47 @@ def test_perfect_predictions_score_one() -> None:
     assert [row["category_id"] for row in rows] == [3, 7, 90]
 
 
+def test_boundary_ap_through_samples_and_ranks() -> None:
+    folder = FIXTURES / "boundary_ap"
+    truth, found, wanted = (
+        json.loads((folder / f"{name}.json").read_text()) for name in ("input_gt", "input_dt_segm", "expected")
+    )
+    classes, pairs = to_samples(truth, found, "segm")
+    ranks = [DetectionMetric(classes, masks=True, boundary=True) for _ in range(2)]
+    for at, pair in enumerate(pairs):
+        ranks[at % 2].update(*pair)
+    metric = through_ranks(ranks, DetectionMetric(classes, masks=True, boundary=True))
+    scores = metric.compute()
+    assert {name: scores[f"boundary_{name}"] for name in STAT_NAMES} == pytest.approx(wanted["dilation_0.02"], abs=1e-9)
+    assert scores["boundary_AP"] < scores["mask_AP"] <= 1
+    defined = [row["boundary_AP"] for row in metric.per_class() if row["boundary_AP"] >= 0]
+    assert np.mean(defined) == pytest.approx(scores["boundary_AP"])
+
+
+def test_boundary_of_a_square_by_hand() -> None:
+    """In 300 x 400 a boundary is 10 pixels wide; a square that lacks 4 columns of 200 keeps a mask IoU of 0.98."""
+
+    def square(width: int) -> dict[str, Any]:
+        mask = np.zeros((300, 400), np.uint8, order="F")
+        mask[50:250, 50 : 50 + width] = 1
+        return mask_utils.encode(mask)
+
+    ring, own, common = 200**2 - 180**2, 200 * 196 - 180 * 176, 200 * 196 - 180**2
+    assert 0.80 < common / (ring + own - common) < 0.85  # seven of the ten thresholds
+    truth = {
+        "images": [{"id": 1, "height": 300, "width": 400}],
+        "categories": [{"id": 3, "name": "cat"}],
+        "annotations": [
+            {"id": 1, "image_id": 1, "category_id": 3, "iscrowd": 0, "area": 200**2, "bbox": [50, 50, 200, 200]}
+            | {"segmentation": square(200)}
+        ],
+    }
+    found = [{"image_id": 1, "category_id": 3, "score": 0.5, "segmentation": square(196)}]
+    assert coco_ap(truth, found, "segm").stats["AP"] == pytest.approx(1)
+    assert coco_ap(truth, found, "boundary").stats["AP"] == pytest.approx(0.7)
+    assert coco_ap(truth, found, "boundary", dilation_ratio=1.0).stats["AP"] == pytest.approx(1)
+
+
 def test_nothing_to_evaluate() -> None:
     metric = DetectionMetric(CLASSES)
     assert set(metric.compute().values()) == {-1}
@@ -205,6 +246,8 @@ def test_wrong_pairs_are_refused() -> None:
         metric.update(target, prediction)
     with pytest.raises(UsageError, match="class list"):
         build_metrics(Task.DETECTION)
+    with pytest.raises(UsageError, match="boundaries are those of masks"):
+        build_metrics(Task.DETECTION, CLASSES, protocol="boundary")
     truth, found = _random_problem(0)
     with pytest.raises(DataError, match="does not have"):
         coco_ap(truth, [found[0] | {"image_id": 1}], "bbox")

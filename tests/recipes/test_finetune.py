@@ -17,9 +17,14 @@ from saccade.data.scenes import write_scenes
 from saccade.errors import DataError, UsageError
 from saccade.hub.checkpoint import load_folder, save_model
 from saccade.hub.resolve import ASSETS
+from saccade.layers.pyramid import PyramidConfig
+from saccade.layers.roi import RoIConfig
+from saccade.layers.rpn import RPNConfig
 from saccade.layers.vit import ViTConfig
 from saccade.models.git.config import CaptionConfig, DetectionConfig, GiTConfig, SemanticConfig
 from saccade.models.git.model import GiT
+from saccade.models.vitdet.config import ViTDetConfig
+from saccade.models.vitdet.model import ViTDet
 from saccade.recipes import get_recipe
 from saccade.recipes.git import LAYER_RATES, STEM_RATES
 from saccade.tasks import Task
@@ -45,6 +50,16 @@ def small_config() -> GiTConfig:
         caption=CaptionConfig(input_size=64),
         grounding=None,
     )
+
+
+DETECTOR = ViTDetConfig(
+    classes=("cell",),
+    backbone=ViTConfig(width=16, depth=2, heads=2, mlp_width=24, image_size=64, window_size=2, global_blocks=(1,)),
+    pyramid=PyramidConfig(channels=8),
+    rpn=RPNConfig(channels=8, candidates=(40, 40), proposals=(20, 20)),
+    roi=RoIConfig(num_classes=1, channels=8, conv_channels=8, hidden=8, batch=16),
+    input_size=64,
+)
 
 
 @pytest.fixture(scope="module")
@@ -168,6 +183,40 @@ def test_masks_can_teach_detection(start: Path, tmp_path: Path) -> None:
     assert config.train[0].reader == "mask_folder"
     # The reader needs the background to know the values by; the objects that it makes have only two classes.
     assert config.train[0].classes == ("background", "cell", "dirt")
+
+
+def test_steps_carry_warm_up_and_intervals_along(start: Path, coco: Path) -> None:
+    config = finetune(data_root=str(coco), task="detection", model=str(start), steps=2_000)
+    assert (config.steps, config.optim.warmup_steps, config.eval_every) == (2_000, 100, 200)
+    short = finetune(data_root=str(coco), task="detection", model=str(start), steps=4)
+    assert (short.optim.warmup_steps, short.eval_every, short.save_every) == (0, 1, 1)
+
+
+def test_without_validation_part_a_fifth_is_held_out_and_the_test_part_is_not_looked_at(
+    start: Path, tmp_path: Path
+) -> None:
+    write_scenes(tmp_path, format="coco", count=10, split="train", size=64)
+    write_scenes(tmp_path, format="coco", count=4, split="test", size=64)
+    config = finetune(data_root=str(tmp_path), task="detection", model=str(start))
+    assert (config.train[0].split, config.train[0].limit) == ("train", 8)
+    assert (config.val[0].split, config.val[0].offset) == ("train", 8)
+
+
+def test_a_detector_gets_the_classes_of_the_data(coco: Path, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    detector = ViTDet(dataclasses.replace(DETECTOR, classes=("cell",)))
+    folder = save_model(detector, tmp_path / "detector", classes={}, provenance={})
+    settings = {"data_root": str(coco), "model": str(folder), "steps": 2}
+    for task, loss in (("instance", "loss_mask"), ("detection", "loss_box")):
+        config = dataclasses.replace(
+            finetune(task=task, **settings), out=str(tmp_path / "runs"), workers=0, threads=1, device="cpu"
+        )
+        assert len(config.model.classes) == config.model.roi.num_classes == 8
+        result = Trainer(config, console=Console(file=io.StringIO())).fit()
+        assert (result.folder / "log.csv").read_text().split("\n")[0].count(loss) == 1
+        loaded = load_folder(result.best)
+        assert loaded.model.config.classes == config.model.classes
+        assert loaded.model.tasks[-1] == Task(config.train[0].task)
 
 
 def test_nothing_recognised_says_what_was_tried(start: Path, tmp_path: Path) -> None:

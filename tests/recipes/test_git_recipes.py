@@ -14,6 +14,7 @@ from saccade.data.sources import READERS
 from saccade.errors import ConfigError, UsageError
 from saccade.hub.zoo import ZOO
 from saccade.models.git.convert import our_key
+from saccade.models.systems import offers
 from saccade.recipes import (
     LATER_READERS,
     RECIPES,
@@ -96,6 +97,7 @@ ZERO_SHOT = {
 OUR_OWN = {
     "finetune",
     "git.nano_scenes",
+    "vitdet.nano_scenes",
     *(f"git.nano_scenes_single_{task}" for task in ("detection", "instance", "semantic", "caption", "grounding")),
 }
 GIT = sorted(set(RECIPES) - {"finetune"})
@@ -107,6 +109,8 @@ def test_names() -> None:
         | {f"git.universal_{size}" for size in SIZES}
         | {f"git.zero_shot_{name}_{size}" for name in ZERO_SHOT for size in SIZES}
         | {f"git.few_shot_{name}_{size}" for name in FEW_SHOT for size in SIZES}
+        | {f"vitdet.vitae_repo_{form}" for form in ("vit-b", "vitae-b", "vitae-s")}
+        | {f"vitdet.{s}{head}_rcnn_vit_{z}" for s in ("", "lvis_") for head in ("mask", "cascade") for z in "blh"}
     )
     assert set(RECIPES) == published | OUR_OWN
     with pytest.raises(UsageError, match=r"did you mean 'git\.multi_fivetask_base'"):
@@ -122,7 +126,7 @@ def test_builds_is_whole_and_survives_json(name: str) -> None:
     if config.steps:
         validate(config)
     for source in (*config.train, *config.val):
-        assert getattr(config.model, source.task.value) is not None
+        assert offers(config.model, source.task)
         assert source.reader in READERS or source.reader in LATER_READERS, source.reader
     for file in (config.init_from, config.text_init, config.weights):
         assert not file or file in ZOO
@@ -180,7 +184,7 @@ def test_universal(size: str) -> None:
     assert sum(source.weight for source in config.train) == pytest.approx(1.0, abs=1e-5)
     assert [source.task for source in config.val] == [DET, INS, SEM, CAP, REF]
     cropped = {s.reader + s.root for s in config.train if s.task is DET and s.augment.crop_probability}
-    assert cropped == {"lvisdata/coco", "cocodata/coco", "cocodata/bdd100k"}
+    assert cropped == {"lvisdata/coco", "cocodata/coco", "bdd100kdata/bdd100k"}
     assert all(s.augment.crop_probability == 0.5 and s.augment.resize_as_float for s in config.train if s.task is INS)
 
 

@@ -11,8 +11,11 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
+from saccade.data.scenes import THING_CLASSES
 from saccade.layers.vit import ViTConfig
+from saccade.layers.vitae import ViTAEConfig
 from saccade.models.git.config import DetectionConfig, GiTConfig
+from saccade.models.vitdet.config import ViTDetConfig
 from saccade.recipes import RECIPES, get_recipe
 from saccade.training.config import SourceConfig, TrainConfig
 from saccade.training.trainer import Trainer
@@ -43,7 +46,40 @@ def scaled_down(config: TrainConfig, out: Path) -> TrainConfig:
     )
 
 
-def _small_model(model: GiTConfig) -> GiTConfig:
+def _small_detector(model: ViTDetConfig) -> ViTDetConfig:
+    small = {"width": 32, "depth": 4, "heads": 2, "mlp_width": 48, "image_size": SIDE, "global_blocks": (1,)}
+    cells = {"width": 8, "embed": 4}
+    backbone = model.backbone
+    if isinstance(backbone, ViTAEConfig):
+        first, second, last = backbone.cells
+        backbone = ViTAEConfig(
+            cells=(
+                dataclasses.replace(first, **cells),
+                dataclasses.replace(second, **cells),
+                dataclasses.replace(last, width=32, embed=16),
+            ),
+            blocks=dataclasses.replace(backbone.blocks, **small),
+        )
+    else:
+        backbone = dataclasses.replace(backbone, **small, position_size=2 if backbone.position_size else 0)
+    return dataclasses.replace(
+        model,
+        classes=THING_CLASSES,
+        category_ids=(),
+        backbone=backbone,
+        pyramid=dataclasses.replace(model.pyramid, channels=8),
+        rpn=dataclasses.replace(model.rpn, channels=8, candidates=(50, 50), proposals=(20, 20)),
+        roi=dataclasses.replace(
+            model.roi, num_classes=len(THING_CLASSES), channels=8, conv_channels=8, hidden=16, batch=16
+        ),
+        input_size=SIDE,
+    )
+
+
+def _small_model(model: GiTConfig | ViTDetConfig) -> GiTConfig | ViTDetConfig:
+    if isinstance(model, ViTDetConfig):
+        return _small_detector(model)
+
     def boxes(task: DetectionConfig | None) -> DetectionConfig | None:
         return None if task is None else dataclasses.replace(task, input_size=2 * SIDE, num_bins=4 * SIDE)
 

@@ -16,14 +16,14 @@ import torch
 from helpers_training import GOLDEN, assert_same_state, losses_of, scenes, state_of, tiny_model, tiny_run
 from torch import Tensor
 
-from saccade.data.sources import open_source
+from saccade.data.sources import SourceSpec, open_source
 from saccade.errors import CheckpointError, ConfigError, TrainingError, UsageError
 from saccade.hub.checkpoint import load_folder
 from saccade.models.git.model import GiT
-from saccade.samples import Batch
+from saccade.samples import Batch, Sample
 from saccade.tasks import Task
 from saccade.training import trainer as trainer_module
-from saccade.training.config import TrainConfig
+from saccade.training.config import METRICS, TrainConfig
 from saccade.training.evaluation import evaluate
 from saccade.training.logs import read_lines
 from saccade.training.trainer import Trainer
@@ -282,6 +282,8 @@ def test_evaluates_at_intervals_and_keeps_the_best(tmp_path: Path, last_state: P
     best = max(scores, key=lambda step: (scores[step], -step))
     assert result.best.name == f"step-{best:08d}"
     assert result.metrics["semantic_segmentation/mIoU"] == scores[12]
+    assert result.best_step == best
+    assert result.best_metrics is not None and result.best_metrics["semantic_segmentation/mIoU"] == scores[best]
     assert set(result.evaluations) == {"detection", "semantic_segmentation"}
     # Evaluating takes nothing from the training's random numbers.
     assert_same_state(result.checkpoint, last_state)
@@ -306,6 +308,31 @@ def test_an_evaluation_cut_short_is_made_up(tmp_path: Path, monkeypatch: pytest.
 def test_an_unknown_metric_to_monitor_offers_the_nearest(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="did you mean 'semantic_segmentation/mIoU'"):
         Trainer(evaluated(tmp_path, monitor="semantic_segmentation/mIou")).fit()
+
+
+def test_a_metric_that_is_not_reported_after_all_loses_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(METRICS, Task.SEMANTIC, (*METRICS[Task.SEMANTIC], "new"))
+    config = evaluated(tmp_path, monitor="semantic_segmentation/new")
+    with pytest.raises(ConfigError, match="there is no metric"):
+        Trainer(config).fit()
+    assert (Path(config.out) / config.name / "checkpoints" / "step-00000004").is_dir()
+
+
+def test_the_best_is_judged_anew_when_the_metric_changes(tmp_path: Path) -> None:
+    first = Trainer(evaluated(tmp_path)).fit(until=4)
+    assert first.best_step == 4
+    second = Trainer(evaluated(tmp_path, monitor="detection/AR1")).fit()
+    assert second.best_step != 4
+    notes = [line["text"] for line in read_lines(second.folder) if line["kind"] == "event"]
+    assert any("judged anew" in text for text in notes)
+
+
+def test_every_metric_that_may_be_monitored_is_known(last_state: Path) -> None:
+    model = load_folder(last_state).model
+    for task in model.tasks:
+        source = open_source(SourceSpec(task=task, reader="scenes", split="val", size=64, limit=2))
+        reported = evaluate(model, source).metrics
+        assert {name for name in reported if name != "METEOR"} <= set(METRICS[task]), task
 
 
 def test_a_run_of_no_steps_only_evaluates(tmp_path: Path, last_state: Path) -> None:
@@ -335,6 +362,45 @@ def test_evaluation_is_stamped_and_leaves_the_mode_alone(last_state: Path) -> No
     model.config.detection = None
     with pytest.raises(UsageError, match="does not offer the task detection"):
         evaluate(model, source)
+
+
+class FederatedScenes:
+    """Drawn scenes as LVIS would list them: classes in frequency groups, some verified to be absent."""
+
+    def __init__(self, limit: int) -> None:
+        self._scenes = open_source(scenes(Task.INSTANCE, split="val", limit=limit))
+        self.name, self.task, self.skipped = "federated", Task.INSTANCE, {}
+        groups = tuple("rcf"[k % 3] for k in range(len(self._scenes.classes)))
+        self.classes = dataclasses.replace(self._scenes.classes, frequencies=groups)
+
+    def __len__(self) -> int:
+        return len(self._scenes)
+
+    def __getitem__(self, index: int) -> Sample:
+        sample = self._scenes[index]
+        sample.target.absent_class_ids = sample.target.partial_class_ids = torch.zeros(0, dtype=torch.int64)
+        return dataclasses.replace(sample, classes=self.classes)
+
+
+def test_a_source_with_frequency_groups_is_scored_as_lvis(last_state: Path) -> None:
+    model = load_folder(last_state).model
+    result = evaluate(model, FederatedScenes(3))
+    assert result.stamp["protocol"].startswith("LVIS box and mask AP (federated)")
+    assert {"APr", "APc", "APf", "AR@300", "mask_APr"} <= set(result.metrics)
+    forced = evaluate(model, FederatedScenes(2), protocol="boundary")
+    assert forced.stamp["protocol"].startswith("COCO box and mask AP and Boundary AP")
+    assert {"AP", "AR100", "boundary_AP50"} <= set(forced.metrics)
+
+
+@pytest.mark.parametrize("name", ["voc07", "voc10"])
+def test_detection_by_another_protocol(last_state: Path, name: str) -> None:
+    model = load_folder(last_state).model
+    source = open_source(scenes(Task.DETECTION, split="val", limit=3))
+    result = evaluate(model, source, protocol=name)
+    assert set(result.metrics) == {"mAP"} and result.stamp["protocol"].startswith("VOC box mAP")
+    for task in (Task.SEMANTIC, Task.CAPTION):
+        with pytest.raises(UsageError, match="scores detection and instance"):
+            evaluate(model, open_source(scenes(task, split="val", limit=1)), protocol=name)
 
 
 @pytest.mark.parametrize("task", list(Task))

@@ -39,7 +39,7 @@ def _run(arguments: argparse.Namespace) -> int:
     from saccade.tasks import parse_task
     from saccade.training.distributed import resolve_device
 
-    device = resolve_device(arguments.device).type
+    device = str(resolve_device(arguments.device))
     tasks = [parse_task(name) for name in arguments.task]
     results = [
         run_bench(

@@ -22,7 +22,7 @@ def add(verbs: Verbs) -> None:
         run=_run,
     )
     parser.add_argument(
-        "source", type=Path, metavar="FILE", help="a .pth, .pt or .safetensors file; or a folder of ours"
+        "source", type=Path, metavar="FILE", help="a .pth, .pt or .safetensors file; or a folder of ours, or its name"
     )
     parser.add_argument(
         "--out", type=Path, metavar="DIR", help="the folder to write; without it only the report is made"
@@ -38,13 +38,23 @@ def _run(arguments: argparse.Namespace) -> int:
     from saccade.cli import screen
     from saccade.hub.convert import export_official, map_file, write_conversion
     from saccade.hub.report import mapping_table
+    from saccade.hub.resolve import resolve
 
     if arguments.to_official is not None:
-        if arguments.out is not None:
-            raise UsageError("--out and --to-official exclude one another", where="saccade convert")
-        report = export_official(arguments.source, arguments.to_official)
+        for option in ("out", "preset", "vocabulary"):
+            if getattr(arguments, option) is not None:
+                raise UsageError(f"--{option} and --to-official exclude one another", where="saccade convert")
+        report = export_official(resolve(arguments.source), arguments.to_official)
         written: Path | None = arguments.to_official
     else:
+        if arguments.vocabulary is not None and arguments.out is None:
+            raise UsageError("--vocabulary goes into the folder that --out names", where="saccade convert")
+        if arguments.source.is_dir():
+            raise UsageError(
+                "a folder is written as an official file, not converted",
+                where=arguments.source,
+                fix="add --to-official FILE.pth",
+            )
         found = map_file(arguments.source, preset=arguments.preset)
         report, written = found.report, None
         if not report.gaps(found.allowed) and arguments.out is not None:

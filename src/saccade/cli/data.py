@@ -10,9 +10,12 @@ from saccade.cli.parser import Parser, Verbs, add_json, comma_list, natural, pos
 from saccade.errors import SaccadeError, UsageError, nearest
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from saccade.data.check import Report
     from saccade.data.sources import SourceSpec
 
+_BOXES_ONLY = ("voc", "objects365", "v3det", "crowdhuman", "crowdhuman_visible", "wider_face")
 SPLITS = ("train", "val", "test", "testA", "testB")
 """Splits that are looked for where none is named."""
 
@@ -96,6 +99,7 @@ def _add_check(words: Verbs) -> None:
     parser.add_argument("root", metavar="DIR", help="folder of the data set")
     parser.add_argument("--format", metavar="READER", help="coco, voc, mask_folder ... (default: recognised)")
     _add_files(parser)
+    parser.add_argument("--task", help="which annotations, where there are several kinds: detection, semantic ...")
     parser.add_argument("--headers-only", action="store_true", help="do not decode the images (faster, sees less)")
     parser.add_argument("--examples", type=natural, default=5, metavar="N", help="examples per defect (default: 5)")
     add_json(parser)
@@ -112,11 +116,16 @@ def _add_files(parser: Parser) -> None:
 
 def _spec(arguments: argparse.Namespace, reader: str, split: str) -> SourceSpec:
     from saccade.data.sources import SourceSpec
-    from saccade.tasks import Task
+    from saccade.tasks import Task, parse_task
 
-    tasks = {"voc": Task.DETECTION, "karpathy": Task.CAPTION, "refcoco": Task.GROUNDING}
+    tasks = {
+        "karpathy": Task.CAPTION,
+        "refcoco": Task.GROUNDING,
+        "panoptic": Task.SEMANTIC,
+        **dict.fromkeys(_BOXES_ONLY, Task.DETECTION),
+    }
     return SourceSpec(
-        task=tasks.get(reader, Task.INSTANCE),
+        task=parse_task(arguments.task) if arguments.task else tasks.get(reader, Task.INSTANCE),
         reader=reader,
         root=arguments.root,
         split=split,
@@ -132,13 +141,30 @@ def _check(arguments: argparse.Namespace) -> int:
 
     if arguments.format is not None and arguments.format not in CHECKS:
         raise UsageError(f"unknown format '{arguments.format}'", fix=nearest(arguments.format, CHECKS))
-    reports = _reports(arguments, [arguments.format] if arguments.format else list(CHECKS))
+    reports = _reports(arguments, [arguments.format] if arguments.format else _likely(arguments.root, CHECKS))
     for report in reports:
         _show(report)
     found = sum(finding.count for report in reports for finding in report.findings)
     screen.say(f"{found} defects" if found else "no defect")
     screen.write_json(arguments.json, {"ok": not found, "splits": [report.to_dict() for report in reports]})
     return 1 if found else 0
+
+
+def _likely(root: str, readers: Iterable[str]) -> list[str]:
+    """The readers in the order in which they are tried."""
+    from saccade.data.sources.mask_folder import ADE20K_CLASS_FILE
+
+    named = ["ade20k"] if (Path(root) / ADE20K_CLASS_FILE).is_file() else []
+    return [*named, *(reader for reader in readers if reader not in named)]
+
+
+def _splits(arguments: argparse.Namespace, reader: str) -> tuple[str, ...]:
+    """The splits to look at: the one asked for; all of one file; or every one that may exist."""
+    from saccade.data.sources import ONE_SPLIT_FILES
+
+    if arguments.split:
+        return (arguments.split,)
+    return ("all",) if arguments.annotations and reader in ONE_SPLIT_FILES else SPLITS
 
 
 def _reports(arguments: argparse.Namespace, readers: list[str]) -> list[Report]:
@@ -165,7 +191,7 @@ def _reports(arguments: argparse.Namespace, readers: list[str]) -> list[Report]:
     reasons: dict[str, str] = {}
     for reader in readers:
         reports: list[Report] = []
-        for split in [arguments.split] if arguments.split else SPLITS:
+        for split in _splits(arguments, reader):
             try:
                 reports.append(look(reader, split))
             except UsageError as error:
@@ -173,10 +199,9 @@ def _reports(arguments: argparse.Namespace, readers: list[str]) -> list[Report]:
                 continue
             if UNDIVIDED in reports[-1].notes and not arguments.split:
                 return [look(reader, "all")]  # its files are the same for every split
-        if not arguments.split:
-            reports = [report for report in reports if {finding.kind for finding in report.findings} != {"no_images"}]
-        if reports:
-            return reports
+        filled = [report for report in reports if {finding.kind for finding in report.findings} != {"no_images"}]
+        if filled or reports:
+            return filled or reports[:1]  # a data set without an image is a defect, too
     raise UsageError(
         "no data set is recognised in the folder",
         where=arguments.root,
@@ -225,7 +250,6 @@ def _convert(arguments: argparse.Namespace) -> int:
     from saccade.cli import screen
     from saccade.data.sources import READERS, open_source
     from saccade.data.writers import WRITERS
-    from saccade.tasks import parse_task
 
     if arguments.reader not in READERS:
         raise UsageError(f"unknown reader '{arguments.reader}'", fix=nearest(arguments.reader, READERS))
@@ -235,12 +259,13 @@ def _convert(arguments: argparse.Namespace) -> int:
         raise UsageError(f"unknown format '{arguments.to}'", fix=nearest(arguments.to, WRITERS))
     rows: list[dict[str, object]] = []
     first: SaccadeError | None = None
-    for split in [arguments.split] if arguments.split else SPLITS:
-        spec = _spec(arguments, arguments.reader, split)
-        if arguments.task:
-            spec.task = parse_task(arguments.task)
+    for split in _splits(arguments, arguments.reader):
+        if split == "all":
+            raise UsageError(
+                "one annotation file is one split", where=arguments.annotations, fix="say which one: --split train"
+            )
         try:
-            source = open_source(spec)
+            source = open_source(_spec(arguments, arguments.reader, split))
         except UsageError as error:  # no such split; told below where there is none at all
             first = first or error
             continue

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +12,9 @@ from saccade.errors import UsageError, nearest
 
 if TYPE_CHECKING:
     from saccade.hub.checkpoint import CheckpointCard
+
+
+_DETAIL = re.compile(r"AP[sml]$|AR")  # by size, and recall: the table of `saccade eval` has them
 
 
 def add(verbs: Verbs) -> None:
@@ -90,8 +94,12 @@ def _origin(provenance: Mapping[str, Any]) -> list[tuple[str, object]]:
         elif key == "metrics":
             tasks = dict.fromkeys(name.partition("/")[0] for name in value)
             for task in tasks:
-                own = [(name, number) for name, number in value.items() if name.startswith(f"{task}/")]
-                rows.append((key, f"{task}: " + ", ".join(f"{n.partition('/')[2]} {v:.4g}" for n, v in own[:6])))
+                own = [
+                    (name, number)
+                    for name, number in value.items()
+                    if name.startswith(f"{task}/") and not _DETAIL.search(name)
+                ]
+                rows.append((key, f"{task}: " + ", ".join(f"{n.partition('/')[2]} {v:.4g}" for n, v in own)))
         else:
             rows.append((key, value))
     return rows

@@ -103,10 +103,10 @@ def _run(arguments: argparse.Namespace) -> int:
 
 def describe(answer: Answer) -> str:
     """The answer in one line: ``2 cat, 1 dog``, a sentence, or a box."""
-    from saccade.results import Caption, Grounding, Instances, SemanticMap
+    from saccade.results import Caption, Grounding, Instances, Panoptic, SemanticMap
 
     prediction = answer.prediction
-    if isinstance(prediction, Instances):
+    if isinstance(prediction, Instances | Panoptic):
         counts = Counter(prediction.class_names)
         return ", ".join(f"{number} {name}" for name, number in counts.most_common()) or "nothing found"
     if isinstance(prediction, SemanticMap):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import inspect
 import os
 import typing
@@ -84,6 +85,7 @@ def resolve(changes: Mapping[str, str]) -> TrainConfig:
     from saccade.cli.overrides import leaves, override, read_value
     from saccade.errors import ConfigError
     from saccade.recipes import RECIPES, get_recipe, recipe_arguments, require_readers, without_missing
+    from saccade.training.config import TrainConfig, validate
 
     rest = dict(changes)
     name = rest.pop("recipe", None)
@@ -93,9 +95,17 @@ def resolve(changes: Mapping[str, str]) -> TrainConfig:
     hints = typing.get_type_hints(recipe.func if isinstance(recipe, partial) else recipe)
     own = {key: key.replace(".", "_") for key in rest if key.replace(".", "_") in parameters}
     values = {parameter: read_value(hints[parameter], rest.pop(key), key) for key, parameter in own.items()}
+    fields = {field.name for field in dataclasses.fields(TrainConfig)}
+    unknown = [key for key in rest if key.split(".")[0] not in fields and key != _WITHOUT_MISSING]
+    if unknown:
+        known = [*(parameter.replace("_", ".", 1) for parameter in parameters), *fields]
+        raise ConfigError(
+            f"unknown configuration key '{unknown[0]}'", where=f"recipe={name}", fix=nearest(unknown[0], known)
+        )
     missing = [key for key, one in parameters.items() if one.default is one.empty and key not in values]
     if missing:
-        raise UsageError(f"recipe {name} needs {missing[0]}", where="saccade train", fix=f"{missing[0]}=...")
+        word = missing[0].replace("_", ".", 1)
+        raise UsageError(f"recipe {name} needs {word}", where="saccade train", fix=f"{word}=...")
     without = _WITHOUT_MISSING not in parameters and read_value(
         bool, rest.pop(_WITHOUT_MISSING, "false"), _WITHOUT_MISSING
     )
@@ -111,8 +121,10 @@ def resolve(changes: Mapping[str, str]) -> TrainConfig:
             error.what, where=f"recipe={name}", why=error.why, fix=error.fix and nearest(key, known)
         ) from None
     if without:
-        return without_missing(config)
-    require_readers(config)
+        config = without_missing(config)
+    else:
+        require_readers(config)
+    validate(config)
     return config
 
 
@@ -137,7 +149,10 @@ def _argument(key: str, parameter: inspect.Parameter) -> str:
 def _show(result: TrainResult) -> None:
     from saccade.cli import screen
 
-    screen.table([{"metric": name, "value": value} for name, value in result.metrics.items()])
+    shown = result.metrics if result.best_metrics is None else result.best_metrics
+    screen.table([{"metric": name, "value": value} for name, value in shown.items()])
+    if result.best_metrics is not None:
+        screen.say(f"the metrics are those of the best checkpoint, step {result.best_step}")
     stopped = f"stopped by {result.stopped_by} " if result.stopped_by else ""
     screen.say(f"{stopped}after step {result.step}; run folder: {result.folder}")
     for name, folder in (("last", result.checkpoint), ("best", result.best)):
@@ -152,6 +167,8 @@ def _for_machines(result: TrainResult) -> dict[str, Any]:
         "checkpoint": result.checkpoint,
         "best": result.best,
         "metrics": result.metrics,
+        "best_step": result.best_step,
+        "best_metrics": result.best_metrics,
         "evaluations": {name: one.to_dict() for name, one in result.evaluations.items()},
         "stopped_by": result.stopped_by,
     }

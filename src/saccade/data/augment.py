@@ -388,7 +388,7 @@ class ScaleJitterAugment:
         return max(1, height), max(1, width)
 
     def _finish(self, view: View, sample: Sample) -> Sample:
-        inside = ((view.boxes[:, 2:] - view.boxes[:, :2]) > 0).all(axis=1)
+        inside: NDArray[np.bool_] = np.all(view.boxes[:, 2:] > view.boxes[:, :2], axis=1)
         done = _finish_instances(
             view, sample, inside=inside, contour_rays=0, redraw_empty=False, least_side=_LEAST_JITTERED_SIDE
         )
@@ -402,7 +402,7 @@ class ScaleJitterAugment:
 
 def _boxes_of(masks: NDArray[np.bool_]) -> NDArray[np.float32]:
     """Tight boxes of masks that have a pixel each."""
-    columns, rows = masks.any(axis=1), masks.any(axis=2)
+    columns, rows = np.asarray(masks.any(axis=1)), np.asarray(masks.any(axis=2))
     left, top = columns.argmax(axis=1), rows.argmax(axis=1)
     right = columns.shape[1] - columns[:, ::-1].argmax(axis=1)
     bottom = rows.shape[1] - rows[:, ::-1].argmax(axis=1)
@@ -475,7 +475,7 @@ def _finish_instances(
     if target.is_crowd is not None:
         present &= ~target.is_crowd.numpy()
     sides = view.boxes[:, 2:] - view.boxes[:, :2]
-    keep = np.flatnonzero(present & (sides > least_side).all(axis=1))
+    keep = np.flatnonzero(present & np.all(sides > least_side, axis=1))
     masks = None
     if target.masks is not None:
         masks = view.gather_masks(keep)

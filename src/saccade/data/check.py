@@ -5,11 +5,14 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TypeAlias
 
-from saccade.data.checks import coco, masks, text, voc
+from saccade.data.checks import coco, detection_sets, masks, panoptic, text, voc
 from saccade.data.checks.report import DEFECTS, Finding, ImageEntry, Report, check_images
+from saccade.data.sources import ONE_SPLIT_FILES
+from saccade.data.sources.coco_layouts import LVIS, OBJECTS365, V3DET
 from saccade.data.sources.layout import data_root, split_names
 from saccade.data.sources.spec import SourceSpec
 from saccade.data.sources.voc import read_voc_file
@@ -32,6 +35,17 @@ CHECKS: dict[str, Check] = {
     "ade20k": _check_ade20k,
     "karpathy": text.check_captions,
     "refcoco": text.check_references,
+    "lvis": partial(coco.check, layout=LVIS),
+    "objects365": partial(coco.check, layout=OBJECTS365),
+    "openimages": detection_sets.check_openimages,
+    "v3det": partial(coco.check, layout=V3DET),
+    "crowdhuman": partial(detection_sets.check_crowdhuman, extent="full"),
+    "crowdhuman_visible": partial(detection_sets.check_crowdhuman, extent="visible"),
+    "wider_face": detection_sets.check_wider_face,
+    "bdd100k": detection_sets.check_bdd100k,
+    "nuimages": detection_sets.check_nuimages,
+    "cityscapes": detection_sets.check_cityscapes,
+    "panoptic": panoptic.check,
 }
 """Reader name -> function that looks at its annotation files and lists its images."""
 
@@ -42,7 +56,11 @@ _IMAGES: dict[str, List] = {
     "ade20k": lambda spec, root: [image for image, _ in masks.layout_of(masks.ade20k_spec(spec), root).pairs],
     "karpathy": lambda spec, root: [entry.path for entry in text.captioned_images(spec, root)],
     "refcoco": lambda spec, root: [entry.path for entry in text.referenced_images(spec, root)],
+    "lvis": lambda spec, root: [path for _, path in coco.list_images(spec, root, LVIS)],
+    "objects365": lambda spec, root: [path for _, path in coco.list_images(spec, root, OBJECTS365)],
+    "v3det": lambda spec, root: [path for _, path in coco.list_images(spec, root, V3DET)],
 }
+"""Reader name -> function that lists the images of a split without looking at its annotations."""
 
 _SPLITS = ("train", "val", "test", "testA", "testB")
 _PARTS = {"trainval": ("train", "val")}
@@ -87,7 +105,7 @@ def check_dataset(
         return report
     except (TypeError, KeyError, AttributeError, ValueError) as error:
         # Annotations may be damaged in ways that no list foresees; the report still has what was found before.
-        report.add("invalid_entry", f"{type(error).__name__}: {error}")
+        report.add("invalid_entry", f"the files are not as the format says ({type(error).__name__}: {error})")
         return report
     report.counts["images"] = len(entries)
     if not entries:
@@ -100,7 +118,7 @@ def check_dataset(
 def _check_leaks(
     spec: SourceSpec, root: Path, entries: list[ImageEntry], other_splits: Sequence[str], report: Report
 ) -> None:
-    if spec.split == "all" or (spec.annotations and spec.reader in ("coco", "karpathy")):
+    if spec.split == "all" or (spec.annotations and spec.reader in ONE_SPLIT_FILES):
         return
     own = {entry.path: entry for entry in entries}
     prints: dict[int, dict[str, ImageEntry]] | None = None
@@ -109,7 +127,7 @@ def _check_leaks(
         if split in (*split_names(spec.split), *_PARTS.get(spec.split, ())):
             continue
         try:
-            others = _IMAGES[spec.reader](dataclasses.replace(spec, split=split), root)
+            others = _images_of(dataclasses.replace(spec, split=split), root)
         except (UsageError, DataError):
             continue  # no such split, or a damaged one: that is for its own check to tell
         if prints is None:
@@ -122,6 +140,13 @@ def _check_leaks(
             if twin is not None and twin.path not in mine:
                 mine.add(twin.path)
                 report.add("image_in_both_splits", f"{twin.label} is also in '{split}' ({other.name})")
+
+
+def _images_of(spec: SourceSpec, root: Path) -> list[Path]:
+    if spec.reader in _IMAGES:
+        return _IMAGES[spec.reader](spec, root)
+    apart = Report(name="", reader=spec.reader)  # the defects of another split are for its own check to tell
+    return [entry.path for entry in CHECKS[spec.reader](spec, root, apart)]
 
 
 def _by_size(entries: list[ImageEntry]) -> dict[int, dict[str, ImageEntry]]:

@@ -50,6 +50,7 @@ CLASS_NAMES: dict[str, tuple[str, ...]] = {
     "bdd100k_boxes": _split(
         """pedestrian | rider | car | truck | bus | train | motorcycle | bicycle | traffic light | traffic sign"""
     ),
+    "bdd100k_instances": _split("pedestrian | rider | car | truck | bus | train | motorcycle | bicycle"),
     "nuimages": _split(
         """car | truck | trailer | bus | construction_vehicle | bicycle | motorcycle | pedestrian | traffic_cone |
         barrier"""
@@ -122,6 +123,7 @@ CLASS_NAMES: dict[str, tuple[str, ...]] = {
     "loveda": _split("background | building | road | water | barren | forest | agricultural"),
     "potsdam": _split("impervious_surface | building | low_vegetation | tree | car | clutter"),
     "wider_face": _split("face"),
+    "crowdhuman": _split("person"),
     "deepfashion": _split(
         """top | skirt | leggings | dress | outer | pants | bag | neckwear | headwear | eyeglass | belt | footwear |
         hair | skin | face"""

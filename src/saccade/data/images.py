@@ -136,6 +136,26 @@ def read_labels(source: Readable, *, max_pixels: int = MAX_PIXELS) -> NDArray[np
         )
 
 
+def read_rgba(source: Readable, *, max_pixels: int = MAX_PIXELS) -> NDArray[np.uint8]:
+    """Reads the four stored channels of a picture that holds numbers, not colours (BDD100K's bit masks).
+
+    Returns:
+        ``[H, W, 4]`` uint8.
+
+    Raises:
+        ImageError: As :func:`read_image`, or the file has other channels.
+    """
+    where = _name(source)
+    with _open(source, max_pixels) as picture:
+        _check_size(picture, where, max_pixels)
+        _decode(picture, where)
+        if picture.mode != "RGBA":
+            raise ImageError(
+                "a bit mask without its four channels", where=where, why=f"its mode is {picture.mode}, not RGBA"
+            )
+        return np.array(picture)
+
+
 def _name(source: Readable) -> str:
     return f"{len(source)} bytes in memory" if isinstance(source, bytes) else os.fspath(source)
 
@@ -189,6 +209,8 @@ def _fail_empty(where: str) -> Image.Image:
 
 def _hint(path: Path) -> str:
     folder = path.parent
+    if path.is_symlink():
+        return f"it is a link to {path.readlink()}, which does not exist"
     try:
         beside = [entry.name for entry in folder.iterdir() if entry.suffix.lower() in IMAGE_SUFFIXES]
     except OSError:

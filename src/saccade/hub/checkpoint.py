@@ -4,7 +4,7 @@
 
     model.safetensors   the weights
     config.json         system, model config, tasks, classes, preprocessing, provenance, and a digest of the weights
-    vocab.txt           the text vocabulary
+    vocab.txt           the text vocabulary, of systems that read or write text
     README.md, LICENSE  optional
 
 Writing is atomic: the folder appears whole or not at all. Reading checks every key and the digest of the weights.
@@ -34,6 +34,7 @@ from saccade.hub.unpickle import read_safetensors
 from saccade.mapping import apply_mapping
 from saccade.models.git.config import GiTConfig
 from saccade.models.git.model import GiT
+from saccade.models.systems import CONFIGS, Model, ModelConfig, build, system_of
 from saccade.samples import ClassList, Preprocess
 from saccade.tasks import Task
 from saccade.tokens.vocabulary import TextVocabulary
@@ -49,7 +50,7 @@ class CheckpointCard:
 
     Attributes:
         folder: The checkpoint.
-        system: ``git``.
+        system: ``git`` or ``vitdet``.
         config: The model's configuration.
         tasks: What the model offers.
         classes: Class names and category ids that each task was trained for.
@@ -60,7 +61,7 @@ class CheckpointCard:
 
     folder: Path
     system: str
-    config: GiTConfig
+    config: ModelConfig
     tasks: tuple[Task, ...]
     classes: dict[Task, ClassList]
     preprocessing: dict[Task, Preprocess]
@@ -78,13 +79,13 @@ class LoadedModel:
         card: What the checkpoint says of itself.
     """
 
-    model: GiT
+    model: Model
     classes: dict[Task, ClassList]
     card: CheckpointCard
 
 
 def save_model(
-    model: GiT,
+    model: Model,
     folder: str | Path,
     *,
     classes: Mapping[Task, ClassList],
@@ -120,7 +121,7 @@ def save_model(
         classes=classes,
         preprocessing={task: model.preprocess(task) for task in model.tasks},
         provenance=provenance,
-        vocabulary=model.vocabulary,
+        vocabulary=model.vocabulary if isinstance(model, GiT) else None,
         dtype=dtype,
         texts=texts,
     )
@@ -130,7 +131,7 @@ def write_checkpoint(
     folder: str | Path,
     *,
     state: Mapping[str, Tensor],
-    config: GiTConfig,
+    config: ModelConfig,
     tasks: tuple[Task, ...],
     classes: Mapping[Task, ClassList],
     preprocessing: Mapping[Task, Preprocess],
@@ -177,7 +178,7 @@ def write_checkpoint(
         card = {
             "format": FORMAT,
             "format_version": FORMAT_VERSION,
-            "system": GiT.system,
+            "system": system_of(config),
             "tasks": [str(task) for task in tasks],
             "classes": {
                 str(task): {"names": list(listed.names), "category_ids": list(listed.category_ids)}
@@ -242,17 +243,17 @@ def read_card(folder: str | Path) -> CheckpointCard:
             why=f"this version of Saccade reads version {FORMAT_VERSION}",
             fix="upgrade saccade",
         )
-    if data.get("system") != GiT.system:
+    if data.get("system") not in CONFIGS:
         raise CheckpointError(
             f"the checkpoint is of the unknown system '{data.get('system')}'",
             where=file,
-            fix=nearest(str(data.get("system")), [GiT.system]),
+            fix=nearest(str(data.get("system")), CONFIGS),
         )
     try:
         return CheckpointCard(
             folder=path,
             system=str(data["system"]),
-            config=from_dict(GiTConfig, data["model"], where="model"),
+            config=from_dict(CONFIGS[data["system"]], data["model"], where="model"),
             tasks=tuple(Task(name) for name in data["tasks"]),
             classes={
                 Task(name): ClassList(names=tuple(listed["names"]), category_ids=tuple(listed["category_ids"]))
@@ -290,15 +291,16 @@ def load_folder(
         CheckpointError: A file is missing or damaged, a key is missing or left over, or the folder contradicts itself.
     """
     card = read_card(folder)
-    if not (card.folder / VOCABULARY).is_file():
+    vocabulary = card.folder / VOCABULARY
+    if isinstance(card.config, GiTConfig) and not vocabulary.is_file():
         raise CheckpointError(
             "the checkpoint has no vocabulary",
-            where=card.folder / VOCABULARY,
+            where=vocabulary,
             why="it was converted without one",
             fix="copy the vocab.txt of bert-base-uncased into the folder (its SHA-256 starts with 07eced375cec144d)",
         )
     try:
-        model = GiT(card.config, TextVocabulary(card.folder / VOCABULARY))
+        model = build(card.config, TextVocabulary(vocabulary) if isinstance(card.config, GiTConfig) else None)
     except UsageError as error:
         raise CheckpointError("the checkpoint contradicts itself", where=card.folder, why=str(error)) from error
     _check_declarations(card, model)
@@ -317,7 +319,7 @@ def file_sha256(path: Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
-def _check_declarations(card: CheckpointCard, model: GiT) -> None:
+def _check_declarations(card: CheckpointCard, model: Model) -> None:
     """The model that this version builds must be the one that was trained: same tasks, same network input."""
     if set(card.tasks) != set(model.tasks):
         raise CheckpointError(

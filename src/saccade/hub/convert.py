@@ -114,9 +114,11 @@ def write_conversion(found: Conversion, out: str | Path, *, vocabulary: str | Pa
 
     Raises:
         CheckpointError: The folder cannot be written.
-        UsageError: The vocabulary has another length than the word table.
+        UsageError: The folder holds something already, or the vocabulary has another length than the word table.
     """
     folder = Path(out)
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise UsageError("will not write over what is there", where=folder, fix="choose a new or empty folder")
     if found.kind != "checkpoint":
         file = folder / (BACKBONE if found.kind == "backbone" else TEXT)
         folder.mkdir(parents=True, exist_ok=True)
@@ -132,7 +134,8 @@ def write_conversion(found: Conversion, out: str | Path, *, vocabulary: str | Pa
         )
     if words is None:
         found.report.notes.append(
-            f"no vocabulary was given: to predict, copy the vocab.txt of bert-base-uncased to {folder / VOCABULARY}"
+            f"no vocabulary was given: to predict, copy the vocab.txt of {found.config.vocab_size} rows (for released "
+            f"weights: that of bert-base-uncased) to {folder / VOCABULARY}"
         )
     config = _offer_trained_tasks(found)
     model = skeleton(config)

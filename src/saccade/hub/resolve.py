@@ -60,7 +60,7 @@ def resolve(name: str | Path) -> Path:
     raise UsageError(
         f"no model is called '{text}'",
         why="it is no folder, no bundled checkpoint and no released one",
-        fix=f"{nearest(text, known)} `saccade models list` shows all",
+        fix=f"{nearest(text, known)}; `saccade models list` shows all",
     )
 
 

@@ -15,17 +15,24 @@ from saccade.hub.unpickle import TensorFile, read_tensor_file
 from saccade.mapping import MappingReport, apply_mapping
 from saccade.models.git import convert as git
 from saccade.models.git.model import GiT
+from saccade.models.systems import Model
+from saccade.models.vitdet import convert as vitdet
+from saccade.models.vitdet.model import ViTDet
 
 BACKBONE, TEXT = "backbone.safetensors", "text_embed.safetensors"
 """Names of the files that a converted backbone and text embedding have in their folders."""
 
 
-def load_backbone(model: GiT, path: str | Path) -> MappingReport:
+def load_backbone(model: Model, path: str | Path) -> MappingReport:
     """Copies a pre-trained backbone into a model (``init_from``); blocks beyond its depth keep their fresh values.
+
+    A detector takes a plain ViT or ViTAE as pre-trained by MAE; what such a file cannot know (relative positions,
+    convolutions between windows) keeps its fresh values, too.
 
     Args:
         model: Its backbone is overwritten.
-        path: A SAM file in mmpretrain's or Segment Anything's names, a GiT file, or a folder or file of ours.
+        path: A SAM file in mmpretrain's or Segment Anything's names, an MAE or ViTAE file, a GiT file, or a folder or
+            file of ours.
 
     Raises:
         CheckpointError: The file is damaged, or a tensor of the backbone is missing or has another shape.
@@ -41,10 +48,18 @@ def load_backbone(model: GiT, path: str | Path) -> MappingReport:
             resize=git.resize_table,
             source=str(file.path),
         )
+    elif isinstance(model, ViTDet):
+        mapped, report = vitdet.from_backbone(
+            file.tensors, expected, head_dim=model.config.vit.width // model.config.vit.heads, source=str(file.path)
+        )
     else:
         mapped, report = git.from_sam(file.tensors, expected, source=str(file.path))
-    report.notes += variant_notes(file.tensors, model.config)
-    report.check(allow=tuple(f"backbone.blocks.{index}.*" for index in range(depth, model.config.vit.depth)))
+    if isinstance(model, ViTDet):
+        allowed = ["backbone.blocks.*.attn.rel_pos_?", "backbone.blocks.*.residual.*"]
+    else:
+        allowed = [f"backbone.blocks.{index}.*" for index in range(depth, model.config.vit.depth)]
+        report.notes += variant_notes(file.tensors, model.config)
+    report.check(allow=allowed)
     _copy_into(model, mapped)
     return report
 
@@ -86,7 +101,7 @@ def _read_part(path: str | Path, name: str) -> tuple[TensorFile, int]:
     return file, count_blocks(file.tensors)
 
 
-def _copy_into(model: GiT, mapped: Mapping[str, Tensor]) -> None:
+def _copy_into(model: Model, mapped: Mapping[str, Tensor]) -> None:
     own = dict(model.named_parameters()) | dict(model.named_buffers())
     with torch.no_grad():
         for key, value in mapped.items():

@@ -134,6 +134,13 @@ class Detections:
     class_ids: Tensor
     masks: Tensor | None = None
 
+    def rows(self, index: Tensor) -> Detections:
+        """The detections at these positions."""
+        masks = None if self.masks is None else self.masks[index]
+        return Detections(
+            self.boxes_xyxy[index], self.original_xyxy[index], self.scores[index], self.class_ids[index], masks
+        )
+
 
 @dataclass
 class Frame:
@@ -582,8 +589,10 @@ def federated_classes(classes_R: Tensor, num_classes: int, number: int, weights_
     chances[:num_classes] = weights_K.float()
     chances[num_classes] = 0.0
     chances[present] = 0.0
-    drawn = torch.multinomial(chances, number - len(present), replacement=False)
-    return torch.cat([present, drawn])
+    left = int((chances > 0).sum())
+    if not left:
+        return present
+    return torch.cat([present, torch.multinomial(chances, min(number - len(present), left), replacement=False)])
 
 
 class _Scaled(torch.autograd.Function):

@@ -2,36 +2,72 @@
 
 from __future__ import annotations
 
-from saccade.errors import UsageError
+from saccade.errors import UsageError, nearest
 from saccade.metrics.base import Metric
 from saccade.metrics.caption import CaptionMetric
 from saccade.metrics.detection import DetectionMetric, Engine
 from saccade.metrics.grounding import GroundingMetric
+from saccade.metrics.lvis import LvisMetric
+from saccade.metrics.panoptic import PanopticMetric
 from saccade.metrics.semantic import SemanticMetric
+from saccade.metrics.voc import VocMetric
 from saccade.samples import ClassList
 from saccade.tasks import TASKS, Task
 
 __all__ = [
+    "DETECTION_PROTOCOLS",
     "CaptionMetric",
     "DetectionMetric",
     "GroundingMetric",
+    "LvisMetric",
     "Metric",
+    "PanopticMetric",
     "SemanticMetric",
+    "VocMetric",
     "build_metrics",
+    "detection_protocol",
 ]
 
+DETECTION_PROTOCOLS: dict[str, str] = {
+    "coco": "COCO {} AP, IoU 0.50:0.95, 100 detections per image",
+    "boundary": "COCO {} AP and Boundary AP (2 % of the diagonal), IoU 0.50:0.95, 100 detections per image",
+    "lvis": "LVIS {} AP (federated), IoU 0.50:0.95, 300 detections per image over all classes",
+    "voc07": "VOC box mAP, IoU 0.5, mean over 11 recalls, difficult objects ignored",
+    "voc10": "VOC box mAP, IoU 0.5, area under the curve, difficult objects ignored",
+}
+"""How detection and instance segmentation can be scored; ``{}`` stands for what is scored."""
 
-def build_metrics(task: Task, classes: ClassList | None = None, *, engine: Engine = "faster") -> Metric:
+
+def detection_protocol(classes: ClassList, asked: str = "") -> str:
+    """The protocol that is asked for; else LVIS where the classes have frequency groups, and COCO elsewhere.
+
+    Raises:
+        UsageError: No such protocol.
+    """
+    if asked and asked not in DETECTION_PROTOCOLS:
+        raise UsageError(f"unknown protocol '{asked}'", fix=nearest(asked, DETECTION_PROTOCOLS))
+    return asked or ("lvis" if classes.frequencies else "coco")
+
+
+def build_metrics(
+    task: Task, classes: ClassList | None = None, *, engine: Engine = "faster", protocol: str = ""
+) -> Metric:
     """The metric that a task is evaluated with.
 
     Args:
         task: The task.
         classes: Required by the tasks that are prompted by classes.
         engine: COCO evaluator: ``"faster"`` inside training runs, ``"pycocotools"`` for numbers that are reported.
+        protocol: Of detection and instance segmentation (:data:`DETECTION_PROTOCOLS`); empty = that of the data set.
 
     Raises:
-        UsageError: The task needs classes and none are given.
+        UsageError: The task needs classes and none are given, or the protocol does not score the task.
     """
+    if protocol and task not in (Task.DETECTION, Task.INSTANCE):
+        raise UsageError(
+            f"the protocol '{protocol}' scores detection and instance segmentation, not {task}",
+            fix="leave the protocol out, or name the task",
+        )
     if task is Task.CAPTION:
         return CaptionMetric()
     if task is Task.GROUNDING:
@@ -44,4 +80,11 @@ def build_metrics(task: Task, classes: ClassList | None = None, *, engine: Engin
         )
     if task is Task.SEMANTIC:
         return SemanticMetric(classes)
-    return DetectionMetric(classes, masks=task is Task.INSTANCE, engine=engine)
+    masks = task is Task.INSTANCE
+    match detection_protocol(classes, protocol):
+        case "lvis":
+            return LvisMetric(classes, masks=masks)
+        case "voc07" | "voc10" as chosen:
+            return VocMetric(classes, eleven_points=chosen == "voc07")
+        case chosen:
+            return DetectionMetric(classes, masks=masks, boundary=chosen == "boundary", engine=engine)

@@ -1,8 +1,13 @@
-"""COCO average precision of boxes and masks.
+"""COCO average precision of boxes, masks and boundaries of masks.
 
 Protocol: T.-Y. Lin et al., "Microsoft COCO: Common Objects in Context", and its reference evaluator. Two engines run
 it: ``pycocotools`` is that evaluator itself, for numbers that are reported; ``faster`` is faster-coco-eval, for the
 evaluations inside a training run. The tests hold the two to the same numbers.
+
+Boundary AP (B. Cheng et al., "Boundary IoU", CVPR 2021) takes the smaller of mask IoU and boundary IoU as overlap. The
+boundary of a mask is what ``d`` erosions by a 3x3 square take from it, where ``d`` is a share of the image diagonal in
+whole pixels, at least one. pycocotools has no boundaries: faster-coco-eval always runs this one, to the numbers of the
+authors' evaluator.
 """
 
 from __future__ import annotations
@@ -11,8 +16,8 @@ import contextlib
 import io
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal
+from dataclasses import dataclass, field
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -27,8 +32,9 @@ from saccade.results import Instances, Prediction
 from saccade.samples import ClassList, Sample
 
 Engine = Literal["pycocotools", "faster"]
-IouType = Literal["bbox", "segm"]
+IouType = Literal["bbox", "segm", "boundary"]
 STAT_NAMES = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
+DILATION_RATIO = 0.02
 _ALL_AREAS, _MOST_DETECTIONS = 0, 2  # positions in the area ranges and in the detection limits (1, 10, 100)
 
 
@@ -37,12 +43,12 @@ class CocoResult:
     """Average precision and recall; every value is in 0..1, or -1 where no object falls into its range.
 
     Attributes:
-        stats: The twelve official numbers, by :data:`STAT_NAMES`.
-        per_category: AP (all areas, 100 detections) by category id.
+        stats: The official numbers by name: :data:`STAT_NAMES`, or those of LVIS.
+        per_category: AP (all areas, most detections) by category id.
         ap_per_iou: AP at each of the IoU thresholds 0.50, 0.55 .. 0.95.
-        ar_per_iou: The same for the recall at 100 detections.
+        ar_per_iou: The same for the recall at the most detections.
         precision: ``[IoU thresholds, 101 recalls, categories, 4 areas, 3 detection limits]`` (one category if they are
-            ignored).
+            ignored; one limit for LVIS).
     """
 
     stats: dict[str, float]
@@ -60,6 +66,7 @@ def coco_ap(
     engine: Engine = "pycocotools",
     use_cats: bool = True,
     img_ids: Iterable[int] | None = None,
+    dilation_ratio: float = DILATION_RATIO,
 ) -> CocoResult:
     """Evaluates detections in COCO form. Neither argument is changed.
 
@@ -68,27 +75,21 @@ def coco_ap(
         detections: ``image_id``, ``category_id``, ``score`` and ``bbox`` (x, y, width, height in pixels) or
             ``segmentation`` (run lengths). May be empty. Among equal scores the order of the list decides. For masks
             leave ``bbox`` out: with it the official evaluator takes the area of the box for the size ranges.
-        iou_type: Overlap of boxes or of masks.
-        engine: ``"pycocotools"`` or ``"faster"``.
+        iou_type: Overlap of boxes, of masks, or of masks and their boundaries.
+        engine: ``"pycocotools"`` or ``"faster"``; boundaries are always left to the latter.
         use_cats: False ignores the categories (class-agnostic).
         img_ids: Only these images; None = all.
+        dilation_ratio: Width of a boundary as a share of the image diagonal.
 
     Raises:
         DataError: A detection names an image that the ground truth does not have.
         UsageError: Unknown engine or overlap.
     """
-    for value, known in ((engine, ("pycocotools", "faster")), (iou_type, ("bbox", "segm"))):
+    for value, known in ((engine, get_args(Engine)), (iou_type, get_args(IouType))):
         if value not in known:
             raise UsageError(f"unknown evaluation choice '{value}'", fix=nearest(value, known))
     images = ground_truth["images"]
-    wanted = {image["id"] for image in images}
-    strangers = {detection["image_id"] for detection in detections} - wanted
-    if strangers:
-        raise DataError(
-            f"detections name {len(strangers)} images that the ground truth does not have",
-            where=sorted(strangers)[:5],
-            fix="evaluate against the annotation file of the same split",
-        )
+    wanted = check_images(ground_truth, detections)
     if img_ids is not None:
         wanted &= set(img_ids)
     category_ids = sorted(category["id"] for category in ground_truth["categories"])
@@ -105,7 +106,10 @@ def coco_ap(
     }
     own = [dict(detection) for detection in detections]
     with contextlib.redirect_stdout(io.StringIO()):
-        evaluator = _official(truth, own, iou_type) if engine == "pycocotools" else _faster(truth, own, iou_type)
+        if engine == "pycocotools" and iou_type != "boundary":
+            evaluator = _official(truth, own, iou_type)
+        else:
+            evaluator = faster_evaluator(truth, own, iou_type, boundary_dilation_ratio=dilation_ratio)
         evaluator.params.imgIds = sorted(wanted)
         evaluator.params.useCats = int(use_cats)
         evaluator.evaluate()
@@ -129,15 +133,36 @@ def _official(truth: dict[str, Any], detections: list[dict[str, Any]], iou_type:
     return COCOeval(coco, results, iou_type)
 
 
-def _faster(truth: dict[str, Any], detections: list[dict[str, Any]], iou_type: IouType) -> Any:
+def faster_evaluator(truth: dict[str, Any], detections: list[dict[str, Any]], iou_type: IouType, **options: Any) -> Any:
+    """The evaluator of faster-coco-eval, on one core; it writes into both arguments."""
     from faster_coco_eval import COCO as FasterCOCO  # imported here: it costs 0.3 s that reported numbers do not need
     from faster_coco_eval import COCOeval_faster
 
     coco = FasterCOCO(truth)
-    return COCOeval_faster(coco, coco.loadRes(detections), iou_type, rle_iou_max_workers=1)
+    return COCOeval_faster(
+        coco, coco.loadRes(detections), iou_type, rle_iou_max_workers=1, boundary_cpu_count=1, **options
+    )
 
 
-def _mean(values: NDArray[np.float64]) -> float:
+def check_images(ground_truth: dict[str, Any], detections: Sequence[dict[str, Any]]) -> set[int]:
+    """The image ids of the ground truth.
+
+    Raises:
+        DataError: A detection names another image.
+    """
+    known = {image["id"] for image in ground_truth["images"]}
+    strangers = {detection["image_id"] for detection in detections} - known
+    if strangers:
+        raise DataError(
+            f"detections name {len(strangers)} images that the ground truth does not have",
+            where=sorted(strangers)[:5],
+            fix="evaluate against the annotation file of the same split",
+        )
+    return known
+
+
+def mean_defined(values: NDArray[np.float64]) -> float:
+    """The mean of the values that are not -1; -1 where there are none."""
     counted = values[values > -1]
     return float(np.mean(counted)) if counted.size else -1.0
 
@@ -154,18 +179,21 @@ def _result(
         use_cats: Whether K counts categories.
     """
     best = precision[:, :, :, _ALL_AREAS, _MOST_DETECTIONS]
-    stats = {"AP": _mean(best), "AP50": _mean(best[0]), "AP75": _mean(best[5])}
+    stats = {"AP": mean_defined(best), "AP50": mean_defined(best[0]), "AP75": mean_defined(best[5])}
     stats |= {
-        f"AP{size}": _mean(precision[:, :, :, area, _MOST_DETECTIONS]) for area, size in enumerate("sml", start=1)
+        f"AP{size}": mean_defined(precision[:, :, :, area, _MOST_DETECTIONS])
+        for area, size in enumerate("sml", start=1)
     }
-    stats |= {f"AR{limit}": _mean(recall[:, :, _ALL_AREAS, at]) for at, limit in enumerate((1, 10, 100))}
-    stats |= {f"AR{size}": _mean(recall[:, :, area, _MOST_DETECTIONS]) for area, size in enumerate("sml", start=1)}
-    per_category = {id_: _mean(best[:, :, at]) for at, id_ in enumerate(category_ids)} if use_cats else {}
+    stats |= {f"AR{limit}": mean_defined(recall[:, :, _ALL_AREAS, at]) for at, limit in enumerate((1, 10, 100))}
+    stats |= {
+        f"AR{size}": mean_defined(recall[:, :, area, _MOST_DETECTIONS]) for area, size in enumerate("sml", start=1)
+    }
+    per_category = {id_: mean_defined(best[:, :, at]) for at, id_ in enumerate(category_ids)} if use_cats else {}
     return CocoResult(
         stats=stats,
         per_category=per_category,
-        ap_per_iou=tuple(_mean(row) for row in best),
-        ar_per_iou=tuple(_mean(row) for row in recall[:, :, _ALL_AREAS, _MOST_DETECTIONS]),
+        ap_per_iou=tuple(mean_defined(row) for row in best),
+        ar_per_iou=tuple(mean_defined(row) for row in recall[:, :, _ALL_AREAS, _MOST_DETECTIONS]),
         precision=precision,
     )
 
@@ -177,6 +205,7 @@ class _Image:
     size_hw: tuple[int, int]
     objects: list[dict[str, Any]]
     detections: list[dict[str, Any]]
+    entry: dict[str, Any] = field(default_factory=dict)  # what its entry in the annotation file says besides
 
 
 class DetectionMetric:
@@ -188,11 +217,19 @@ class DetectionMetric:
     Args:
         classes: The classes; their category ids name the rows of :meth:`per_class`.
         masks: Also score masks, with names that begin with ``mask_``.
+        boundary: Also score masks and their boundaries, with names that begin with ``boundary_``; needs ``masks``.
         engine: See :func:`coco_ap`.
+
+    Raises:
+        UsageError: Boundaries without masks.
     """
 
-    def __init__(self, classes: ClassList, *, masks: bool = False, engine: Engine = "faster") -> None:
-        self.classes, self.masks, self.engine = classes, masks, engine
+    def __init__(
+        self, classes: ClassList, *, masks: bool = False, boundary: bool = False, engine: Engine = "faster"
+    ) -> None:
+        if boundary and not masks:
+            raise UsageError("boundaries are those of masks", fix="score instance segmentation")
+        self.classes, self.masks, self.boundary, self.engine = classes, masks, boundary, engine
         self.images: dict[Key, _Image] = {}
         self.repetitions = 0
         self._results: dict[IouType, CocoResult] = {}
@@ -226,9 +263,18 @@ class DetectionMetric:
             )
         if self.masks and (target.target.masks is None or prediction.masks is None):
             raise DataError("instance segmentation is scored on masks, and one side has none", where=key)
-        image = _Image(size_hw=target.size_hw, objects=self._objects(target), detections=self._detections(prediction))
+        image = _Image(
+            size_hw=target.size_hw,
+            objects=self._objects(target),
+            detections=self._detections(prediction),
+            entry=self._entry(target),
+        )
         self.repetitions += add_once(self.images, key, image)
         self._results.clear()
+
+    def _entry(self, sample: Sample) -> dict[str, Any]:
+        """Further fields of the image's entry in the annotation file."""
+        return {}
 
     def _objects(self, sample: Sample) -> list[dict[str, Any]]:
         truth = sample.target
@@ -270,7 +316,7 @@ class DetectionMetric:
         return found
 
     def evaluate(self, iou_type: IouType) -> CocoResult:
-        """The full evaluation of what has been added; ``"segm"`` needs ``masks=True``."""
+        """The full evaluation of what has been added; all but ``"bbox"`` need ``masks=True``."""
         if iou_type not in self._results:
             truth, detections = self.to_coco(iou_type)
             self._results[iou_type] = coco_ap(truth, detections, iou_type, engine=self.engine)
@@ -287,12 +333,13 @@ class DetectionMetric:
             "annotations": [],
         }
         detections: list[dict[str, Any]] = []
-        dropped = "bbox" if iou_type == "segm" else "segmentation"  # a box beside a mask would decide its area
+        dropped = "segmentation" if iou_type == "bbox" else "bbox"  # a box beside a mask would decide its area
         # Numbers sort as numbers, names as names.
         ordered = sorted(self.images, key=lambda key: (key[0], isinstance(key[1], str), key[1]))
         for image_id, key in enumerate(ordered, start=1):
             image = self.images[key]
-            truth["images"].append({"id": image_id, "height": image.size_hw[0], "width": image.size_hw[1]})
+            height, width = image.size_hw
+            truth["images"].append({"id": image_id, "height": height, "width": width, **image.entry})
             for annotation in image.objects:
                 truth["annotations"].append({"id": len(truth["annotations"]) + 1, "image_id": image_id, **annotation})
             for entry in image.detections:
@@ -300,30 +347,43 @@ class DetectionMetric:
                 detections.append({"image_id": image_id, **kept})
         return truth, detections
 
-    def compute(self) -> dict[str, float]:
-        """AP, AP50, AP75, APs, APm, APl, AR1, AR10, AR100, ARs, ARm, ARl; with masks the same names after ``mask_``."""
-        scores = dict(self.evaluate("bbox").stats)
+    @property
+    def _kinds(self) -> dict[str, IouType]:
+        """What is scored, by the prefix of its names."""
+        kinds: dict[str, IouType] = {"": "bbox"}
         if self.masks:
-            scores |= {f"mask_{name}": value for name, value in self.evaluate("segm").stats.items()}
-        return scores
+            kinds["mask_"] = "segm"
+        if self.boundary:
+            kinds["boundary_"] = "boundary"
+        return kinds
+
+    def compute(self) -> dict[str, float]:
+        """AP, AP50, AP75, APs, APm, APl, AR1, AR10, AR100, ARs, ARm, ARl.
+
+        With masks the same names after ``mask_`` too, and with boundaries after ``boundary_``.
+        """
+        return {
+            f"{prefix}{name}": value
+            for prefix, iou_type in self._kinds.items()
+            for name, value in self.evaluate(iou_type).stats.items()
+        }
 
     def per_class(self) -> list[dict[str, Any]]:
-        """Class, number of objects (without crowds), AP, and mask AP; -1 where a class has no object."""
+        """Class, number of objects (without crowds), and the APs; -1 where a class has no object."""
         counts = dict.fromkeys(self.classes.category_ids, 0)
         for image in self.images.values():
             for annotation in image.objects:
                 counts[annotation["category_id"]] += 1 - annotation["iscrowd"]
         rows = []
         for class_id, (name, category_id) in enumerate(zip(self.classes.names, self.classes.category_ids, strict=True)):
-            row = {
+            row: dict[str, Any] = {
                 "class_id": class_id,
                 "class_name": name,
                 "category_id": category_id,
                 "objects": counts[category_id],
-                "AP": self.evaluate("bbox").per_category[category_id],
             }
-            if self.masks:
-                row["mask_AP"] = self.evaluate("segm").per_category[category_id]
+            for prefix, iou_type in self._kinds.items():
+                row[f"{prefix}AP"] = self.evaluate(iou_type).per_category[category_id]
             rows.append(row)
         return rows
 

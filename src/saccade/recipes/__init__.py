@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from functools import partial
 
 from saccade.errors import UsageError, nearest
-from saccade.recipes import git
+from saccade.recipes import git, vitdet
 from saccade.recipes.finetune import finetune as _finetune
 from saccade.recipes.git import multi_fivetask
 from saccade.recipes.git_scenes import nano_scenes, nano_scenes_single
@@ -36,6 +36,8 @@ Recipe = Callable[..., TrainConfig]
 _SIZES: tuple[git.Size, ...] = ("base", "large", "huge")
 _ZERO_SHOT: tuple[ZeroShot, ...] = ("cityscapes_det", "cityscapes_ins", "cityscapes_seg", "sunrgbd_seg", "nocaps")
 _FEW_SHOT: tuple[FewShot, ...] = ("drive", "loveda", "potsdam", "widerface", "deepfashion")
+_FORMS: tuple[vitdet.Form, ...] = ("vit-b", "vitae-b", "vitae-s")
+_LETTERS: tuple[vitdet.Size, ...] = ("b", "l", "h")
 
 RECIPES: dict[str, Recipe] = {
     "finetune": _finetune,
@@ -50,6 +52,16 @@ RECIPES: dict[str, Recipe] = {
     **{f"git.multi_fivetask_{size}": partial(multi_fivetask, size) for size in _SIZES},
     **{f"git.universal_{size}": partial(universal, size) for size in _SIZES},
     **{f"git.zero_shot_{name}_{size}": partial(zero_shot, name, size) for name in _ZERO_SHOT for size in _SIZES},
+    **{f"vitdet.vitae_repo_{form}": partial(vitdet.vitae_repository, form) for form in _FORMS},
+    **{
+        f"vitdet.{'lvis_' if lvis else ''}{'cascade' if cascade else 'mask'}_rcnn_vit_{size}": partial(
+            vitdet.detectron2, size, cascade=cascade, lvis=lvis
+        )
+        for lvis in (False, True)
+        for cascade in (False, True)
+        for size in _LETTERS
+    },
+    "vitdet.nano_scenes": vitdet.nano_scenes,
     **{f"git.few_shot_{name}_{size}": partial(few_shot, name, size) for name in _FEW_SHOT for size in _SIZES},
 }
 """Every recipe by its name."""

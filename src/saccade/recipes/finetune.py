@@ -5,19 +5,23 @@ from __future__ import annotations
 import dataclasses
 import re
 from pathlib import Path
+from typing import Literal
 
 import torch
 
-from saccade.data.augment import LightAugment
-from saccade.data.sources import Source, SourceSpec, open_source
+from saccade.data.augment import Augment, LightAugment, ScaleJitterAugment
+from saccade.data.sources import ONE_SPLIT_FILES, Source, SourceSpec, open_source
 from saccade.errors import DataError, UsageError
 from saccade.hub.checkpoint import read_card
 from saccade.hub.resolve import resolve
 from saccade.layers.precision import Precision
 from saccade.models.git.config import GiTConfig
+from saccade.models.systems import ModelConfig
+from saccade.models.vitdet.config import ViTDetConfig
 from saccade.recipes.git import LAYER_RATES, STEM_RATES, only
+from saccade.samples import ClassList
 from saccade.tasks import TASKS, Task, parse_task
-from saccade.training.config import LayerRates, OptimConfig, SourceConfig, TrainConfig
+from saccade.training.config import LayerDecay, LayerRates, OptimConfig, SourceConfig, TrainConfig
 
 _READERS: dict[Task, tuple[str, ...]] = {
     Task.DETECTION: ("coco", "voc", "mask_folder"),
@@ -32,8 +36,9 @@ _MONITOR = {
     Task.SEMANTIC: "semantic_segmentation/mIoU",
 }
 _PASSES = 60
+_JITTER = (0.6, 1.5)  # milder than the published 0.1 to 2, which is meant for a hundred thousand pictures
 _LEAST_STEPS, _MOST_STEPS = 600, 12_000
-_HELD_OUT = 5  # where one file lists everything, the last fifth is validation
+_HELD_OUT = 5  # without a validation part, the last fifth of the training part is held out
 
 
 def finetune(
@@ -47,11 +52,13 @@ def finetune(
     annotations: str = "",
     val_annotations: str = "",
     mask_suffix: str = "",
+    steps: int = 0,
 ) -> TrainConfig:
     """Fine-tunes a model on 50 to 5,000 images of a folder.
 
     The folder may hold a COCO JSON, PASCAL VOC files, or images with mask files. Its own split is used; a data set
-    without one is divided by the reader. The checkpoint with the best validation metric is kept.
+    without one is divided by the reader, and where there is no validation part the last fifth of the training part is
+    held out. The checkpoint with the best validation metric is kept.
 
     Args:
         data_root: The folder.
@@ -63,6 +70,7 @@ def finetune(
         annotations: Annotation file or mask folder relative to data_root; empty = looked for.
         val_annotations: The same for validation; empty = looked for, or the end of ``annotations``.
         mask_suffix: What mask files append to the stem of their image; empty = looked for.
+        steps: Optimiser steps; 0 = by the number of images. Warm-up and evaluations follow them.
 
     Raises:
         DataError: The folder holds no data set for the task, or a damaged one.
@@ -93,10 +101,10 @@ def finetune(
         train = dataclasses.replace(train, classes=opened.classes.names)
     train, val, count = _divide(train, len(opened), val_annotations)
     batch_size, accumulate = _batch(card.config)
-    steps = min(max(_PASSES * count // (batch_size * accumulate), _LEAST_STEPS), _MOST_STEPS)
+    steps = steps or min(max(_PASSES * count // (batch_size * accumulate), _LEAST_STEPS), _MOST_STEPS)
     return TrainConfig(
         name=f"finetune/{_word(Path(data_root).resolve().name)}-{TASKS[chosen].alias}-{_word(Path(model).name)}",
-        model=only(card.config, [chosen]),
+        model=_adapted(card.config, chosen, opened.classes),
         weights=model,
         train=(_source(train, batch_size=batch_size, augment=_augment(chosen, card.config)),),
         val=(_source(val, batch_size=batch_size),),
@@ -134,47 +142,56 @@ def _open_training(spec: SourceSpec) -> tuple[SourceSpec, Source]:
 
 def _divide(train: SourceSpec, count: int, val_annotations: str) -> tuple[SourceSpec, SourceSpec, int]:
     """The training part, the validation part, and the number of training samples."""
-    if train.reader == "coco" and train.annotations and not val_annotations:
-        kept = count - max(1, count // _HELD_OUT)
-        if not kept:
-            raise DataError("one image cannot be both training and validation", where=train.annotations)
-        return dataclasses.replace(train, limit=kept), dataclasses.replace(train, offset=kept), kept
-    reasons = []
-    for split in ("val", "test"):
-        val = dataclasses.replace(train, split=split, annotations=val_annotations or train.annotations)
+    one_file = train.reader in ONE_SPLIT_FILES and train.annotations and not val_annotations
+    if not one_file:
+        val = dataclasses.replace(train, split="val", annotations=val_annotations or train.annotations)
         try:
             open_source(val)
-        except UsageError as error:
-            reasons.append(f"{split}: {error.what}")
+        except UsageError:
+            if val_annotations:
+                raise
         else:
             return train, val, count
-    raise DataError(
-        "the data set has no validation part",
-        where=train.root,
-        why="; ".join(reasons),
-        fix="add one (a val split), or name its file with val_annotations=...",
-    )
+    # The test part, where there is one, is not looked at: what chooses the best checkpoint tests nothing any more.
+    kept = count - max(1, count // _HELD_OUT)
+    if not kept:
+        raise DataError("one image cannot be both training and validation", where=train.annotations or train.root)
+    return dataclasses.replace(train, limit=kept), dataclasses.replace(train, offset=kept), kept
 
 
-def _source(spec: SourceSpec, *, batch_size: int, augment: LightAugment | None = None) -> SourceConfig:
+def _source(spec: SourceSpec, *, batch_size: int, augment: Augment | None = None) -> SourceConfig:
     fields = {field.name: getattr(spec, field.name) for field in dataclasses.fields(SourceSpec)}
     return SourceConfig(**fields, batch_size=batch_size, augment=augment)
 
 
-def _augment(task: Task, model: GiTConfig) -> LightAugment:
+def _adapted(model: ModelConfig, task: Task, classes: ClassList | None) -> ModelConfig:
+    """The model for one task; a detector gets the classes of the data, GiT reads their names."""
+    if isinstance(model, GiTConfig):
+        return only(model, [task])
+    assert classes is not None  # detection and instance segmentation have classes
+    heads = dataclasses.replace(
+        model.roi, num_classes=len(classes), mask="none" if task is Task.DETECTION else model.roi.mask
+    )
+    return dataclasses.replace(model, classes=classes.names, category_ids=classes.category_ids, roi=heads)
+
+
+def _augment(task: Task, model: ModelConfig) -> Augment:
+    if isinstance(model, ViTDetConfig):
+        rules: Literal["mmdet", "detectron2"] = "detectron2" if model.resize == "pillow" else "mmdet"
+        return ScaleJitterAugment(scales=_JITTER, rules=rules)
     if task is Task.INSTANCE and model.instance_segmentation is not None:
         return LightAugment(resize_as_float=True, contour_rays=model.instance_segmentation.num_rays)
     return LightAugment()
 
 
-def _batch(model: GiTConfig) -> tuple[int, int]:
+def _batch(model: ModelConfig) -> tuple[int, int]:
     """Images per batch, and batches per step, by the width of the model."""
     if model.vit.width < 384:
         return 16, 1
     return (8, 1) if model.vit.width < 768 else (2, 4)
 
 
-def _optim(model: GiTConfig, steps: int) -> OptimConfig:
+def _optim(model: ModelConfig, steps: int) -> OptimConfig:
     small = model.vit.width < 768
     return OptimConfig(
         lr=5e-4 if small else 1e-4,
@@ -187,8 +204,10 @@ def _optim(model: GiTConfig, steps: int) -> OptimConfig:
     )
 
 
-def _rates(model: GiTConfig) -> LayerRates | None:
+def _rates(model: ModelConfig) -> LayerRates | LayerDecay | None:
     """The published ramp of the model's size: the lower blocks know more than a small data set can teach them."""
+    if isinstance(model, ViTDetConfig):
+        return LayerDecay(layers=model.vit.depth, cells=len(getattr(model.backbone, "cells", ())))
     return {768: LAYER_RATES["base"], 1024: LAYER_RATES["large"], 1280: LAYER_RATES["huge"]}.get(model.vit.width)
 
 

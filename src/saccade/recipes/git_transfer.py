@@ -50,10 +50,9 @@ def _zero_shot_source(which: ZeroShot, data: str) -> SourceConfig:
     if which in ("cityscapes_det", "cityscapes_ins"):
         return SourceConfig(
             task=Task.DETECTION if which == "cityscapes_det" else Task.INSTANCE,
-            reader="coco",
+            reader="cityscapes",
             root=cityscapes,
             split="val",
-            images="leftImg8bit/val",
             annotations="annotations/instancesonly_filtered_gtFine_val.json",
             classes=CLASS_NAMES["cityscapes_instances"],
             drop_empty=True,
@@ -64,8 +63,6 @@ def _zero_shot_source(which: ZeroShot, data: str) -> SourceConfig:
             reader="cityscapes",
             root=cityscapes,
             split="val",
-            images="leftImg8bit/val",
-            annotations="gtFine/val",
             classes=CLASS_NAMES["cityscapes"],
         )
     if which == "sunrgbd_seg":
@@ -118,17 +115,22 @@ def few_shot(which: FewShot, size: Size, *, data: str = "data", weights: str = "
 def _few_shot_sources(which: FewShot, data: str) -> tuple[SourceConfig, SourceConfig]:
     if which == "widerface":
         root = f"{data}/WIDERFace"
-        # The support set is the first five images of train.txt; boxes below 17 px are ignored.
+        # The support set is the first five images of train.txt; in training, faces below 17 px are ignored.
         train = SourceConfig(
             task=Task.DETECTION,
             reader="wider_face",
             root=root,
             split="train",
+            annotations="train.txt",
             classes=CLASS_NAMES["wider_face"],
+            drop_empty=True,
+            min_side=32,
+            min_box=17,
             limit=5,
             augment=_RESIZE_AND_FLIP,
         )
-        return train, dataclasses.replace(train, split="val", limit=0, augment=None)
+        val = dataclasses.replace(train, split="val", annotations="val.txt", limit=0, augment=None)
+        return train, dataclasses.replace(val, drop_empty=False, min_side=0, min_box=0.0, protocol="voc07")
     if which == "deepfashion":
         train = SourceConfig(
             task=Task.DETECTION,

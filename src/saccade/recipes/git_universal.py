@@ -68,26 +68,29 @@ def _boxes(
     weight: float,
     augment: DetectionAugment,
     *,
-    images: str = "",
     classes: tuple[str, ...] = (),
     repeat_threshold: float = 0.0,
+    min_box: float = 0.0,
 ) -> SourceConfig:
+    """Boxes for training; images without a box, or with a side below 32 pixels, are left out."""
     return SourceConfig(
         task=Task.DETECTION,
         reader=reader,
         root=root,
         split="train",
-        images=images,
         annotations=annotations,
         classes=classes,
         repeat_threshold=repeat_threshold,
+        drop_empty=True,
+        min_side=32,
+        min_box=min_box,
         weight=weight,
         augment=augment,
     )
 
 
 def _as_instances(
-    source: SourceConfig, weight: float, *, annotations: str = "", images: str = "", classes: tuple[str, ...] = ()
+    source: SourceConfig, weight: float, *, annotations: str = "", classes: tuple[str, ...] = ()
 ) -> SourceConfig:
     return dataclasses.replace(
         source,
@@ -95,13 +98,12 @@ def _as_instances(
         weight=weight,
         augment=_MASKS,
         annotations=annotations or source.annotations,
-        images=images or source.images,
         classes=classes or source.classes,
     )
 
 
 def _openimages(data: str) -> SourceConfig:
-    return _boxes(
+    boxes = _boxes(
         "openimages",
         f"{data}/openimages",
         "annotations/oidv6-train-annotations-bbox.csv",
@@ -109,6 +111,7 @@ def _openimages(data: str) -> SourceConfig:
         _RESIZE_ONLY,
         repeat_threshold=_OPENIMAGES_THRESHOLD,
     )
+    return dataclasses.replace(boxes, drop_empty=False, min_side=0)  # its table lists no empty image
 
 
 def _lvis(data: str) -> SourceConfig:
@@ -124,7 +127,7 @@ def _lvis(data: str) -> SourceConfig:
 
 def _nuimages(data: str) -> SourceConfig:
     return _boxes(
-        "coco",
+        "nuimages",
         f"{data}/nuimages",
         "annotations/nuimages_v1.0-train.json",
         0.033333,
@@ -134,22 +137,14 @@ def _nuimages(data: str) -> SourceConfig:
 
 
 def _bdd100k(data: str) -> SourceConfig:
-    return _boxes(
-        "coco",
-        f"{data}/bdd100k",
-        "annotations/det_train_cocofmt.json",
-        0.033333,
-        _BOTH,
-        images="images/100k/train",
-        classes=CLASS_NAMES["bdd100k_boxes"],
-    )
+    return _boxes("bdd100k", f"{data}/bdd100k", "", 0.033333, _BOTH, classes=CLASS_NAMES["bdd100k_boxes"])
 
 
 def _detection(data: str) -> tuple[SourceConfig, ...]:
     all_voc = sum(_VOC_IMAGES.values())
     voc = tuple(
         dataclasses.replace(
-            _boxes("voc", f"{data}/VOCdevkit/{year}", "", 0.005926 * images / all_voc, _RESIZE_ONLY),
+            _boxes("voc", f"{data}/VOCdevkit/{year}", "", 0.005926 * images / all_voc, _RESIZE_ONLY, min_box=32),
             split="trainval",
             classes=CLASS_NAMES["voc"],
         )
@@ -172,13 +167,7 @@ def _instances(data: str) -> tuple[SourceConfig, ...]:
         _as_instances(_openimages(data), 0.059119, annotations="annotations/train-annotations-object-segmentation.csv"),
         _as_instances(_nuimages(data), 0.044444),
         coco_instances(data, batch_size=1, weight=0.066667),
-        _as_instances(
-            _bdd100k(data),
-            0.022222,
-            images="images/10k/train",
-            annotations="annotations/ins_seg_train_cocofmt.json",
-            classes=CLASS_NAMES["cityscapes_instances"],
-        ),
+        _as_instances(_bdd100k(data), 0.022222, classes=CLASS_NAMES["bdd100k_instances"]),
     )
 
 
@@ -198,13 +187,13 @@ def _labels(root: str, images: str, maps: str, names: str, weight: float) -> Sou
 
 def _semantic(data: str) -> tuple[SourceConfig, ...]:
     stuff = _labels(f"{data}/coco_stuff164k", "images/train2017", "annotations/train2017", "coco_stuff", 0.062835)
-    nuimages = _labels(f"{data}/nuimages", "samples", "annotations/semantic_masks", "nuimages_semantic", 0.048438)
+    nuimages = _labels(f"{data}/nuimages", "", "annotations/nuimages_v1.0-train.json", "nuimages_semantic", 0.048438)
     context = _labels(
         f"{data}/VOCdevkit/VOC2010", "JPEGImages", "SegmentationClassContext", "pascal_context_59", 0.003831
     )
     return (
         dataclasses.replace(stuff, mask_suffix="_labelTrainIds"),
-        dataclasses.replace(nuimages, reader="nuimages_semantic", reduce_zero_label=True),
+        dataclasses.replace(nuimages, reader="nuimages"),
         dataclasses.replace(context, split="ImageSets/SegmentationContext/train", reduce_zero_label=True),
         _labels(f"{data}/bdd100k", "images/10k/train", "labels/sem_seg/masks/train", "cityscapes", 0.005208),
         _labels(f"{data}/mapillary", "training/images", "training/v2.0/labels_mask", "mapillary_v2", 0.013021),

@@ -9,16 +9,10 @@ from saccade.errors import ConfigError
 from saccade.training.config import SourceConfig, TrainConfig
 
 LATER_READERS: dict[str, str] = {
-    "objects365": "Objects365 v2 boxes",
-    "openimages": "OpenImages v6 boxes and masks",
-    "lvis": "LVIS v1 boxes and masks",
-    "nuimages_semantic": "nuImages label maps (nested camera folders)",
     "ccs": "CC3M, CC12M and SBU with BLIP's filtered captions",
     "visual_genome": "Visual Genome captions",
     "flickr30k": "Flickr30k phrases with boxes",
     "nocaps": "nocaps captions",
-    "wider_face": "WIDER FACE boxes",
-    "cityscapes": "Cityscapes label maps (nested city folders)",
 }
 """Readers that published recipes name and that come later, to the data they will read."""
 

@@ -10,7 +10,22 @@ from saccade.data.augment import Augment
 from saccade.data.sources.spec import SourceSpec
 from saccade.errors import ConfigError, nearest
 from saccade.layers.precision import Precision
-from saccade.models.git.config import GiTConfig
+from saccade.models.systems import ModelConfig, offers
+from saccade.tasks import Task
+
+_AP = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
+_RARE = ("APr", "APc", "APf", "AR@300")
+METRICS: dict[Task, tuple[str, ...]] = {
+    Task.DETECTION: (*_AP, *_RARE),
+    Task.INSTANCE: (*_AP, *_RARE, *(f"mask_{name}" for name in (*_AP, *_RARE))),
+    Task.SEMANTIC: (
+        *("aAcc", "mIoU", "mAcc", "mDice", "mFscore", "mPrecision", "mRecall", "image_mIoU", "image_mDice"),
+        *("IoU", "Dice", "image_IoU", "image_Dice"),
+    ),
+    Task.CAPTION: ("Bleu_1", "Bleu_2", "Bleu_3", "Bleu_4", "ROUGE_L", "CIDEr"),
+    Task.GROUNDING: ("Acc@0.5", "mIoU"),
+}
+"""What the metric of each task reports in training, and ``monitor`` may name."""
 
 
 @dataclass(kw_only=True)
@@ -21,11 +36,13 @@ class SourceConfig(SourceSpec):
         weight: Probability weight of this source in the mixture.
         batch_size: Images per process and step; in evaluation, images per forward pass.
         augment: Training augmentation; None for evaluation.
+        protocol: How evaluation scores boxes (:data:`saccade.metrics.DETECTION_PROTOCOLS`); empty = as the data set is.
     """
 
     weight: float = 1.0
     batch_size: int = 1
     augment: Augment | None = None
+    protocol: str = ""
 
 
 @dataclass(kw_only=True)
@@ -46,6 +63,24 @@ class LayerRates:
 
 
 @dataclass(kw_only=True)
+class LayerDecay:
+    """Learning-rate multipliers that fall by a factor per layer, from the last block down to the patches.
+
+    The multiplier is ``rate ** (layers + 1 - id)``: the stem has id 0, block i the id i + 1, everything behind the
+    blocks ``layers + 1``. Residual convolutions between blocks count as behind (detectron2).
+
+    Attributes:
+        rate: The factor.
+        layers: Layers that are counted.
+        cells: Reduction cells before the blocks (ViTAE-S): cell s has the id s, block i the id cells + i.
+    """
+
+    rate: float = 0.7
+    layers: int = 12
+    cells: int = 0
+
+
+@dataclass(kw_only=True)
 class OptimConfig:
     """AdamW and its schedule.
 
@@ -55,10 +90,13 @@ class OptimConfig:
         eps: AdamW epsilon.
         weight_decay: Weight decay of every parameter (or only of matrices, with ``decay_matrices_only``).
         decay_matrices_only: No weight decay on norms, biases and tables.
+        no_decay: Shell patterns of further parameters without weight decay.
         clip_norm: Greatest L2 norm of all gradients (0 = no clipping).
         layer_rates: Per-layer multipliers; None = 1 everywhere.
-        schedule: ``cosine`` to ``min_lr`` or ``constant``.
+        schedule: ``cosine`` to ``min_lr``, ``constant``, or ``steps``: a tenth from every milestone on.
+        milestones: Steps (0-based) of the schedule ``steps``.
         warmup_steps: Linear warm-up.
+        warmup_start: Share of the rate that the warm-up begins with; 0 = it rises from 1 / warmup_steps to 1.
         min_lr: Absolute learning rate at the end of the cosine, the same for every group.
     """
 
@@ -68,9 +106,12 @@ class OptimConfig:
     weight_decay: float = 0.05
     decay_matrices_only: bool = False
     clip_norm: float = 0.1
-    layer_rates: LayerRates | None = None
-    schedule: Literal["cosine", "constant"] = "cosine"
+    no_decay: tuple[str, ...] = ()
+    layer_rates: LayerRates | LayerDecay | None = None
+    schedule: Literal["cosine", "constant", "steps"] = "cosine"
+    milestones: tuple[int, ...] = ()
     warmup_steps: int = 0
+    warmup_start: float = 0.0
     min_lr: float = 2e-6
 
 
@@ -86,7 +127,7 @@ class TrainConfig:
         steps: Optimiser steps. 0 with an empty mixture only evaluates ``val``.
         optim: Optimiser and schedule.
         initialise: Fresh weights: ``plain`` as published, or ``local`` for training without any pre-training
-            (:func:`saccade.models.git.initialise.initialise_local`).
+            (:func:`saccade.layers.local_start.start_local`).
         weights: A checkpoint folder or zoo name whose whole model is the start (fine-tuning).
         init_from: A pre-training file whose backbone is the start (e.g. a SAM ViT).
         text_init: A BERT embedding file for ``text_embed`` (GiT's ``bert_embed*.pt``).
@@ -111,7 +152,7 @@ class TrainConfig:
     """
 
     name: str
-    model: GiTConfig
+    model: ModelConfig
     train: tuple[SourceConfig, ...]
     steps: int
     val: tuple[SourceConfig, ...] = ()
@@ -195,11 +236,22 @@ def validate(config: TrainConfig) -> None:
         raise ConfigError("every source of the mixture has weight 0", where="train")
     for part, sources in (("train", config.train), ("val", config.val)):
         for index, source in enumerate(sources):
-            if getattr(config.model, source.task.value, None) is None:
+            if not offers(config.model, source.task):
                 raise ConfigError(f"the model does not offer the task {source.task}", where=f"{part}.{index}.task")
-    if config.monitor and config.monitor.rpartition("/")[0] not in (labels := source_labels(config.val)):
+    if config.monitor:
+        _validate_monitor(config)
+
+
+def _validate_monitor(config: TrainConfig) -> None:
+    """A wrong name must not show itself after hours of training."""
+    known = [
+        f"{label}/{metric}"
+        for label, source in zip(source_labels(config.val), config.val, strict=True)
+        for metric in METRICS[source.task]
+    ]
+    if config.monitor not in known:
         raise ConfigError(
             f"monitor '{config.monitor}' names nothing that is evaluated",
             where="monitor",
-            fix=nearest(config.monitor, [f"{label}/..." for label in labels]) if labels else "add a source to val",
+            fix=nearest(config.monitor, known) if known else "add a source to val",
         )

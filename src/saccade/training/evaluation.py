@@ -12,22 +12,18 @@ from saccade.data.loader import EvalLoader
 from saccade.data.sources.base import Source, select_range
 from saccade.errors import SaccadeError, UsageError
 from saccade.layers.precision import Precision, autocast
-from saccade.metrics import CaptionMetric, build_metrics
+from saccade.metrics import DETECTION_PROTOCOLS, CaptionMetric, build_metrics, detection_protocol
 from saccade.metrics.detection import Engine
-from saccade.models.git.model import GiT
+from saccade.models.systems import Model
 from saccade.tasks import Task
 from saccade.training.distributed import World
 
 PROTOCOLS: dict[Task, str] = {
-    Task.DETECTION: "COCO box AP, IoU 0.50:0.95, 100 detections per image",
-    Task.INSTANCE: "COCO box and mask AP, IoU 0.50:0.95, 100 detections per image",
     Task.SEMANTIC: "IoU from areas summed over the set, at the original size, label 255 left out",
     Task.CAPTION: "BLEU-1..4, ROUGE-L and CIDEr of COCO captions, PTB tokens",
     Task.GROUNDING: "share of phrases whose box has IoU >= 0.5, in pixels of the original image",
 }
-"""How each task is scored; every result carries the line."""
-
-_COCO = (Task.DETECTION, Task.INSTANCE)
+"""How each task is scored; every result carries the line. Detection has several protocols of its own."""
 
 
 class EvaluationStopped(SaccadeError):
@@ -65,7 +61,7 @@ class EvalResult:
 
 
 def evaluate(
-    model: GiT,
+    model: Model,
     source: Source,
     *,
     batch_size: int = 1,
@@ -73,6 +69,7 @@ def evaluate(
     limit: int = 0,
     precision: Precision = "float32",
     engine: Engine = "faster",
+    protocol: str = "",
     progress: Callable[[int, int], None] | None = None,
     stop: Callable[[], bool] | None = None,
     world: World | None = None,
@@ -89,13 +86,15 @@ def evaluate(
         precision: Arithmetic of the forward pass.
         engine: ``pycocotools`` runs the reference programs, for numbers that are reported: it itself, and METEOR
             where its Java program is found. ``faster`` gives the same AP sooner and leaves METEOR out.
+        protocol: How detection and instance segmentation are scored (:data:`saccade.metrics.DETECTION_PROTOCOLS`);
+            empty = as the data set is: LVIS by its own protocol, others by that of COCO.
         progress: Called with (samples done on this rank, samples of this rank).
         stop: Asked after every batch; once it says yes on any rank, the evaluation is given up.
         world: This process among all; samples are shared out and metrics merged, every rank gets the result.
         checkpoint: Name or folder of the weights, for the stamp.
 
     Raises:
-        UsageError: The model does not offer the task.
+        UsageError: The model does not offer the task, or the protocol does not score it.
         EvaluationStopped: ``stop`` said yes.
     """
     world = world or World()
@@ -119,8 +118,8 @@ def evaluate(
     )
     metric = (
         CaptionMetric(meteor=engine == "pycocotools")
-        if source.task is Task.CAPTION
-        else build_metrics(source.task, source.classes, engine=engine)
+        if source.task is Task.CAPTION and not protocol
+        else build_metrics(source.task, source.classes, engine=engine, protocol=protocol)
     )
     share = len(range(world.rank, len(source), world.size))
     started_s, done, stopped = time.perf_counter(), 0, False
@@ -148,7 +147,7 @@ def evaluate(
             "task": str(source.task),
             "data": source.name,
             "left_out": dict(source.skipped),
-            "protocol": PROTOCOLS[source.task] + (f" ({engine})" if source.task in _COCO else ""),
+            "protocol": _protocol_line(source, protocol, engine),
             "notes": list(metric.notes),
             "input_hw": list(declared.size_hw),
             "precision": precision,
@@ -157,12 +156,20 @@ def evaluate(
     )
 
 
+def _protocol_line(source: Source, asked: str, engine: Engine) -> str:
+    if source.classes is None or source.task in PROTOCOLS:
+        return PROTOCOLS[source.task]
+    chosen = detection_protocol(source.classes, asked)
+    line = DETECTION_PROTOCOLS[chosen].format("box and mask" if source.task is Task.INSTANCE else "box")
+    return f"{line} ({engine})" if chosen in ("coco", "boundary") else line
+
+
 def _numbers(row: dict[str, Any]) -> dict[str, float]:
     return {name: value for name, value in row.items() if isinstance(value, int | float)}
 
 
 @contextmanager
-def _evaluation_mode(model: GiT) -> Iterator[None]:
+def _evaluation_mode(model: Model) -> Iterator[None]:
     training = model.training
     model.eval()
     try:

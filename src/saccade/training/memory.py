@@ -13,7 +13,7 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from saccade.data.loader import SourceEntry, TrainLoader
 from saccade.data.sources import SourceSpec, open_source
 from saccade.layers.precision import Precision, autocast
-from saccade.models.git.model import GiT
+from saccade.models.systems import Model, build, input_size, with_vit
 from saccade.samples import Batch
 from saccade.tasks import Task
 from saccade.training.config import SourceConfig, TrainConfig
@@ -68,7 +68,7 @@ def measure_memory(config: TrainConfig, *, images: int = 1, derive: bool = False
         (_derived if derive else _kept)(config, list(first.values()), images, checkpointing)
         for checkpointing in (False, True)
     ]
-    sizes = (getattr(config.model, task.value).input_size for task in first)
+    sizes = (input_size(config.model, task) for task in first)
     return [
         MemoryRow(
             task=task,
@@ -85,7 +85,7 @@ def measure_memory(config: TrainConfig, *, images: int = 1, derive: bool = False
 def _kept(config: TrainConfig, sources: list[SourceConfig], images: int, checkpointing: bool) -> list[float]:
     """GB per image that the configured model keeps, for each source."""
     seed_everything(config.seed)
-    model = config.model.build(vocabulary_of(config)).train()
+    model = build(config.model, vocabulary_of(config)).train()
     model.set_activation_checkpointing(checkpointing)
     batches = (_batch(source, model, images, config.seed) for source in sources)
     return [kept_bytes(model, batch, config.precision) / images / 1e9 for batch in batches]
@@ -96,7 +96,7 @@ def _derived(config: TrainConfig, sources: list[SourceConfig], images: int, chec
 
     def cut(depth: int, global_blocks: tuple[int, ...]) -> list[float]:
         vit = dataclasses.replace(config.model.vit, depth=depth, global_blocks=global_blocks)
-        model = dataclasses.replace(config.model, vit=vit)
+        model = with_vit(config.model, vit)
         return _kept(dataclasses.replace(config, model=model), sources, images, checkpointing)
 
     vit = config.model.vit
@@ -110,7 +110,7 @@ def _derived(config: TrainConfig, sources: list[SourceConfig], images: int, chec
     ]
 
 
-def kept_bytes(model: GiT, batch: Batch, precision: Precision = "float32") -> int:
+def kept_bytes(model: Model, batch: Batch, precision: Precision = "float32") -> int:
     """Bytes that one forward pass keeps for the backward pass, the weights themselves left out.
 
     Args:
@@ -148,7 +148,7 @@ class _KeptStorages:
         raise AssertionError(f"a backward pass cannot follow a measurement ({saved})")
 
 
-def _batch(source: SourceConfig, model: GiT, images: int, seed: int) -> Batch:
+def _batch(source: SourceConfig, model: Model, images: int, seed: int) -> Batch:
     declared = model.preprocess(source.task)
     side = min(max(*declared.size_hw, _SCENE_SIDES[0]), _SCENE_SIDES[1])
     drawn = open_source(SourceSpec(task=source.task, reader="scenes", size=side))

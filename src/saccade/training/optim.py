@@ -4,30 +4,35 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
+from fnmatch import fnmatchcase
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from saccade.errors import CheckpointError, ConfigError
-from saccade.training.config import LayerRates, OptimConfig
+from saccade.training.config import LayerDecay, LayerRates, OptimConfig
 
 _BLOCK = re.compile(r"backbone\.blocks\.(\d+)\.")
+_CELL = re.compile(r"backbone\.cells\.(\d+)\.")
 _STEM = ("backbone.patch_embed.", "backbone.pos_embed")
 
 
-def layer_multiplier(name: str, rates: LayerRates | None) -> float:
+def layer_multiplier(name: str, rates: LayerRates | LayerDecay | None) -> float:
     """Learning-rate multiplier of one parameter.
 
     Args:
         name: Parameter name, e.g. ``backbone.blocks.7.norm1.weight``.
-        rates: The ramp; None = 1 everywhere.
+        rates: The ramp or the decay; None = 1 everywhere.
 
     Returns:
-        ``floor`` for the stem and the blocks up to ``frozen_until``, a linear ramp to 1 at ``first_full``, 1 elsewhere.
+        For a ramp: ``floor`` for the stem and the blocks up to ``frozen_until``, a linear ramp to 1 at ``first_full``,
+        1 elsewhere. For a decay: see :class:`~saccade.training.config.LayerDecay`.
     """
     if rates is None:
         return 1.0
+    if isinstance(rates, LayerDecay):
+        return float(rates.rate ** (rates.layers + 1 - _layer_id(name, rates)))
     if name.startswith(_STEM):
         return rates.floor
     block = _BLOCK.match(name)
@@ -35,6 +40,18 @@ def layer_multiplier(name: str, rates: LayerRates | None) -> float:
         return 1.0
     ramp = (int(block.group(1)) - rates.frozen_until) / (rates.first_full - rates.frozen_until)
     return rates.floor + (1.0 - rates.floor) * min(1.0, max(0.0, ramp))
+
+
+def _layer_id(name: str, rates: LayerDecay) -> int:
+    if name.startswith(_STEM):
+        return 0
+    cell = _CELL.match(name)
+    if cell is not None:
+        return int(cell[1])
+    block = _BLOCK.match(name)
+    if block is None or ".residual." in name:
+        return rates.layers + 1
+    return int(block[1]) + (rates.cells or 1)
 
 
 def parameter_groups(named_parameters: Iterable[tuple[str, Tensor]], optim: OptimConfig) -> list[dict[str, Any]]:
@@ -58,6 +75,7 @@ def parameter_groups(named_parameters: Iterable[tuple[str, Tensor]], optim: Opti
         blocks += _BLOCK.match(name) is not None
         multiplier = layer_multiplier(name, optim.layer_rates)
         plain = optim.decay_matrices_only and (parameter.ndim < 2 or _is_table(name))
+        plain |= any(fnmatchcase(name, pattern) for pattern in optim.no_decay)
         decay = 0.0 if plain else optim.weight_decay
         group = groups.setdefault(
             (multiplier, decay), {"params": [], "names": [], "multiplier": multiplier, "weight_decay": decay}

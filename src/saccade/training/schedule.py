@@ -13,7 +13,8 @@ def learning_rate(step: int, *, steps: int, optim: OptimConfig, multiplier: floa
     Without warm-up the cosine is that of the GiT recipes:
     ``lr(t) = min_lr + (base - min_lr) * (1 + cos(pi * t / T)) / 2`` with ``base = lr * multiplier``. ``min_lr`` is
     absolute: groups with a small multiplier end at the same rate as the others. With warm-up the first ``warmup_steps``
-    steps rise linearly to ``base`` and the cosine spans the rest.
+    steps rise linearly to ``base`` and the cosine spans the rest. With ``warmup_start`` the rise is that of mmcv and
+    detectron2: it begins with that share and reaches ``base`` at step ``warmup_steps``.
 
     Args:
         step: 0-based optimiser step.
@@ -23,9 +24,13 @@ def learning_rate(step: int, *, steps: int, optim: OptimConfig, multiplier: floa
     """
     base = optim.lr * multiplier
     warmup = min(optim.warmup_steps, steps)
+    drops = sum(step >= milestone for milestone in optim.milestones) if optim.schedule == "steps" else 0
+    base *= 0.1**drops
     if step < warmup:
+        if optim.warmup_start:
+            return base * (optim.warmup_start + (1 - optim.warmup_start) * step / warmup)
         return base * (step + 1) / warmup
-    if optim.schedule == "constant":
+    if optim.schedule != "cosine":
         return base
     progress = (step - warmup) / max(1, steps - warmup)
     return optim.min_lr + (base - optim.min_lr) * (1 + math.cos(math.pi * min(1.0, progress))) / 2

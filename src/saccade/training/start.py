@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 from saccade.errors import ConfigError
@@ -9,14 +10,22 @@ from saccade.hub.checkpoint import VOCABULARY
 from saccade.hub.resolve import ASSETS, fetch_file, load_model, resolve
 from saccade.hub.starts import load_backbone, load_text_embedding
 from saccade.hub.zoo import ZOO
+from saccade.layers.local_start import start_local
+from saccade.layers.vit import PlainViT
 from saccade.mapping import MappingReport
+from saccade.models.git.config import GiTConfig
 from saccade.models.git.initialise import initialise_local
 from saccade.models.git.model import GiT
+from saccade.models.systems import Model, build
+from saccade.models.vitdet.model import ViTDet
 from saccade.tokens.vocabulary import TextVocabulary
 from saccade.training.config import TrainConfig
 
+# What a detector must learn anew for other classes: outputs per class, and mask heads that only one of two models has.
+_OF_CLASSES = re.compile(r"roi\.(box_heads\.\d+\.(cls|box)\.|mask_heads\.|class_weights)")
 
-def build_model(config: TrainConfig) -> tuple[GiT, list[MappingReport]]:
+
+def build_model(config: TrainConfig) -> tuple[Model, list[MappingReport]]:
     """Builds the model of a run on the CPU and fills it with its starting weights.
 
     Fresh weights depend on torch's random generator: the caller seeds it.
@@ -33,24 +42,40 @@ def build_model(config: TrainConfig) -> tuple[GiT, list[MappingReport]]:
     """
     if config.weights:
         return _whole_model(config), []
-    model = config.model.build(vocabulary_of(config))
+    model = build(config.model, vocabulary_of(config))
     if config.initialise == "local":
-        initialise_local(model)
+        _start_local(model)
     reports: list[MappingReport] = []
     if config.init_from:
         reports.append(load_backbone(model, _file(config.init_from)))
     if config.text_init:
+        if not isinstance(model, GiT):
+            raise ConfigError(f"a {model.system} model has no text embedding", where="text_init")
         reports.append(load_text_embedding(model, _file(config.text_init)))
     return model, reports
 
 
-def _whole_model(config: TrainConfig) -> GiT:
-    """``weights``: every tensor must find its place in the configured model."""
+def _start_local(model: Model) -> None:
+    if isinstance(model, GiT):
+        initialise_local(model)
+    elif isinstance(model.backbone, PlainViT):
+        start_local(model.backbone)
+    else:
+        raise ConfigError("the local start is for plain ViTs", where="initialise", fix="set initialise=plain")
+
+
+def _whole_model(config: TrainConfig) -> Model:
+    """``weights``: every tensor must find its place in the configured model.
+
+    A detector with other classes than those of ``weights`` keeps fresh what depends on the classes.
+    """
     loaded = load_model(config.weights).model
-    model = config.model.build(vocabulary_of(config))
+    model = build(config.model, vocabulary_of(config))
     found = {key: tuple(value.shape) for key, value in loaded.state_dict().items()}
     expected = {key: tuple(value.shape) for key, value in model.state_dict().items()}
     odd = sorted(key for key in found.keys() | expected.keys() if found.get(key) != expected.get(key))
+    if isinstance(model, ViTDet) and isinstance(loaded, ViTDet):
+        odd = [key for key in odd if not _OF_CLASSES.match(key)]
     if odd:
         raise ConfigError(
             "the configured model is not the one that weights names",
@@ -58,17 +83,22 @@ def _whole_model(config: TrainConfig) -> GiT:
             why=f"{len(odd)} tensors differ in name or shape, e.g. {', '.join(odd[:3])}",
             fix="use that model's own configuration (recipe=finetune does), or start its backbone only, with init_from",
         )
-    model.load_state_dict(loaded.state_dict())
+    fitting = {key: value for key, value in loaded.state_dict().items() if found[key] == expected.get(key)}
+    model.load_state_dict(fitting, strict=False)
     return model
 
 
-def vocabulary_of(config: TrainConfig) -> TextVocabulary:
+def vocabulary_of(config: TrainConfig) -> TextVocabulary | None:
     """The vocabulary of a run: the file it names, that of ``weights``, or the bundled one that fits the model.
+
+    None where the model reads and writes no text.
 
     Raises:
         ConfigError: None is named, and no bundled one fits.
         CheckpointError: The file is missing or no WordPiece vocabulary.
     """
+    if not isinstance(config.model, GiTConfig):
+        return None
     if config.vocabulary:
         return TextVocabulary(config.vocabulary)
     if config.weights:

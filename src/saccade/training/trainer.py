@@ -19,7 +19,7 @@ from saccade.data.sources import open_source
 from saccade.data.sources.base import Source
 from saccade.errors import ConfigError, nearest
 from saccade.hub.checkpoint import save_model
-from saccade.models.git.model import GiT
+from saccade.models.systems import Model
 from saccade.samples import Batch, ClassList
 from saccade.tasks import Task
 from saccade.training.checkpoint import CheckpointStore, read_state, write_state
@@ -46,6 +46,8 @@ class TrainResult:
         checkpoint: The last checkpoint.
         best: The checkpoint with the best monitored metric; None without ``monitor``.
         metrics: ``label/metric`` to value, of the last evaluation.
+        best_step: Step of the best checkpoint.
+        best_metrics: ``label/metric`` to value of the best checkpoint.
         evaluations: The last evaluation of each source, where this process made one.
         stopped_by: Name of the signal that ended the run before its last step; None otherwise.
     """
@@ -55,6 +57,8 @@ class TrainResult:
     checkpoint: Path | None
     best: Path | None
     metrics: dict[str, float]
+    best_step: int | None = None
+    best_metrics: dict[str, float] | None = None
     evaluations: dict[str, EvalResult] = field(default_factory=dict)
     stopped_by: str | None = None
 
@@ -114,7 +118,10 @@ class _Run:
         self.step = self.first_step = start.step
         self.saved_step = start.step if start.checkpoint else -1
         self.metrics: dict[str, float] = start.values.get("metrics", {})
-        self.best: dict[str, float] | None = start.values.get("best")
+        self.best: dict[str, Any] | None = start.values.get("best")
+        if self.best is not None and self.best.get("of") != self._judged_by():
+            start.notes.append("monitor or val changed: the best checkpoint is judged anew from here on")
+            self.best = None
         self.evaluated_step: int = start.values.get("evaluated_step", -1)
         self.evaluations: dict[str, EvalResult] = {}
         self.train_sources = [open_source(source) for source in config.train]
@@ -122,7 +129,7 @@ class _Run:
         self.labels = source_labels(config.val)
         seed_everything(config.seed)
         model, reports = build_model(config)
-        self.model: GiT = model.to(world.device)
+        self.model: Model = model.to(world.device)
         self.model.set_activation_checkpointing(config.activation_checkpointing)
         self.engine = Engine(self.model, config, world)
         if start.checkpoint is not None:
@@ -171,6 +178,8 @@ class _Run:
             step=self.step,
             checkpoint=self.store.path(self.saved_step),
             best=self.store.best(),
+            best_step=None if self.best is None else int(self.best["step"]),
+            best_metrics=None if self.best is None else self.best["metrics"],
             metrics=self.metrics,
             evaluations=self.evaluations,
             stopped_by=self._stopped_by(goal),
@@ -205,7 +214,7 @@ class _Run:
 
     def _close_step(self) -> None:
         """The evaluation and the checkpoint that are due after this step."""
-        improved = self._evaluation_due() and self._evaluate()
+        improved = self._evaluation_due() and self._evaluate() and self._improved()
         if improved or self.step == self.config.steps or self.step % self.config.save_every == 0:
             self._save(best=improved)
 
@@ -225,7 +234,7 @@ class _Run:
         self.progress.numbers(self.step, values, seconds_left=per_step_s * (self.config.steps - self.step))
 
     def _evaluate(self) -> bool:
-        """Evaluates every source of ``val``; returns whether the monitored metric is the best so far.
+        """Evaluates every source of ``val``; returns whether it came to its end.
 
         A stop signal cuts it short; it is made up for when the run goes on.
         """
@@ -240,7 +249,7 @@ class _Run:
             for label, result in results.items():
                 self.log.evaluation(self.step, label, result.to_dict())
             self.log.draw()
-        return self._improved()
+        return True
 
     def _evaluate_one(self, number: int, label: str) -> EvalResult:
         source, config = self.val_sources[number], self.config.val[number]
@@ -250,6 +259,7 @@ class _Run:
             batch_size=config.batch_size,
             workers=self.config.workers,
             precision=self.config.precision,
+            protocol=config.protocol,
             progress=lambda done, total: self.progress.evaluating(label, done, total),
             stop=lambda: self.stop.requested,
             world=self.world,
@@ -260,16 +270,22 @@ class _Run:
         return result
 
     def _improved(self) -> bool:
+        """Whether the monitored metric is the best so far."""
         name = self.config.monitor
         if not name:
             return False
         if name not in self.metrics:
+            self._save()  # what was learned is not lost by a word
             raise ConfigError(f"there is no metric '{name}'", where="monitor", fix=nearest(name, self.metrics))
         value = self.metrics[name]
         if not math.isnan(value) and (self.best is None or value > self.best["value"]):
-            self.best = {"step": self.step, "value": value}
+            self.best = {"step": self.step, "value": value, "metrics": self.metrics, "of": self._judged_by()}
             return True
         return False
+
+    def _judged_by(self) -> dict[str, Any]:
+        """What the best checkpoint is the best of; another metric or other data begin anew."""
+        return {"monitor": self.config.monitor, "val": [to_dict(source) for source in self.config.val]}
 
     def _save(self, *, best: bool = False) -> None:
         """Writes a checkpoint from the main process; a failure stops every rank."""
@@ -321,7 +337,7 @@ class _Run:
             self.log.event(self.step, text)
 
 
-def _entry(config: SourceConfig, source: Source, model: GiT) -> SourceEntry:
+def _entry(config: SourceConfig, source: Source, model: Model) -> SourceEntry:
     return SourceEntry(
         source=source,
         preprocess=model.preprocess(config.task),

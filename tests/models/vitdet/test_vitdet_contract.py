@@ -16,7 +16,7 @@ from saccade.models.vitdet.config import ViTDetConfig
 from saccade.models.vitdet.model import ViTDet
 from saccade.models.vitdet.presets import PRESETS
 from saccade.results import Instances
-from saccade.samples import Batch, Target
+from saccade.samples import Batch, ClassList, Target
 from saccade.tasks import Task
 
 
@@ -184,7 +184,7 @@ def test_the_config_survives_plain_data(form: str) -> None:
 @pytest.mark.parametrize("name", list(PRESETS))
 def test_presets_have_the_published_form(name: str) -> None:
     preset = PRESETS[name]()
-    assert len(preset.classes) == preset.roi.num_classes
+    assert preset.roi.num_classes == (1203 if "lvis" in name else 80)
     assert (len(preset.roi.stages) == 3) == ("cascade" in name)
     assert preset.roi.sigmoid == ("lvis" in name)
     with torch.device("meta"):
@@ -224,3 +224,41 @@ def test_preprocessing_keeps_the_aspect_ratio() -> None:
     assert model().preprocess(Task.INSTANCE).interpolation == "bilinear"
     assert model().classes.names == CLASSES
     assert isinstance(batch(), Batch)
+
+
+def test_answers_follow_the_class_list_that_is_asked_for() -> None:
+    net = model().eval()
+    plain = net.predict(batch())
+    asked = dataclasses.replace(batch(), classes=ClassList(names=("cup", "ball"), category_ids=(7, 9)))
+    for one, other in zip(plain, net.predict(asked), strict=True):
+        assert isinstance(one, Instances) and isinstance(other, Instances)
+        kept = [(n, s) for n, s in zip(one.class_names, one.scores.tolist(), strict=True) if n != "box"]
+        assert kept == list(zip(other.class_names, other.scores.tolist(), strict=True))
+        assert set(other.category_ids) <= {7, 9}
+    with pytest.raises(UsageError, match="does not know the class 'bal'"):
+        net.predict(dataclasses.replace(batch(), classes=ClassList.from_names(["bal"])))
+
+
+def test_targets_are_read_by_the_names_of_their_classes() -> None:
+    data = batch()
+    shuffled = batch()
+    shuffled.classes = ClassList.from_names(["cup", "box", "ball"])
+    for target in shuffled.targets:
+        assert target.class_ids is not None
+        target.class_ids = 2 - target.class_ids
+    losses = []
+    for one in (data, shuffled):
+        torch.manual_seed(0)
+        losses.append(total(model().train().loss(one)))
+    assert torch.equal(losses[0], losses[1])
+    shuffled.classes = ClassList.from_names(["cup", "box", "hat"])
+    with pytest.raises(DataError, match="class 'hat'"):
+        model().train().loss(shuffled)
+
+
+def test_unnamed_classes_take_the_ids_of_the_data() -> None:
+    net = model(classes=()).eval()
+    answer = net.predict(batch())[0]
+    assert isinstance(answer, Instances) and answer.classes.names == CLASSES
+    with pytest.raises(UsageError, match="3 classes without names, and 1"):
+        net.predict(dataclasses.replace(batch(), classes=ClassList.from_names(["a"])))

@@ -11,43 +11,51 @@ import numpy as np
 from saccade.data.checks.report import UNDIVIDED, ImageEntry, Report, check_box
 from saccade.data.images import MAX_PIXELS
 from saccade.data.sources.coco import (
+    COCO,
+    CocoLayout,
     decode_shape,
     find_annotations,
-    image_folders,
     is_far_outside,
+    locate_images,
     read_categories,
     to_polygon,
 )
-from saccade.data.sources.layout import find_images, hash_split, list_of, read_json
+from saccade.data.sources.layout import hash_split, list_of, read_json
 from saccade.data.sources.spec import SourceSpec
 from saccade.errors import DataError, UsageError
 
 
-def list_images(spec: SourceSpec, root: Path) -> list[tuple[dict[str, Any], Path]]:
+def list_images(spec: SourceSpec, root: Path, layout: CocoLayout = COCO) -> list[tuple[dict[str, Any], Path]]:
     """Entry and file of every image of the split, without looking at the files."""
-    path, divided = find_annotations(root, spec.split, spec.annotations)
+    path, divided = find_annotations(root, spec.split, spec.annotations, layout)
     listed = [entry for entry in list_of(read_json(path), "images", path) if isinstance(entry, dict)]
     if not divided:
         stems = [Path(str(entry.get("file_name", ""))).stem for entry in listed]
         listed = [listed[index] for index in hash_split(stems, spec.split, path)]
-    names = [str(entry.get("file_name", "")) for entry in listed]
-    folder = find_images(root, names, spec.images, image_folders(root, path, spec.split))
+    listed = [entry for entry in listed if (name := _file_of(entry, layout)) and name not in layout.absent]
+    folder, names = locate_images(root, listed, spec.images, path, spec.split, layout)
     return [(entry, folder / name) for entry, name in zip(listed, names, strict=True)]
 
 
-def check(spec: SourceSpec, root: Path, report: Report) -> list[ImageEntry]:
+def check(spec: SourceSpec, root: Path, report: Report, layout: CocoLayout = COCO) -> list[ImageEntry]:
     """Looks at the annotation file of a split.
+
+    Args:
+        spec: The data set.
+        root: Its folder.
+        report: Where defects go.
+        layout: Where the data set keeps its files.
 
     Returns:
         The images that it names.
     """
-    path, divided = find_annotations(root, spec.split, spec.annotations)
+    path, divided = find_annotations(root, spec.split, spec.annotations, layout)
     content = read_json(path)
     categories = _check_categories(content, path, report)
     sizes: dict[int | str, tuple[int, int] | None] = {}
     for entry in list_of(content, "images", path):
-        _check_image_entry(entry, sizes, report)
-    files = Counter(str(entry.get("file_name")) for entry in content["images"] if isinstance(entry, dict))
+        _check_image_entry(entry, sizes, report, layout)
+    files = Counter(_file_of(entry, layout) for entry in content["images"] if isinstance(entry, dict))
     for name, count in files.items():
         for _ in range(count - 1):
             report.add("duplicate_file", name)
@@ -66,18 +74,27 @@ def check(spec: SourceSpec, root: Path, report: Report) -> list[ImageEntry]:
     report.counts |= {"annotations": len(annotations), "classes": len(categories)}
     sound = [annotation for annotation in annotations if isinstance(annotation, dict)]
     report.note("crowd region", sum(bool(annotation.get("iscrowd")) for annotation in sound))
+    report.note("image that is listed but not shipped", sum(name in layout.absent for name in files))
     annotated = {value for annotation in sound if isinstance(value := annotation.get("image_id"), int | str)}
     report.note("image without annotations", sum(key not in annotated for key in sizes))
     if not divided and spec.split != "all":
         report.note(UNDIVIDED)
     try:
-        pairs = list_images(spec, root)
+        pairs = list_images(spec, root, layout)
     except UsageError as error:
         report.add("missing_image", f"{error.what}: {error.why}")
         return []
     return [
         ImageEntry(path=file, declared_hw=_size_of(entry), label=str(file.relative_to(root))) for entry, file in pairs
     ]
+
+
+def _file_of(entry: dict[str, Any], layout: CocoLayout) -> str:
+    """The image file in the last of the layout's ways, empty where the entry does not name it."""
+    try:
+        return layout.file_names[-1](entry)
+    except (KeyError, TypeError):
+        return ""
 
 
 def _size_of(entry: dict[str, Any]) -> tuple[int, int] | None:
@@ -110,12 +127,14 @@ def _check_categories(content: Any, path: Path, report: Report) -> dict[int, str
     return categories
 
 
-def _check_image_entry(entry: Any, sizes: dict[int | str, tuple[int, int] | None], report: Report) -> None:
-    if not isinstance(entry, dict) or not isinstance(entry.get("id"), int | str) or not entry.get("file_name"):
+def _check_image_entry(
+    entry: Any, sizes: dict[int | str, tuple[int, int] | None], report: Report, layout: CocoLayout
+) -> None:
+    if not isinstance(entry, dict) or not isinstance(entry.get("id"), int | str) or not _file_of(entry, layout):
         report.add("invalid_entry", f"image {entry}")
         return
     if entry["id"] in sizes:
-        report.add("duplicate_image_id", f"id {entry['id']} ({entry['file_name']})")
+        report.add("duplicate_image_id", f"id {entry['id']} ({_file_of(entry, layout)})")
         return
     sizes[entry["id"]] = _size_of(entry)
     if sizes[entry["id"]] is None:

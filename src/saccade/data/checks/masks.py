@@ -8,9 +8,8 @@ from pathlib import Path
 import numpy as np
 
 from saccade.data.checks.report import UNDIVIDED, ImageEntry, Report
-from saccade.data.class_names import CLASS_NAMES
 from saccade.data.images import image_size, read_labels
-from saccade.data.sources.mask_folder import MaskLayout, class_file
+from saccade.data.sources.mask_folder import MaskLayout, ade20k_classes, class_file
 from saccade.data.sources.spec import SourceSpec
 from saccade.errors import ImageError
 from saccade.samples import IGNORE_LABEL
@@ -24,7 +23,7 @@ def ade20k_spec(spec: SourceSpec) -> SourceSpec:
         split=split,
         images=f"images/{split}",
         annotations=f"annotations/{split}",
-        classes=spec.classes or CLASS_NAMES["ade20k"],
+        classes=spec.classes or ade20k_classes(spec.root),
         reduce_zero_label=True,
     )
 

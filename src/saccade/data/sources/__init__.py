@@ -3,39 +3,46 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 from saccade.data.sources.base import Source, balance_classes, select_range
-from saccade.data.sources.coco import CocoSource
+from saccade.data.sources.bdd100k import open_bdd100k
+from saccade.data.sources.cityscapes import open_cityscapes
+from saccade.data.sources.coco import open_coco
+from saccade.data.sources.coco_layouts import LVIS, OBJECTS365, V3DET, LvisSource
+from saccade.data.sources.crowdhuman import open_crowdhuman
 from saccade.data.sources.karpathy import KarpathySource
 from saccade.data.sources.mask_folder import MaskFolderSource, ade20k_source
+from saccade.data.sources.nuimages import open_nuimages
+from saccade.data.sources.openimages import OpenImagesSource
+from saccade.data.sources.panoptic import PanopticSource
 from saccade.data.sources.refcoco import RefCocoSource
 from saccade.data.sources.scenes import ScenesSource
 from saccade.data.sources.spec import SourceSpec
 from saccade.data.sources.voc import VocSource
+from saccade.data.sources.wider_face import open_wider_face
 from saccade.errors import UsageError, nearest
 
-__all__ = ["READERS", "Source", "SourceSpec", "open_source"]
+__all__ = ["ONE_SPLIT_FILES", "READERS", "Source", "SourceSpec", "open_source"]
 
 
 def _open_scenes(spec: SourceSpec) -> Source:
+    for name in ("root", "images", "annotations", "classes"):
+        if getattr(spec, name):
+            raise UsageError(f"scenes are drawn: '{name}' has no meaning for them", fix=f"leave out {name}")
     return ScenesSource(task=spec.task, split=spec.split, size=spec.size, seed=spec.seed, style=spec.style)
 
 
-def _open_coco(spec: SourceSpec) -> Source:
-    return CocoSource(
+def _open_voc(spec: SourceSpec) -> Source:
+    return VocSource(
         task=spec.task,
         root=spec.root,
         split=spec.split,
-        images=spec.images,
-        annotations=spec.annotations,
         classes=spec.classes,
         drop_empty=spec.drop_empty,
         min_side=spec.min_side,
+        min_box=spec.min_box,
     )
-
-
-def _open_voc(spec: SourceSpec) -> Source:
-    return VocSource(task=spec.task, root=spec.root, split=spec.split, classes=spec.classes)
 
 
 def _open_mask_folder(spec: SourceSpec) -> Source:
@@ -75,14 +82,28 @@ def _open_refcoco(spec: SourceSpec) -> Source:
 
 READERS: dict[str, Callable[[SourceSpec], Source]] = {
     "scenes": _open_scenes,
-    "coco": _open_coco,
+    "coco": open_coco,
     "voc": _open_voc,
     "mask_folder": _open_mask_folder,
     "ade20k": _open_ade20k,
     "karpathy": _open_karpathy,
     "refcoco": _open_refcoco,
+    "lvis": partial(open_coco, layout=LVIS, source=LvisSource),
+    "objects365": partial(open_coco, layout=OBJECTS365),
+    "openimages": OpenImagesSource,
+    "v3det": partial(open_coco, layout=V3DET),
+    "crowdhuman": partial(open_crowdhuman, extent="full"),
+    "crowdhuman_visible": partial(open_crowdhuman, extent="visible"),
+    "wider_face": open_wider_face,
+    "bdd100k": open_bdd100k,
+    "nuimages": open_nuimages,
+    "cityscapes": open_cityscapes,
+    "panoptic": PanopticSource,
 }
 """Reader name -> function that opens a data set."""
+
+ONE_SPLIT_FILES = frozenset(READERS) - {"scenes", "voc", "mask_folder", "ade20k", "refcoco"}
+"""Readers of which ``annotations`` names the file of a single split."""
 
 
 def open_source(spec: SourceSpec) -> Source:

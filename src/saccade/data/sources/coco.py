@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -23,9 +24,11 @@ from saccade.data.sources.layout import (
     hash_split,
     list_of,
     load_image,
+    per_split,
     read_json,
     split_names,
 )
+from saccade.data.sources.spec import SourceSpec
 from saccade.errors import DataError, UsageError
 from saccade.samples import ClassList, Sample, Target
 from saccade.tasks import Task
@@ -37,11 +40,63 @@ Shape: TypeAlias = list[NDArray[np.float64]] | dict[str, Any]
 _FAR = 10.0
 
 
+def file_name(entry: dict[str, Any]) -> str:
+    """The image file as COCO names it."""
+    return str(entry["file_name"])
+
+
+@dataclass(kw_only=True, frozen=True)
+class CocoLayout:
+    """Where a data set in COCO form keeps its files, and what its annotations hold.
+
+    Attributes:
+        annotations: Patterns of the annotation file of a split relative to root, best guess first; ``{}`` is the split.
+        undivided: Annotation files that hold the whole data set.
+        images: Patterns of the image folder relative to root; empty = where exports in COCO form usually have it.
+        file_names: Ways to read the image file (relative to the image folder) from its entry; the first one that finds
+            images counts.
+        absent: File names (read in the last of the ways) that the annotations list but the data set does not ship.
+        masks: Whether the annotations have masks.
+    """
+
+    annotations: tuple[str, ...]
+    undivided: tuple[str, ...] = ()
+    images: tuple[str, ...] = ()
+    file_names: tuple[Callable[[dict[str, Any]], str], ...] = (file_name,)
+    absent: frozenset[str] = frozenset()
+    masks: bool = True
+
+
+COCO = CocoLayout(
+    annotations=(
+        "annotations/instances_{}.json",
+        "annotations/instances_{}2017.json",
+        "annotations/instances_{}2014.json",
+        "annotations/{}.json",
+        "{}/_annotations.coco.json",
+        "{}/annotations.json",
+        "{}/labels.json",
+        "instances_{}.json",
+        "{}.json",
+    ),
+    undivided=(
+        "_annotations.coco.json",
+        "annotations.json",
+        "instances.json",
+        "annotations/instances.json",
+        "annotations/instances_default.json",
+        "result.json",
+        "labels.json",
+    ),
+)
+"""COCO itself, and what annotation tools export."""
+
+
 class CocoSource:
     """Images with boxes, and masks for instance segmentation.
 
-    Crowd regions are kept and marked: evaluation ignores them, training drops them. Class ids follow the category ids
-    in ascending order, or ``classes`` where given.
+    Crowd regions, and annotations marked ``ignore``, are kept and marked: evaluation ignores them, training drops them.
+    Class ids follow the category ids in ascending order, or ``classes`` where given.
 
     Args:
         task: Detection or instance segmentation.
@@ -53,9 +108,10 @@ class CocoSource:
         classes: Class names, a choice among the file's; empty = all.
         drop_empty: Leave out images without an annotation.
         min_side: Leave out images whose shorter side is below this, in pixels.
+        layout: Where the data set keeps its files.
 
     Raises:
-        UsageError: Files are not found, or a class is not in the file.
+        UsageError: Files are not found, a class is not in the file, or masks are asked for where there are only boxes.
         DataError: The file is damaged or contradicts itself.
     """
 
@@ -70,41 +126,44 @@ class CocoSource:
         classes: Sequence[str] = (),
         drop_empty: bool = False,
         min_side: int = 0,
+        layout: CocoLayout = COCO,
     ) -> None:
         if task not in (Task.DETECTION, Task.INSTANCE):
             raise UsageError(f"COCO instances serve detection and instance segmentation, not {task}", where=str(root))
+        if task is Task.INSTANCE and not layout.masks:
+            raise UsageError("the data set has boxes only", where=str(root), fix="task=detection")
         folder = data_root(root)
-        path, divided = find_annotations(folder, split, annotations)
+        path, divided = find_annotations(folder, split, annotations, layout)
         content = read_json(path)
         self.name = f"{folder.name}/{split}"
         self.task = task
         skipped: Counter[str] = Counter()
         categories = read_categories(content, path, skipped)
-        self.classes: ClassList = choose_classes(categories, classes, path)
-        self._path = path
+        self._path, self._layout = path, layout
+        self.classes: ClassList = self._read_classes(content, categories, classes)
+        self._class_id_of = {category: class_id for class_id, category in enumerate(self.classes.category_ids)}
         listed = list_of(content, "images", path)
         by_image = _group(content, path, _image_ids(listed, path), skipped)
         if not divided:
             keep = hash_split([Path(str(image.get("file_name", ""))).stem for image in listed], split, path)
             listed = [listed[index] for index in keep]
-        records = []
+        records, entries = [], []
         for image in listed:
             record = self._read_image_entry(image)
             raw = by_image.pop(record["id"], [])
-            if min(record["size_hw"]) < min_side:
+            if layout.file_names[-1](image) in layout.absent:
+                skipped["image that is listed but not shipped"] += 1
+            elif min(record["size_hw"]) < min_side:
                 skipped[f"image smaller than {min_side} pixels"] += 1
-            elif drop_empty and not any(
-                annotation.get("category_id") in self.classes.category_ids for annotation in raw
-            ):
+            elif drop_empty and not any(annotation.get("category_id") in self._class_id_of for annotation in raw):
                 skipped["image without annotations"] += 1
             else:
                 records.append(record | self._read_annotations(raw, record["size_hw"], categories, skipped))
+                entries.append(image)
         if not records:
             raise DataError("no image is left", where=path, why=str(dict(skipped)) if skipped else "the list is empty")
-        self._images = find_images(
-            folder, [record["file"] for record in records], images, image_folders(folder, path, split)
-        )
-        self._records = Records(records)
+        self._images, files = locate_images(folder, entries, images, path, split, layout)
+        self._records = Records(record | {"file": file} for record, file in zip(records, files, strict=True))
         self.skipped: dict[str, int] = dict(skipped)
 
     def __len__(self) -> int:
@@ -114,6 +173,17 @@ class CocoSource:
         """Reads one image and its truth, in the frame of the original image."""
         record = self._records[index]
         image, origin = load_image(self._images / record["file"], self.name, record["id"], record["size_hw"])
+        return Sample(image=image, task=self.task, origin=origin, target=self._target(record), classes=self.classes)
+
+    def class_ids_of(self, index: int) -> set[int]:
+        """Class ids in an image, crowds left out."""
+        record = self._records[index]
+        return set(record["class_ids"][~record["crowd"]].tolist())
+
+    def _read_classes(self, content: Any, categories: dict[int, str], asked: Sequence[str]) -> ClassList:
+        return choose_classes(categories, asked, self._path)
+
+    def _target(self, record: dict[str, Any]) -> Target:
         target = Target(
             boxes=boxes_tensor(record["boxes"], record["size_hw"]),
             class_ids=torch.from_numpy(record["class_ids"]),
@@ -123,17 +193,12 @@ class CocoSource:
         if self.task is Task.INSTANCE:
             masks = [self._decode(shape, record) for shape in record["shapes"]]
             target.masks = mask_tensor(np.stack(masks) if masks else np.zeros((0, *record["size_hw"]), bool))
-        return Sample(image=image, task=self.task, origin=origin, target=target, classes=self.classes)
-
-    def class_ids_of(self, index: int) -> set[int]:
-        """Class ids in an image, crowds left out."""
-        record = self._records[index]
-        return set(record["class_ids"][~record["crowd"]].tolist())
+        return target
 
     def _read_image_entry(self, image: dict[str, Any]) -> dict[str, Any]:
         try:
             size_hw = (int(image["height"]), int(image["width"]))
-            return {"file": str(image["file_name"]), "id": image["id"], "size_hw": size_hw}
+            return {"file": self._layout.file_names[0](image), "id": image["id"], "size_hw": size_hw}
         except (KeyError, TypeError, ValueError) as error:
             raise DataError(
                 "an image entry lacks a field or has a wrong one", where=f"{self._path}, image {image}", why=repr(error)
@@ -142,7 +207,6 @@ class CocoSource:
     def _read_annotations(
         self, raw: list[dict[str, Any]], size_hw: tuple[int, int], categories: dict[int, str], skipped: Counter[str]
     ) -> dict[str, Any]:
-        class_id_of = {category: class_id for class_id, category in enumerate(self.classes.category_ids)}
         boxes, class_ids, crowd, areas, shapes = [], [], [], [], []
         for annotation in raw:
             category = annotation.get("category_id")
@@ -152,7 +216,7 @@ class CocoSource:
                     where=f"{self._path}, annotation {annotation.get('id')}",
                     fix="run `saccade data check` on the data set",
                 )
-            if category not in class_id_of:
+            if category not in self._class_id_of:
                 skipped["annotation of another class"] += 1
                 continue
             box = to_xyxy(annotation.get("bbox"))
@@ -166,8 +230,8 @@ class CocoSource:
                     continue
                 shapes.append(shape)
             boxes.append(box)
-            class_ids.append(class_id_of[category])
-            crowd.append(bool(annotation.get("iscrowd", 0)))
+            class_ids.append(self._class_id_of[category])
+            crowd.append(bool(annotation.get("iscrowd")) or bool(annotation.get("ignore")))
             area = annotation.get("area")
             areas.append(float((box[2] - box[0]) * (box[3] - box[1]) if area is None else area))
         return {
@@ -215,7 +279,28 @@ class CocoSource:
             ) from error
 
 
-def find_annotations(root: Path, split: str, annotations: str = "") -> tuple[Path, bool]:
+def open_coco(spec: SourceSpec, *, layout: CocoLayout = COCO, source: type[CocoSource] = CocoSource) -> CocoSource:
+    """Opens a data set in COCO form.
+
+    Args:
+        spec: The data set.
+        layout: Where it keeps its files.
+        source: The reader: :class:`CocoSource`, or one that reads more.
+    """
+    return source(
+        task=spec.task,
+        root=spec.root,
+        split=spec.split,
+        images=spec.images,
+        annotations=spec.annotations,
+        classes=spec.classes,
+        drop_empty=spec.drop_empty,
+        min_side=spec.min_side,
+        layout=layout,
+    )
+
+
+def find_annotations(root: Path, split: str, annotations: str = "", layout: CocoLayout = COCO) -> tuple[Path, bool]:
     """The JSON file of a split.
 
     Returns:
@@ -231,37 +316,11 @@ def find_annotations(root: Path, split: str, annotations: str = "") -> tuple[Pat
                 "the annotation file does not exist", where=root / annotations, fix=f"json files there: {beside}"
             )
         return root / annotations, True
-    names = split_names(split)
-    own = [
-        pattern.format(name)
-        for name in names
-        for pattern in (
-            "annotations/instances_{}.json",
-            "annotations/instances_{}2017.json",
-            "annotations/instances_{}2014.json",
-            "annotations/{}.json",
-            "{}/_annotations.coco.json",
-            "{}/annotations.json",
-            "{}/labels.json",
-            "instances_{}.json",
-            "{}.json",
-        )
-    ]
+    own = [pattern.format(name) for name in split_names(split) for pattern in layout.annotations]
     found = first_existing(root, own)
     if found is not None:
         return found, True
-    found = first_existing(
-        root,
-        (
-            "_annotations.coco.json",
-            "annotations.json",
-            "instances.json",
-            "annotations/instances.json",
-            "annotations/instances_default.json",
-            "result.json",
-            "labels.json",
-        ),
-    )
+    found = first_existing(root, layout.undivided)
     if found is not None:
         return found, False
     there = sorted(str(path.relative_to(root)) for path in root.glob("*/*.json")) + [
@@ -275,17 +334,54 @@ def find_annotations(root: Path, split: str, annotations: str = "") -> tuple[Pat
     )
 
 
-def image_folders(root: Path, annotations: Path, split: str) -> list[str]:
+def image_folders(root: Path, annotations: Path, split: str, layout: CocoLayout = COCO) -> list[str]:
     """Where images of a split usually are, relative to root, best guess first."""
+    if layout.images:
+        return per_split(layout.images, split)
     beside = str(annotations.parent.relative_to(root)) if annotations.parent.is_relative_to(root) else "."
     year = [annotations.stem.removeprefix("instances_").removeprefix("captions_")]
-    per_split = [
+    usual = [
         pattern.format(name)
         for name in (*year, *split_names(split))
         for pattern in ("{}", "{}2017", "{}2014", "images/{}", "images/{}2017", "{}/images", "JPEGImages/{}")
     ]
     near = [] if beside == "annotations" else [beside]
-    return [*near, *per_split, "images", "JPEGImages", "data", "."]
+    return [*near, *usual, "images", "JPEGImages", "data", "."]
+
+
+def locate_images(
+    root: Path, entries: Sequence[dict[str, Any]], given: str, annotations: Path, split: str, layout: CocoLayout
+) -> tuple[Path, list[str]]:
+    """The image folder, and the files of the entries relative to it.
+
+    Args:
+        root: Folder of the data set.
+        entries: Image entries of the annotation file.
+        given: Folder relative to root; empty = look for it.
+        annotations: The annotation file.
+        split: The split.
+        layout: Where the data set keeps its files.
+
+    Raises:
+        UsageError: The given folder does not exist, or no usual one holds the files.
+    """
+    candidates = image_folders(root, annotations, split, layout)
+    found: tuple[Path, list[str]] | None = None
+    refused: UsageError | None = None
+    for name_of in layout.file_names:
+        names = [name_of(entry) for entry in entries]
+        try:
+            folder = find_images(root, names, given, candidates)
+        except UsageError as error:
+            refused = refused or error
+            continue
+        found = found or (folder, names)
+        if any((folder / name).is_file() for name in names[:3]):
+            return folder, names
+    if found is None:
+        assert refused is not None
+        raise refused
+    return found
 
 
 def read_categories(content: Any, path: Path, skipped: Counter[str]) -> dict[int, str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import pickle
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -51,6 +52,12 @@ def data_root(root: str | Path) -> Path:
     path = Path(root)
     if not str(root):
         raise UsageError("no folder of the data set is given", fix="set root")
+    if path.is_file():
+        raise UsageError(
+            "a file is given where the folder of the data set is wanted",
+            where=path,
+            fix="name the folder, and the file with annotations",
+        )
     if not path.is_dir():
         beside = [entry.name for entry in path.parent.iterdir() if entry.is_dir()] if path.parent.is_dir() else []
         raise UsageError(
@@ -65,6 +72,12 @@ def split_names(split: str) -> tuple[str, ...]:
     """The split itself, then what else people call it (``val``, ``valid``, ``validation``)."""
     group = next((names for names in _SYNONYMS if split in names), ())
     return (split, *(name for name in group if name != split))
+
+
+def per_split(patterns: Iterable[str], split: str) -> list[str]:
+    """Every pattern with every name of the split in place of ``{}``, the patterns in their order."""
+    names = split_names(split)
+    return [pattern.format(name) for pattern in patterns for name in names]
 
 
 def first_existing(root: Path, candidates: Iterable[str]) -> Path | None:
@@ -181,8 +194,7 @@ def choose_classes(categories: dict[int, str], asked: Sequence[str], where: Path
     """
     if not categories:
         raise DataError("the annotation file declares no categories", where=where)
-    names = list(categories.values())
-    twice = sorted({name for name in names if names.count(name) > 1})
+    twice = sorted(name for name, count in Counter(categories.values()).items() if count > 1)
     if twice:
         raise DataError("a category name is used twice", where=where, why=", ".join(twice))
     if not asked:

@@ -13,7 +13,8 @@ from scipy import ndimage
 from saccade.data.class_names import CLASS_NAMES
 from saccade.data.geometry import boxes_tensor, mask_tensor
 from saccade.data.images import IMAGE_SUFFIXES, read_labels
-from saccade.data.sources.layout import Records, data_root, hash_split, load_image, read_lines, split_names
+from saccade.data.sources.label_maps import load_pair
+from saccade.data.sources.layout import Records, data_root, hash_split, read_lines, split_names
 from saccade.errors import DataError, UsageError, nearest
 from saccade.samples import IGNORE_LABEL, ClassList, Sample, Target
 from saccade.tasks import Task
@@ -29,6 +30,10 @@ _CLASS_FILES = ("classes.txt", "labels.txt", "class_names.txt")
 _COMMON_SPLITS = ("train", "training", "val", "valid", "validation", "test", "trainval")
 _BACKGROUND = "background"
 _ENOUGH_MASKS = 200
+
+
+ADE20K_CLASS_FILE = "objectInfo150.txt"
+"""What tells ADE20K's layout from any other folder of images and label maps."""
 
 
 class MaskFolderSource:
@@ -106,15 +111,7 @@ class MaskFolderSource:
     def __getitem__(self, index: int) -> Sample:
         """Reads one image and its mask, in the frame of the original image."""
         image_path, mask_path = (Path(text) for text in self._records[index])
-        image, origin = load_image(image_path, self.name, image_path.stem, None)
-        labels = self.read_mask(mask_path)
-        if labels.shape != origin.size_hw:
-            raise DataError(
-                "a mask has another size than its image",
-                where=mask_path,
-                why=f"height and width are {labels.shape}, those of the image {origin.size_hw}",
-                fix="run `saccade data check` on the data set",
-            )
+        image, origin, labels = load_pair(image_path, mask_path, self.name, self._read)
         target = Target(semantic=mask_tensor(labels)) if self.task is Task.SEMANTIC else self._regions(labels)
         return Sample(image=image, task=self.task, origin=origin, target=target, classes=self.classes)
 
@@ -147,6 +144,10 @@ class MaskFolderSource:
                 fix="name all classes (classes=...), or the values to leave out (ignore_labels=...)",
             )
         return np.where(ignored, IGNORE_LABEL, values)
+
+    def _read(self, path: Path) -> tuple[NDArray[np.int64], tuple[int, ...]]:
+        labels = self.read_mask(path)
+        return labels, labels.shape
 
     def _names(self, asked: tuple[str, ...], values: set[int], root: Path) -> tuple[str, ...]:
         if len(asked) == 1 and values - self._ignore <= {0, 1, self._foreground}:
@@ -192,7 +193,7 @@ def ade20k_source(
         task: Semantic segmentation.
         root: The folder with ``images`` and ``annotations``.
         split: ``training`` or ``validation`` (``train`` and ``val`` are understood).
-        classes: Other names; empty = the official 150.
+        classes: Other names; empty = :func:`ade20k_classes`.
     """
     official = {"train": "training", "val": "validation"}.get(split, split)
     return MaskFolderSource(
@@ -201,9 +202,19 @@ def ade20k_source(
         split=official,
         images=f"images/{official}",
         masks=f"annotations/{official}",
-        classes=tuple(classes) or CLASS_NAMES["ade20k"],
+        classes=tuple(classes) or ade20k_classes(root),
         reduce_zero_label=True,
     )
+
+
+def ade20k_classes(root: str | Path) -> tuple[str, ...]:
+    """The official 150 names, or those of an ``objectInfo150.txt`` that lists others (same layout, own classes)."""
+    path = Path(root) / ADE20K_CLASS_FILE
+    if not path.is_file():
+        return CLASS_NAMES["ade20k"]
+    rows = [line.split("\t")[-1] for line in read_lines(path)[1:]]
+    names = tuple(row.split(",")[0].split(";")[0].strip() for row in rows)
+    return CLASS_NAMES["ade20k"] if len(names) == len(CLASS_NAMES["ade20k"]) else names
 
 
 class MaskLayout:

@@ -30,6 +30,8 @@ class SourceSpec:
         reduce_zero_label: Value 0 of label maps means unlabelled, and class k is stored as k + 1 (ADE20K).
         drop_empty: Leave out images without an annotation (GiT's training filter).
         min_side: Leave out images whose shorter side is below this, in pixels (GiT: 32).
+        min_box: Boxes with a side below this, in pixels, are ignored regions (GiT: 17 in WIDER FACE, 32 in VOC); read
+            by formats that list plain boxes.
         per_caption: One sample per caption instead of one per image.
     """
 
@@ -51,4 +53,5 @@ class SourceSpec:
     reduce_zero_label: bool = False
     drop_empty: bool = False
     min_side: int = 0
+    min_box: float = 0.0
     per_caption: bool = False

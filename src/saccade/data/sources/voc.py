@@ -3,61 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from xml.etree import ElementTree
 
-import numpy as np
-import torch
-
-from saccade.data.geometry import boxes_tensor
 from saccade.data.images import IMAGE_SUFFIXES
-from saccade.data.sources.layout import (
-    Records,
-    data_root,
-    hash_split,
-    load_image,
-    read_lines,
-    split_names,
-)
+from saccade.data.sources.boxes import BoxSource, LabelledBox, LabelledImage
+from saccade.data.sources.layout import data_root, hash_split, read_lines, split_names
 from saccade.errors import DataError, UsageError, nearest
-from saccade.samples import ClassList, Sample, Target
+from saccade.samples import ClassList
 from saccade.tasks import Task
 
 
-@dataclass(kw_only=True)
-class VocObject:
-    """One ``<object>`` of a file.
-
-    Attributes:
-        name: Class name.
-        box_xyxy: Corners in pixels, the origin at the corner of the first pixel; not finite where it could not be read.
-        difficult: Marked difficult: not trained, ignored by the metric.
-    """
-
-    name: str
-    box_xyxy: tuple[float, float, float, float]
-    difficult: bool
-
-
-@dataclass(kw_only=True)
-class VocFile:
-    """One XML file.
-
-    Attributes:
-        image: The image file.
-        size_hw: Declared height and width, None where the file does not declare them.
-        objects: The objects in order.
-    """
-
-    image: Path
-    size_hw: tuple[int, int] | None
-    objects: list[VocObject]
-
-
-class VocSource:
+class VocSource(BoxSource):
     """Images with boxes.
 
     Objects marked difficult are kept as ignored regions (``is_crowd``): they are neither trained nor scored. The files
@@ -70,69 +28,43 @@ class VocSource:
             (``VOC2007``, ``VOC2012``), or one with images and XML files together, in ``<split>`` subfolders or not.
         split: A file of ``ImageSets/Main``, or a subfolder; ``train``, ``val`` or ``all`` of a data set without either.
         classes: Class names in order; empty = all that occur in the XML files, sorted.
-
-    Attributes:
-        skipped: Boxes without extent, and objects of classes that were not asked for.
+        drop_empty: Leave out images without a box.
+        min_side: Leave out images whose shorter side is below this, in pixels.
+        min_box: Boxes with a side below this, in pixels, are ignored regions.
 
     Raises:
         UsageError: No such split, or a class that does not occur.
         DataError: A file of the split is missing or damaged.
     """
 
-    def __init__(self, *, task: Task, root: str | Path, split: str = "train", classes: Sequence[str] = ()) -> None:
+    def __init__(
+        self,
+        *,
+        task: Task,
+        root: str | Path,
+        split: str = "train",
+        classes: Sequence[str] = (),
+        drop_empty: bool = False,
+        min_side: int = 0,
+        min_box: float = 0.0,
+    ) -> None:
         if task is not Task.DETECTION:
             raise UsageError(f"VOC boxes serve detection, not {task}", where=str(root))
         folder = data_root(root)
-        self.name, self.task = f"{folder.name}/{split}", task
         paths, every = find_voc_files(folder, split)
         files = [read_voc_file(path) for path in paths]
         occurring = {item.name for file in files for item in file.objects}
         if not set(classes) <= occurring or not classes:  # the split alone may lack a class of the data set
             chosen = set(paths)
             occurring |= {item.name for path in every if path not in chosen for item in read_voc_file(path).objects}
-        self.classes: ClassList = _choose(occurring, classes, folder)
-        skipped: Counter[str] = Counter()
-        self._records = Records(self._record(path, file, skipped) for path, file in zip(paths, files, strict=True))
-        self.skipped: dict[str, int] = dict(skipped)
-
-    def __len__(self) -> int:
-        return len(self._records)
-
-    def __getitem__(self, index: int) -> Sample:
-        """Reads one image and its boxes, in the frame of the original image."""
-        path, stem, size_hw, boxes, class_ids, difficult = self._records[index]
-        image, origin = load_image(Path(path), self.name, stem, size_hw)
-        target = Target(
-            boxes=boxes_tensor(boxes, origin.size_hw),
-            class_ids=torch.from_numpy(class_ids),
-            is_crowd=torch.from_numpy(difficult),
-            areas=torch.from_numpy((boxes[:, 2] - boxes[:, 0]).astype(np.float64) * (boxes[:, 3] - boxes[:, 1])),
-        )
-        return Sample(image=image, task=self.task, origin=origin, target=target, classes=self.classes)
-
-    def class_ids_of(self, index: int) -> set[int]:
-        """Class ids in an image, difficult objects left out."""
-        *_, class_ids, difficult = self._records[index]
-        return set(class_ids[~difficult].tolist())
-
-    def _record(self, path: Path, file: VocFile, skipped: Counter[str]) -> tuple:
-        boxes, class_ids, difficult = [], [], []
-        for item in file.objects:
-            if item.name not in self.classes.names:
-                skipped["object of another class"] += 1
-            elif not has_extent(item.box_xyxy):
-                skipped["box without extent"] += 1
-            else:
-                boxes.append(item.box_xyxy)
-                class_ids.append(self.classes.names.index(item.name))
-                difficult.append(item.difficult)
-        return (
-            str(file.image),
-            path.stem,
-            file.size_hw,
-            np.array(boxes, np.float32).reshape(-1, 4),
-            np.array(class_ids, np.int64),
-            np.array(difficult, bool),
+        super().__init__(
+            task=task,
+            name=f"{folder.name}/{split}",
+            images=files,
+            classes=_choose(occurring, classes, folder),
+            drop_empty=drop_empty,
+            min_side=min_side,
+            min_box=min_box,
         )
 
 
@@ -197,7 +129,7 @@ def _listed(split_file: Path, must_exist: bool) -> list[Path]:
     return paths
 
 
-def read_voc_file(path: Path) -> VocFile:
+def read_voc_file(path: Path) -> LabelledImage:
     """Reads one XML file.
 
     Raises:
@@ -217,16 +149,11 @@ def read_voc_file(path: Path) -> VocFile:
         x0, y0, x1, y1 = (_number(item.findtext(f"bndbox/{key}")) for key in ("xmin", "ymin", "xmax", "ymax"))
         box = (x0 - 1, y0 - 1, x1, y1) if from_one else (x0, y0, x1, y1)
         difficult = (item.findtext("difficult") or "0").strip() not in ("0", "", "Unspecified")
-        objects.append(VocObject(name=name, box_xyxy=box, difficult=difficult))
+        objects.append(LabelledBox(name=name, box_xyxy=box, ignored=difficult))
     height, width = _number(tree.findtext("size/height")), _number(tree.findtext("size/width"))
     declared = (int(height), int(width)) if height > 0 and width > 0 else None
-    return VocFile(image=_image_of(path, (tree.findtext("filename") or "").strip()), size_hw=declared, objects=objects)
-
-
-def has_extent(box_xyxy: Sequence[float]) -> bool:
-    """Whether the box is finite and has a positive width and height."""
-    x0, y0, x1, y1 = box_xyxy
-    return all(map(math.isfinite, box_xyxy)) and x1 > x0 and y1 > y0
+    image = _image_of(path, *((tree.findtext(key) or "").strip() for key in ("folder", "filename")))
+    return LabelledImage(image=image, image_id=path.stem, size_hw=declared, objects=objects)
 
 
 def _number(text: str | None) -> float:
@@ -236,9 +163,11 @@ def _number(text: str | None) -> float:
         return math.nan
 
 
-def _image_of(path: Path, file_name: str) -> Path:
-    """The image of an XML file: named in it, or of the same stem; beside it or in JPEGImages."""
-    folders = (path.parent.parent / "JPEGImages", path.parent, path.parent.parent / "images")
+def _image_of(path: Path, folder_name: str, file_name: str) -> Path:
+    """The image of an XML file: named in it, or of the same stem; beside it, in JPEGImages or in the folder it says."""
+    folders = [path.parent.parent / "JPEGImages", path.parent, path.parent.parent / "images"]
+    if folder_name and Path(folder_name).name == folder_name:  # a plain name: files from elsewhere hold whole paths
+        folders.append(path.parent.parent / folder_name)
     names = [name for name in (file_name,) if name]
     # Many files keep the name that the image had on the annotator's disk: the stem decides where that is not here.
     names += [path.stem + suffix for suffix in sorted(IMAGE_SUFFIXES)]

@@ -9,8 +9,7 @@ from saccade.errors import ConfigError
 from saccade.layers.vit import ViTConfig
 
 if TYPE_CHECKING:
-    from saccade.models.git.model import GiT
-    from saccade.tokens.vocabulary import TextVocabulary
+    pass
 
 
 @dataclass(kw_only=True)
@@ -147,9 +146,3 @@ class GiTConfig:
                     why="the single response of this task reads exactly one window",
                     fix=f"set it to {side}",
                 )
-
-    def build(self, vocabulary: TextVocabulary) -> GiT:
-        """Builds the model with fresh weights."""
-        from saccade.models.git.model import GiT  # the module needs this file
-
-        return GiT(self, vocabulary)

@@ -18,7 +18,7 @@ class ViTDetConfig:
     """A Faster, Mask or Cascade R-CNN on a plain backbone.
 
     Attributes:
-        classes: Names of the classes, in order.
+        classes: Names of the classes, in order; empty = unnamed: ids are those of the data set, whatever it calls them.
         category_ids: The data set's own ids of the classes; empty = 0, 1, 2, ...
         backbone: A plain ViT, or a ViTAE with reduction cells.
         pyramid: The feature pyramid.
@@ -31,7 +31,7 @@ class ViTDetConfig:
         test_flip: Predict the mirrored picture, too, and merge.
     """
 
-    classes: tuple[str, ...]
+    classes: tuple[str, ...] = ()
     category_ids: tuple[int, ...] = ()
     backbone: ViTConfig | ViTAEConfig = field(default_factory=ViTConfig)
     pyramid: PyramidConfig = field(default_factory=PyramidConfig)
@@ -44,7 +44,7 @@ class ViTDetConfig:
     test_flip: bool = False
 
     def __post_init__(self) -> None:
-        if len(self.classes) != self.roi.num_classes:
+        if self.classes and len(self.classes) != self.roi.num_classes:
             raise ConfigError(
                 f"{len(self.classes)} class names for heads of {self.roi.num_classes} classes",
                 where="model.roi.num_classes",

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from saccade.errors import DataError, UsageError
+from saccade.errors import DataError, UsageError, nearest
 from saccade.layers.boxes import paste_masks
 from saccade.layers.matching import Choose, choose_randomly
 from saccade.layers.pyramid import Pyramid
@@ -56,8 +56,8 @@ class ViTDet(nn.Module):
 
     @property
     def classes(self) -> ClassList:
-        """The classes that the heads know."""
-        names = self.config.classes
+        """The classes that the heads know, numbered where they have no names."""
+        names = self.config.classes or tuple(f"class {number}" for number in range(self.config.roi.num_classes))
         return ClassList(names=names, category_ids=self.config.category_ids or tuple(range(len(names))))
 
     def preprocess(self, task: Task) -> Preprocess:
@@ -93,7 +93,8 @@ class ViTDet(nn.Module):
         with torch.inference_mode():
             frames = frames_of(batch)
             found = self.detect(batch.images, frames, masks=batch.task is Task.INSTANCE)
-            return [self._result(one, frame, batch.task) for one, frame in zip(found, frames, strict=True)]
+            wanted = self._wanted(batch.classes)
+            return [self._result(one, frame, batch.task, wanted) for one, frame in zip(found, frames, strict=True)]
 
     def set_activation_checkpointing(self, enabled: bool) -> None:
         """Recompute the activations of every block in the backward pass (saves memory, costs a third more time)."""
@@ -135,6 +136,45 @@ class ViTDet(nn.Module):
                 f"this model does not offer the task '{task}'", fix=f"choose one of: {', '.join(self.tasks)}"
             )
 
+    def _wanted(self, asked: ClassList | None) -> tuple[ClassList, Tensor | None]:
+        """The class list of the answers, and for each of our classes its place in it (-1 = not asked for)."""
+        own = self.classes
+        if asked is None or asked == own:
+            return own, None
+        if not self.config.classes:
+            self._require_count(asked)
+            return asked, None
+        for name in asked.names:
+            if name not in own.names:
+                raise UsageError(f"the detector does not know the class '{name}'", fix=nearest(name, own.names))
+        places = [asked.names.index(name) if name in asked.names else -1 for name in own.names]
+        return asked, torch.tensor(places)
+
+    def _require_count(self, asked: ClassList) -> None:
+        known = self.config.roi.num_classes
+        if len(asked) != known:
+            raise UsageError(
+                f"the detector has {known} classes without names, and {len(asked)} are given",
+                fix="give the names of all its classes in order",
+            )
+
+    def _class_ids(self, batch: Batch, class_ids: Tensor) -> Tensor:
+        """Class ids of a data set as ours, by name."""
+        if batch.classes is None or batch.classes.names == self.config.classes:
+            return class_ids
+        if not self.config.classes:
+            self._require_count(batch.classes)
+            return class_ids
+        for name in batch.classes.names:
+            if name not in self.config.classes:
+                raise DataError(
+                    f"the data set has a class '{name}', which the detector does not",
+                    where=batch.origins[0].dataset,
+                    fix="build the model with the classes of the data set (recipe=finetune does)",
+                )
+        own = [self.config.classes.index(name) for name in batch.classes.names]
+        return torch.tensor(own, device=class_ids.device)[class_ids]
+
     def _truths(self, batch: Batch, index: int) -> Truths:
         target = batch.targets[index]
         where = batch.origins[index].path or batch.origins[index].image_id
@@ -152,9 +192,18 @@ class ViTDet(nn.Module):
         if target.is_crowd is not None:
             keep &= ~target.is_crowd
         masks = target.masks.as_subclass(Tensor)[keep] if wants_masks and target.masks is not None else None
-        return Truths(target.boxes.as_subclass(Tensor)[keep].float(), target.class_ids[keep], masks)
+        class_ids = self._class_ids(batch, target.class_ids[keep])
+        return Truths(target.boxes.as_subclass(Tensor)[keep].float(), class_ids, masks)
 
-    def _result(self, found: Detections, frame: Frame, task: Task) -> Instances:
+    def _result(
+        self, found: Detections, frame: Frame, task: Task, wanted: tuple[ClassList, Tensor | None]
+    ) -> Instances:
+        classes, places = wanted
+        class_ids = found.class_ids
+        if places is not None:
+            class_ids = places.to(class_ids.device)[class_ids]
+            keep = (class_ids >= 0).nonzero()[:, 0]
+            found, class_ids = found.rows(keep), class_ids[keep]
         masks = None
         if task is Task.INSTANCE and found.masks is not None:
             # A few at a time: a hundred masks of a large picture would not fit.
@@ -163,8 +212,8 @@ class ViTDet(nn.Module):
         return Instances(
             boxes_xyxy=found.original_xyxy.cpu(),
             scores=found.scores.cpu(),
-            class_ids=found.class_ids.cpu(),
-            classes=self.classes,
+            class_ids=class_ids.cpu(),
+            classes=classes,
             size_hw=frame.original_hw,
             masks=masks,
         )

@@ -79,36 +79,47 @@ def vitae_repo_cascade_roi(**changes: Any) -> RoIConfig:
     return dataclasses.replace(config, **changes)
 
 
-def coco_names() -> tuple[str, ...]:
-    """Numbered names; a data set or a checkpoint brings the real ones."""
-    return tuple(f"class {number}" for number in range(80))
-
-
-def detectron2(size: str, *, stages: int = 1, classes: tuple[str, ...] = (), lvis: bool = False) -> ViTDetConfig:
-    """A released detector of detectron2."""
-    names = classes or (tuple(f"class {n}" for n in range(1203)) if lvis else coco_names())
-    roi = detectron2_roi(stages=stages, num_classes=len(names))
+def detectron2(size: str, *, stages: int = 1, lvis: bool = False) -> ViTDetConfig:
+    """A released detector of detectron2; its classes have no names yet."""
+    roi = detectron2_roi(stages=stages, num_classes=1203 if lvis else 80)
     if lvis:
         roi = dataclasses.replace(roi, sigmoid=True, min_score=0.02, max_detections=300, federated_classes=50)
     backbone = vit(size, position_size=14)
     if lvis and size == "h":
         backbone.drop_path = 0.4
-    return ViTDetConfig(classes=names, backbone=backbone, rpn=detectron2_rpn(), roi=roi, resize="pillow")
+    return ViTDetConfig(backbone=backbone, rpn=detectron2_rpn(), roi=roi, resize="pillow")
 
 
-def vitae_repo(
-    form: Literal["vit-b", "vitae-b", "vitae-s"], *, roi: RoIConfig | None = None, classes: tuple[str, ...] = ()
-) -> ViTDetConfig:
-    """A released detector of the ViTAE repository."""
+def vitae_repo(form: Literal["vit-b", "vitae-b", "vitae-s"], *, roi: RoIConfig | None = None) -> ViTDetConfig:
+    """A released detector of the ViTAE repository; its classes have no names yet."""
     backbone: ViTConfig | ViTAEConfig = ViTAEConfig()
     if form != "vitae-s":
         backbone = vit("b", final_norm=True, parallel_conv="two" if form == "vitae-b" else "none")
-    names = classes or coco_names()
     return ViTDetConfig(
-        classes=names,
         backbone=backbone,
         pyramid=PyramidConfig(norm_eps=1e-5, shrink=False),
-        roi=roi or RoIConfig(num_classes=len(names)),
+        roi=roi or RoIConfig(),
+    )
+
+
+def nano() -> ViTDetConfig:
+    """A detector of our own for 224 px: a ViT of GiT-nano's width with detectron2's pyramid, rules and heads."""
+    return ViTDetConfig(
+        backbone=ViTConfig(
+            width=192,
+            depth=8,
+            heads=3,
+            mlp_width=672,
+            image_size=224,
+            window_size=7,
+            global_blocks=(1, 3, 5, 7),
+            drop_path=0.0,
+            drop_path_attention=True,
+        ),
+        pyramid=PyramidConfig(channels=64),
+        rpn=detectron2_rpn(channels=64, candidates=(500, 300), proposals=(200, 100), scale=6.0),
+        roi=detectron2_roi(channels=64, conv_channels=64, hidden=256, batch=64),
+        input_size=224,
     )
 
 
@@ -121,4 +132,5 @@ PRESETS: dict[str, Callable[[], ViTDetConfig]] = {
     "vitae-repo-vit-b-cascade": lambda: vitae_repo("vit-b", roi=vitae_repo_cascade_roi()),
     "vitae-b": partial(vitae_repo, "vitae-b"),
     "vitae-s": partial(vitae_repo, "vitae-s"),
+    "vitdet-nano": nano,
 }

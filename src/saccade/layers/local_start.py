@@ -1,0 +1,70 @@
+"""A start for plain ViTs without any pre-training: attention that is local, positions that are known."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from saccade.errors import UsageError
+from saccade.layers.vit import PlainViT
+
+_PATCH_SCALE = 0.25
+_POSITION_SCALE = 0.15
+_MARKER_LOGIT = 7.0
+_QUERY_BIAS = 2.0
+_LOCALITY = 0.7
+# Share of a marked token that is the marker after LayerNorm.
+_MARKER_SHARE = 0.62
+
+
+@torch.no_grad()
+def start_local(backbone: PlainViT, *, marker: Tensor | None = None) -> None:
+    """Rewrites the fresh weights of a backbone in place; draws from torch's CPU generator.
+
+    * The position table holds 2-D sinusoids, and patches and positions weigh about the same.
+    * Queries and keys start equal, so that tokens attend to those like themselves.
+    * Every head starts local: a bias of the queries meets relative-position tables that fall off around a shifted
+      neighbour (as in ConViT).
+
+    Args:
+        backbone: A plain ViT with relative and absolute positions.
+        marker: ``[C]`` unit direction that some tokens of the model carry; the first head of every block reads them.
+
+    Raises:
+        UsageError: The backbone has no relative or no absolute positions to write to.
+    """
+    vit = backbone.config
+    if not (vit.rel_pos and vit.abs_pos):
+        raise UsageError("the local start needs relative and absolute positions", where="the plain ViT")
+    backbone.patch_embed.weight.mul_(_PATCH_SCALE)
+    if backbone.patch_embed.bias is not None:
+        backbone.patch_embed.bias.mul_(_PATCH_SCALE)
+    backbone.pos_embed.copy_(_sinusoids_2d(backbone.pos_embed.shape[1], vit.width)[None] * _POSITION_SCALE)
+    for block in backbone:
+        attention = block.attn
+        d, width = attention.head_dim, vit.width
+        attention.qkv.weight[width : 2 * width] = attention.qkv.weight[:width]
+        for head in range(attention.heads):
+            rows = slice(head * d, (head + 1) * d)
+            direction = F.normalize(torch.randn(d), dim=0)
+            attention.qkv.bias[rows].add_(_QUERY_BIAS * direction)
+            for table in (attention.rel_pos_h, attention.rel_pos_w):
+                offset = torch.arange(len(table)) - len(table) // 2 - int(torch.randint(-1, 2, ()))
+                fall = (-_LOCALITY * offset.float() ** 2).clamp(min=-8)
+                table.add_(fall[:, None] * direction / _QUERY_BIAS)
+            if head == 0 and marker is not None:
+                gain = _MARKER_LOGIT * d**0.5 / (_QUERY_BIAS * _MARKER_SHARE * width**0.5)
+                keys = slice(width + rows.start, width + rows.stop)
+                attention.qkv.weight[keys] += gain * direction[:, None] * marker
+
+
+def _sinusoids_2d(side: int, width: int) -> Tensor:
+    """``[side, side, width]``: sine and cosine of row and column, wavelengths from 4 to 40 positions."""
+    quarter = width // 4
+    waves = 2 * math.pi / (4 * 10 ** (torch.arange(quarter) / (quarter - 1)))
+    y, x = torch.meshgrid(torch.arange(side), torch.arange(side), indexing="ij")
+    parts = [wave(axis[..., None] * waves) for axis in (y, x) for wave in (torch.sin, torch.cos)]
+    return F.pad(torch.cat(parts, dim=-1), (0, width - 4 * quarter))
