@@ -125,7 +125,6 @@ def test_score_leaves_out_the_weak(predictor: Predictor) -> None:
 @pytest.mark.parametrize(
     ("request_", "message"),
     [
-        ({}, "several tasks"),
         ({"task": "detektion"}, r"unknown task(.|\n)*did you mean 'detection'"),
         ({"task": "caption", "classes": ["cat"]}, "takes no class names"),
         ({"task": "detection", "phrases": "the cat"}, "takes no phrases"),
@@ -141,6 +140,11 @@ def test_score_leaves_out_the_weak(predictor: Predictor) -> None:
 def test_requests_that_do_not_fit(predictor: Predictor, request_: dict[str, object], message: str) -> None:
     with pytest.raises(UsageError, match=message):
         predictor.stream(PIXELS, **request_)  # before anything is computed
+
+
+def test_without_a_task_objects_are_looked_for(predictor: Predictor) -> None:
+    assert predictor.stream(PIXELS).task is Task.DETECTION
+    assert predictor.stream(PIXELS, phrases="the ball").task is Task.GROUNDING
 
 
 def test_a_model_with_one_task_needs_no_task(tmp_path: Path) -> None:

@@ -157,7 +157,8 @@ class Predictor:
         Args:
             inputs: A path, folder, pattern, bytes, Pillow image, uint8 array ``[H, W, 3]``, uint8 tensor ``[3, H, W]``,
                 or a list of these.
-            task: A task or its short name; may be left out where the model has one task, and where phrases are given.
+            task: A task or its short name; left out, it is grounding where phrases are given, the model's task where it
+                has one alone, and else detection.
             classes: Class names to look for (a list, or ``"cat,dog"``); None takes those of the checkpoint.
             phrases: What to ground: one phrase or several.
             score: Least score of instances, 0..1; None means :data:`DEFAULT_SCORE`.
@@ -241,6 +242,8 @@ class Predictor:
         if task is None and has_phrases:
             task = Task.GROUNDING
         aliases = [TASKS[offered].alias for offered in self.tasks]
+        if task is None and Task.DETECTION in self.tasks:
+            return Task.DETECTION  # what is in this picture?
         if task is None:
             raise UsageError("this model has several tasks: say which", fix=nearest("", aliases))
         asked = parse_task(task)

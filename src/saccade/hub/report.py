@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 
 from rich.console import Group, RenderableType
 from rich.table import Table
@@ -20,7 +21,7 @@ def mapping_table(report: MappingReport, *, every_key: bool = False, most: int =
         every_key: List the matched keys too.
         most: Keys listed per kind, where not every key is asked for.
     """
-    counts = Table(title=report.source or None, title_justify="left", show_header=False)
+    counts = Table(title=Path(report.source).name or None, title_justify="left", show_header=False)
     counts.add_column("kind")
     counts.add_column("keys", justify="right")
     for kind, number in report.counts().items():
