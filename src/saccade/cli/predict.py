@@ -32,7 +32,9 @@ def add(verbs: Verbs) -> None:
     )
     parser.add_argument("inputs", nargs="+", metavar="PICTURE", help="a file, a folder, or a pattern such as 'a/*.jpg'")
     add_model(parser)
-    parser.add_argument("--task", help="detection (default), instance, semantic, caption or grounding (default with phrases)")
+    parser.add_argument(
+        "--task", help="detection (default), instance, semantic, caption, grounding (default with phrases)"
+    )
     parser.add_argument(
         "--classes", type=comma_list, metavar="A,B", help="class names to look for (default: those of the model)"
     )

@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from saccade.data.class_names import CLASS_NAMES, COCO_CATEGORY_IDS
-from saccade.errors import CheckpointError, UsageError
+from saccade.errors import CheckpointError, UsageError, nearest
 from saccade.hub.checkpoint import VOCABULARY, WEIGHTS, file_sha256, read_card, write_checkpoint
 from saccade.hub.sizes import Kind, choose_config, count_blocks, expected_shapes, skeleton
 from saccade.hub.starts import BACKBONE, TEXT
@@ -25,6 +25,12 @@ from saccade.hub.zoo import entry_of_file
 from saccade.mapping import MappingReport
 from saccade.models.git import convert as git
 from saccade.models.git.config import GiTConfig
+from saccade.models.systems import ModelConfig
+from saccade.models.vitdet import convert as vitdet
+from saccade.models.vitdet.config import ViTDetConfig
+from saccade.models.vitdet.model import ViTDet
+from saccade.models.vitdet.presets import PRESETS as DETECTORS
+from saccade.models.vitdet.presets import preset_of
 from saccade.samples import ClassList
 from saccade.tasks import Task
 from saccade.tokens.vocabulary import TextVocabulary
@@ -47,7 +53,7 @@ class Conversion:
     file: TensorFile
     kind: Kind
     preset: str
-    config: GiTConfig
+    config: ModelConfig
     state: dict[str, Tensor]
     report: MappingReport
     allowed: tuple[str, ...] = field(default=())
@@ -90,6 +96,8 @@ def map_file(path: str | Path, *, preset: str | None = None) -> Conversion:
     file = read_tensor_file(path)
     if all(key.startswith("module.") for key in file.tensors):
         file.tensors = {key.removeprefix("module."): value for key, value in file.tensors.items()}
+    if vitdet.family_of(file.tensors) is not None:
+        return _map_detector(file, preset)
     kind = _kind(file)
     name, config, notes = choose_config(file, kind, preset)
     expected = expected_shapes(config)
@@ -109,6 +117,34 @@ def map_file(path: str | Path, *, preset: str | None = None) -> Conversion:
     return Conversion(file=file, kind=kind, preset=name, config=config, state=state, report=report, allowed=allowed)
 
 
+def _map_detector(file: TensorFile, preset: str | None) -> Conversion:
+    """A released detector, or one fine-tuned by the authors' code on other classes."""
+    name = preset or preset_of(file.tensors)
+    if name is None:
+        raise CheckpointError(
+            "a detector of no released form",
+            where=file.path,
+            why=vitdet.describe(file.tensors),
+            fix=f"name the nearest with --preset: {', '.join(DETECTORS)}",
+        )
+    if name not in DETECTORS:
+        raise UsageError(f"unknown preset '{name}'", fix=nearest(name, DETECTORS))
+    config = DETECTORS[name]()
+    classes = vitdet.count_classes(file.tensors)
+    heads = dataclasses.replace(config.roi, num_classes=classes)
+    config = dataclasses.replace(config, roi=heads)
+    if classes == len(CLASS_NAMES["coco"]):
+        config = dataclasses.replace(config, classes=CLASS_NAMES["coco"], category_ids=COCO_CATEGORY_IDS)
+    with torch.device("meta"):
+        expected = {key: tuple(value.shape) for key, value in ViTDet(config).state_dict().items()}
+    head_dim = config.vit.width // config.vit.heads
+    state, report = vitdet.from_official(file.tensors, expected, head_dim=head_dim, source=str(file.path))
+    report.dropped |= {key: reason for key, reason in file.skipped.items() if key not in report.dropped}
+    if not config.classes:
+        report.notes.append(f"{classes} classes without names: give them when predicting (--classes, in their order)")
+    return Conversion(file=file, kind="checkpoint", preset=name, config=config, state=state, report=report)
+
+
 def write_conversion(found: Conversion, out: str | Path, *, vocabulary: str | Path | None = None) -> Path:
     """Writes what :func:`map_file` found; call ``found.report.check(allow=found.allowed)`` first.
 
@@ -125,6 +161,10 @@ def write_conversion(found: Conversion, out: str | Path, *, vocabulary: str | Pa
         save_file({key: value.contiguous() for key, value in found.state.items()}, file, metadata={"format": "pt"})
         found.report.notes.append(f"use it as {'init_from' if found.kind == 'backbone' else 'text_init'}={file}")
         return folder
+    if isinstance(found.config, ViTDetConfig):
+        if vocabulary is not None:
+            raise UsageError("a detector reads no text", where="--vocabulary", fix="leave it out")
+        return _write_detector(found, folder, found.config)
     words = None if vocabulary is None else TextVocabulary(vocabulary)
     if words is not None and len(words) != found.config.vocab_size:
         raise UsageError(
@@ -137,8 +177,37 @@ def write_conversion(found: Conversion, out: str | Path, *, vocabulary: str | Pa
             f"no vocabulary was given: to predict, copy the vocab.txt of {found.config.vocab_size} rows (for released "
             f"weights: that of bert-base-uncased) to {folder / VOCABULARY}"
         )
-    config = _offer_trained_tasks(found)
+    config = _offer_trained_tasks(found, found.config)
     model = skeleton(config)
+    provenance = _provenance(found)
+    return write_checkpoint(
+        folder,
+        state=found.state,
+        config=config,
+        tasks=model.tasks,
+        classes={task: listed for task, listed in _released_classes().items() if task in model.tasks},
+        preprocessing={task: model.preprocess(task) for task in model.tasks},
+        provenance=provenance,
+        vocabulary=words,
+    )
+
+
+def _write_detector(found: Conversion, folder: Path, config: ViTDetConfig) -> Path:
+    with torch.device("meta"):
+        model = ViTDet(config)
+    return write_checkpoint(
+        folder,
+        state=found.state,
+        config=config,
+        tasks=model.tasks,
+        classes=dict.fromkeys(model.tasks, model.classes) if config.classes else {},
+        preprocessing={task: model.preprocess(task) for task in model.tasks},
+        provenance=_provenance(found),
+        vocabulary=None,
+    )
+
+
+def _provenance(found: Conversion) -> dict[str, Any]:
     entry = entry_of_file(found.file.path.name)
     provenance: dict[str, Any] = {
         "source": {"file": found.file.path.name, "sha256": file_sha256(found.file.path)},
@@ -151,16 +220,7 @@ def write_conversion(found: Conversion, out: str | Path, *, vocabulary: str | Pa
         provenance["training"] = {
             key: training[key] for key in ("iter", "epoch", "experiment_name", "seed", "time") if key in training
         }
-    return write_checkpoint(
-        folder,
-        state=found.state,
-        config=config,
-        tasks=model.tasks,
-        classes={task: listed for task, listed in _released_classes().items() if task in model.tasks},
-        preprocessing={task: model.preprocess(task) for task in model.tasks},
-        provenance=provenance,
-        vocabulary=words,
-    )
+    return provenance
 
 
 def export_official(folder: str | Path, out: str | Path) -> MappingReport:
@@ -184,18 +244,35 @@ def export_official(folder: str | Path, out: str | Path) -> MappingReport:
         raise UsageError("will not write over an existing file", where=target, fix="choose another name")
     card = read_card(folder)
     state = read_safetensors(card.folder / WEIGHTS)
+    if isinstance(card.config, ViTDetConfig):
+        return _export_detector(state, card.config, card.folder, target)
     unknown = [key for key in state if git.official_key(key) is None]
     if unknown:
         raise CheckpointError("the official model has no such tensor", where=card.folder / WEIGHTS, why=unknown[0])
     official = git.to_official({key: value.float() for key, value in state.items()})
     report = MappingReport(source=str(card.folder), matched={key: cast(str, git.official_key(key)) for key in state})
     report.notes += [f"written by us: {key}" for key in official if key not in report.matched.values()]
+    _write_official(official, target, wrapper="state_dict")
+    return report
+
+
+def _export_detector(state: dict[str, Tensor], config: ViTDetConfig, source: Path, target: Path) -> MappingReport:
+    """Under the names of the family whose rules the detector has."""
+    family: vitdet.Family = "vitae_repo" if config.rpn.norm_eps else "detectron2"
+    whole = {key: value.float() if value.is_floating_point() else value for key, value in state.items()}
+    official = vitdet.to_official(whole, config, family)
+    report = MappingReport(source=str(source), matched={key: key for key in official})
+    report.notes.append(f"written in the names of {family}")
+    _write_official(official, target, wrapper="model" if family == "detectron2" else "state_dict")
+    return report
+
+
+def _write_official(official: dict[str, Tensor], target: Path, *, wrapper: str) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
     if target.suffix == ".safetensors":
-        save_file(official, target, metadata={"format": "pt"})
+        save_file({key: value.contiguous() for key, value in official.items()}, target, metadata={"format": "pt"})
     else:
-        torch.save({"meta": {"experiment_name": "saccade", "iter": 0, "epoch": 0}, "state_dict": official}, target)
-    return report
+        torch.save({"meta": {"experiment_name": "saccade", "iter": 0, "epoch": 0}, wrapper: official}, target)
 
 
 def _kind(file: TensorFile) -> Kind:
@@ -215,12 +292,12 @@ def _kind(file: TensorFile) -> Kind:
     )
 
 
-def _offer_trained_tasks(found: Conversion) -> GiTConfig:
+def _offer_trained_tasks(found: Conversion, whole: GiTConfig) -> GiTConfig:
     """A released single-task file offers that task alone: its other vocabularies were never trained."""
     entry = entry_of_file(found.file.path.name)
     if entry is None or not entry.tasks:
-        return found.config
-    config = dataclasses.replace(found.config)
+        return whole
+    config = dataclasses.replace(whole)
     for task in Task:
         if task not in entry.tasks:
             setattr(config, task.value, None)

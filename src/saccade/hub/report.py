@@ -9,7 +9,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from saccade.hub.zoo import ZooEntry
+from saccade.hub.zoo_entry import ZooEntry
 from saccade.mapping import MappingReport
 
 

@@ -12,7 +12,8 @@ from huggingface_hub.errors import HfHubHTTPError
 from saccade.errors import CheckpointError, UsageError, nearest
 from saccade.hub.checkpoint import CONFIG, LoadedModel, file_sha256, load_folder, read_card
 from saccade.hub.convert import convert_file
-from saccade.hub.zoo import ZOO, ZooEntry
+from saccade.hub.zoo import ZOO
+from saccade.hub.zoo_entry import ZooEntry
 
 ASSETS = Path(__file__).resolve().parent.parent / "assets"
 _VOCABULARY_REPO, _VOCABULARY_FILE = "google-bert/bert-base-uncased", "vocab.txt"
@@ -100,7 +101,8 @@ def fetch_checkpoint(entry: ZooEntry) -> Path:
     if (folder / CONFIG).is_file():
         return folder
     source = fetch_file(entry)
-    convert_file(source, out=folder, preset=entry.preset, vocabulary=fetch_vocabulary(entry))
+    vocabulary = fetch_vocabulary(entry) if entry.system == "git" else None
+    convert_file(source, out=folder, preset=entry.preset, vocabulary=vocabulary)
     return folder
 
 
@@ -110,6 +112,10 @@ def fetch_file(entry: ZooEntry) -> Path:
     Raises:
         CheckpointError: No connection, or a file whose SHA-256 is not the one that its name states.
     """
+    if not entry.repo and not entry.url:
+        raise CheckpointError(
+            f"the file of '{entry.name}' can only be fetched by hand", where=entry.page, fix=_by_hand(entry)
+        )
     if entry.repo:
         path = _from_hub(entry.repo, entry.file, what=f"the file of '{entry.name}'", fix=_by_hand(entry))
     else:
@@ -173,6 +179,11 @@ def _by_hand(entry: ZooEntry) -> str:
     if entry.kind != "checkpoint":
         field = "init_from" if entry.kind == "backbone" else "text_init"
         return f"fetch {entry.source} on a machine with network, and train with {field}=PATH/{entry.file}"
+    if entry.system != "git":
+        return (
+            f"fetch {entry.source}, then run `saccade convert FILE --preset {entry.preset} --out {entry.name}` "
+            f"and use the folder {entry.name}"
+        )
     return (
         f"fetch {entry.source} and the vocab.txt of {_VOCABULARY_REPO} on a machine with network, then run "
         f"`saccade convert {entry.file} --vocabulary vocab.txt --out {entry.name}` and use the folder {entry.name}"

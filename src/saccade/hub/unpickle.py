@@ -28,6 +28,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from saccade.errors import CheckpointError
+from saccade.hub.arrays import Array, ArrayType, encode, from_buffer, with_tensors
 
 _LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 _LEGACY_PROTOCOL = 1001
@@ -193,6 +194,13 @@ _ALLOWED: dict[tuple[str, str], object] = {
         for module in ("torch", "torch.storage", "torch.cuda")
     },
     **{("torch", name): dtype for name, dtype in _DTYPES.items()},
+    ("_codecs", "encode"): _Function(encode),
+    ("numpy", "ndarray"): Array,
+    ("numpy.core.numeric", "_frombuffer"): _Function(from_buffer),
+    ("numpy._core.numeric", "_frombuffer"): _Function(from_buffer),
+    ("numpy", "dtype"): _Function(ArrayType),
+    ("numpy.core.multiarray", "_reconstruct"): _Function(Array),
+    ("numpy._core.multiarray", "_reconstruct"): _Function(Array),
 }
 
 
@@ -219,11 +227,13 @@ class _Unpickler(pickle._Unpickler):
         return self._stubs[path]
 
     def load_build(self) -> None:
-        # BUILD hands a state to an object: `__setstate__`, or attributes set one by one. None of the objects that are
-        # made here needs one (an OrderedDict's is its `_metadata`), so the state is dropped unseen.
+        # BUILD hands a state to an object: `__setstate__`, or attributes set one by one. Of the objects that are made
+        # here arrays need one; all other states (an OrderedDict's is its `_metadata`) are dropped unseen.
         stack: list[Any] = self.stack  # type: ignore[attr-defined]  # (typeshed shows the C class)
-        stack.pop()
-        if not isinstance(stack[-1], (Inert, _Dict)):
+        state = stack.pop()
+        if isinstance(stack[-1], (Array, ArrayType)):
+            stack[-1].build(state)
+        elif not isinstance(stack[-1], (Inert, _Dict)):
             raise pickle.UnpicklingError(f"state for a {type(stack[-1]).__name__}")
 
     def persistent_load(self, pid: Any) -> Any:
@@ -396,7 +406,10 @@ def _read_legacy(path: Path, inert: Counter[str]) -> Any:
         return _Unpickler(stream, storage=storage, inert=inert).load()
 
     with path.open("rb") as stream:
-        if load(stream) != _LEGACY_MAGIC:
+        first = load(stream)
+        if isinstance(first, dict) and not stream.read(1):
+            return with_tensors(first)  # a plain pickle of arrays, as detectron2 writes
+        if first != _LEGACY_MAGIC:
             raise pickle.UnpicklingError("a pickle, but not one that torch.save wrote")
         if load(stream) != _LEGACY_PROTOCOL:
             raise pickle.UnpicklingError("unknown protocol of torch.save")

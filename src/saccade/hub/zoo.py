@@ -5,79 +5,12 @@ Only facts stand here. How an entry becomes a checkpoint folder is the business 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from typing import Literal
 
 from saccade.errors import UsageError, nearest
+from saccade.hub.zoo_entry import Published, ZooEntry
+from saccade.hub.zoo_vitdet import ENTRIES as VITDET_ENTRIES
 from saccade.tasks import Task
-
-
-@dataclass(kw_only=True, frozen=True)
-class Published:
-    """A number from the authors' tables.
-
-    Attributes:
-        task: What was measured.
-        data: Data set and split.
-        metric: Name of the metric.
-        value: The number, in the unit of the table (percent).
-        setting: ``single-task``, ``multi-task``, ``universal``, ``zero-shot`` or ``few-shot``.
-        note: What the source leaves open.
-    """
-
-    task: Task
-    data: str
-    metric: str
-    value: float
-    setting: Literal["single-task", "multi-task", "universal", "zero-shot", "few-shot"]
-    note: str = ""
-
-
-@dataclass(kw_only=True, frozen=True)
-class ZooEntry:
-    """One released file.
-
-    Attributes:
-        name: The name users type.
-        system: ``git``, or the system whose training starts from this file.
-        kind: ``checkpoint`` (a whole model), ``backbone`` (``init_from``) or ``text`` (``text_init``).
-        preset: The size it fits.
-        file: Name of the released file.
-        repo: Repository of the Hugging Face hub, or empty.
-        url: Direct address, or empty.
-        sha256_prefix: First digits of the file's SHA-256, where its name states them.
-        tasks: Tasks that the weights were trained for.
-        parameters: Parameters of the file; None where not stated.
-        tensors: Tensors of the state dict; None where not stated.
-        input_sizes: Side of the square network input in pixels, per task.
-        licence: As the source states it.
-        recipe: Our recipe that repeats its training.
-        results: Published numbers.
-        summary: One line.
-    """
-
-    name: str
-    system: str
-    kind: Literal["checkpoint", "backbone", "text"]
-    preset: str
-    file: str
-    summary: str
-    repo: str = ""
-    url: str = ""
-    sha256_prefix: str = ""
-    tasks: tuple[Task, ...] = ()
-    parameters: int | None = None
-    tensors: int | None = None
-    input_sizes: dict[Task, int] = field(default_factory=dict)
-    licence: str = "not stated"
-    recipe: str = ""
-    results: tuple[Published, ...] = ()
-
-    @property
-    def source(self) -> str:
-        """Where the file is, for people."""
-        return f"{self.repo}: {self.file} (Hugging Face hub)" if self.repo else self.url
-
 
 INPUT_SIZES = {Task.DETECTION: 1120, Task.INSTANCE: 1120, Task.SEMANTIC: 672, Task.CAPTION: 224, Task.GROUNDING: 224}
 _GIT_REPO = "kanashi6/GiT"
@@ -257,6 +190,7 @@ _ENTRIES: tuple[ZooEntry, ...] = (
     _sam_original("base", "01ec64"),
     _sam_original("large", "0b3195"),
     _sam_original("huge", "4b8939"),
+    *VITDET_ENTRIES,
 )
 
 ZOO: dict[str, ZooEntry] = {entry.name: entry for entry in _ENTRIES}

@@ -6,7 +6,7 @@ import dataclasses
 from typing import Literal, TypeAlias
 
 from saccade.data.augment import ScaleJitterAugment
-from saccade.data.class_names import CLASS_NAMES
+from saccade.data.class_names import CLASS_NAMES, COCO_CATEGORY_IDS
 from saccade.data.sources.scenes import ScenesSource
 from saccade.models.vitdet import presets
 from saccade.models.vitdet.config import ViTDetConfig
@@ -18,7 +18,6 @@ from saccade.training.config import LayerDecay, OptimConfig, SourceConfig, Train
 Size: TypeAlias = Literal["b", "l", "h"]
 Form: TypeAlias = Literal["vit-b", "vitae-b", "vitae-s"]
 
-_COCO_IDS = tuple(i for i in range(1, 91) if i not in (12, 26, 29, 30, 45, 66, 68, 69, 71, 83))
 _IMAGES_PER_STEP = 64
 # detectron2 counts 184,375 iterations as 100 epochs and 138,281 as 75; the ViTAE repository 25 epochs of a set that is
 # repeated four times, 7,330 iterations each.
@@ -160,7 +159,7 @@ def nano_scenes(*, steps: int = 8_000, size: int = 224) -> TrainConfig:
 
 def with_coco_classes(model: ViTDetConfig) -> ViTDetConfig:
     """The model with COCO's names and category ids."""
-    return dataclasses.replace(model, classes=CLASS_NAMES["coco"], category_ids=_COCO_IDS)
+    return dataclasses.replace(model, classes=CLASS_NAMES["coco"], category_ids=COCO_CATEGORY_IDS)
 
 
 def _per_process(processes: int) -> int:

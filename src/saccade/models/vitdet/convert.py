@@ -294,6 +294,11 @@ def describe(state: Mapping[str, Tensor]) -> str:
     return f"it looks like a {heads} R-CNN on {backbone} with {rows} classes"
 
 
+def count_classes(state: Mapping[str, Tensor]) -> int:
+    """Classes of a released file, the background not counted."""
+    return next((len(t) - 1 for key, t in state.items() if key.endswith(("cls_score.bias", "fc_cls.bias"))), 0)
+
+
 def _to_ours(
     state: Mapping[str, Tensor], family: Family, head_dim: int, *, class_token: bool = False
 ) -> dict[str, Tensor]:

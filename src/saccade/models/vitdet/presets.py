@@ -7,9 +7,11 @@ are the ViTAE repository's. The two families differ in many small rules (docs/vi
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, Literal
+
+from torch import Tensor
 
 from saccade.layers.pyramid import PyramidConfig
 from saccade.layers.roi import RoIConfig, StageConfig
@@ -17,6 +19,7 @@ from saccade.layers.rpn import RPNConfig
 from saccade.layers.vit import ViTConfig
 from saccade.layers.vitae import ViTAEConfig
 from saccade.models.vitdet.config import ViTDetConfig
+from saccade.models.vitdet.convert import family_of
 
 _SIZES: dict[str, dict[str, Any]] = {
     "b": {"width": 768, "depth": 12, "heads": 12, "global_blocks": (2, 5, 8, 11), "drop_path": 0.1},
@@ -100,6 +103,35 @@ def vitae_repo(form: Literal["vit-b", "vitae-b", "vitae-s"], *, roi: RoIConfig |
         pyramid=PyramidConfig(norm_eps=1e-5, shrink=False),
         roi=roi or RoIConfig(),
     )
+
+
+def preset_of(state: Mapping[str, Tensor]) -> str | None:
+    """Name of the released detector whose form an official state dict has, whatever its classes; None = none has."""
+    family = family_of(state)
+    width = next((len(t) for key, t in state.items() if key.endswith("patch_embed.proj.bias")), 0)
+    cells = next((len(t) for key, t in state.items() if key.endswith(".RC.attn.proj.bias")), 0)
+    found = (
+        family,
+        width,
+        bool(cells),
+        "two" if width and any(".PCM." in key for key in state) else "none",
+        any(".box_head.1." in key or ".bbox_head.1." in key for key in state),
+        any(key.endswith("fed_loss_cls_weights") for key in state),
+    )
+    for name, make in PRESETS.items():
+        config = make()
+        vitae = isinstance(config.backbone, ViTAEConfig)
+        form = (
+            "vitae_repo" if config.rpn.norm_eps else "detectron2",
+            0 if vitae else config.vit.width,
+            vitae,
+            "none" if vitae else config.vit.parallel_conv,
+            len(config.roi.stages) > 1,
+            bool(config.roi.federated_classes),
+        )
+        if form == found:
+            return name
+    return None
 
 
 def nano() -> ViTDetConfig:
