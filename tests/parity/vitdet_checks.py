@@ -424,7 +424,7 @@ class ModelCheck:
         levels = self._features()
         _, proposals = self._rpn(levels, ("rpn_cls", "rpn_reg"))
         trace = Trace()
-        found = self.model.roi.predict(levels, proposals, self.frames, trace=trace)
+        found = self._detect(levels, proposals, trace)
         values = trace.values
         if len(self.ours.roi.stages) > 1:
             logits = []
@@ -458,6 +458,18 @@ class ModelCheck:
             pasted = paste_masks(one.masks[order], one.original_xyxy[order], frame.original_hw)
             self._packed(f"result_masks_packed_{image}", pasted)
 
+    def _detect(self, levels: list[Tensor], proposals: list[Tensor], trace: Trace) -> list[Detections]:
+        roi = self.model.roi
+        scores, boxes = roi.score_boxes(levels, proposals, self.frames, trace=trace)
+        found = [roi.select(*one) for one in zip(scores, boxes, self.frames, strict=True)]
+        roi.add_masks(levels, found)
+        whole = self.model.detect(self.images, self.frames, masks=True)
+        for one, other in zip(found, whole, strict=True):
+            self.report.close(f"{self.folder.name}/the road of predict", other.original_xyxy, one.original_xyxy, FLOAT)
+            assert one.masks is not None and other.masks is not None
+            self.report.close(f"{self.folder.name}/masks of predict", other.masks, one.masks, FLOAT)
+        return found
+
     def _input_frame(self, levels: list[Tensor], proposals: list[Tensor]) -> None:
         """Detections as the original gives them without going back to the original picture."""
         scores, boxes = self.model.roi.score_boxes(levels, proposals, self.frames)
@@ -484,7 +496,7 @@ class ModelCheck:
         levels = self._features()
         _, proposals = self._rpn(levels, ("rpn_logits", "rpn_deltas"))
         trace = Trace()
-        found = self.model.roi.predict(levels, proposals, self.frames, trace=trace)
+        found = self._detect(levels, proposals, trace)
         if "cls_logits" in self.tensors:
             self._close("cls_logits", trace.values["logits_0"])
             self._close("box_deltas", trace.values["deltas_0"].flatten(1))

@@ -464,34 +464,6 @@ class RoIHeads(nn.Module):
 
     # ------------------------------------------------------------------ prediction
 
-    def predict(
-        self,
-        maps: Sequence[Tensor],
-        proposals: Sequence[Tensor],
-        frames: Sequence[Frame],
-        *,
-        masks: bool = True,
-        soft: Literal["linear", "gaussian"] | None = None,
-        trace: Trace | None = None,
-    ) -> list[Detections]:
-        """Detections of every image.
-
-        Args:
-            maps: Pyramid levels.
-            proposals: Boxes per image.
-            frames: Frames of the images.
-            masks: Whether masks are wanted.
-            soft: Soft-NMS of that kind.
-            trace: Receives logits, deltas and regions of every stage.
-        """
-        scores, boxes = self.score_boxes(maps, proposals, frames, trace=trace)
-        found = []
-        for score, box, frame in zip(scores, boxes, frames, strict=True):
-            found.append(self.select(score, box, frame, soft=soft))
-        if masks and self.mask_heads:
-            self.add_masks(maps, found)
-        return found
-
     def score_boxes(
         self,
         maps: Sequence[Tensor],

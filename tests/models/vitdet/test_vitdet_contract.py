@@ -13,7 +13,7 @@ from saccade.configs import from_dict, to_dict
 from saccade.errors import ConfigError, DataError, UsageError
 from saccade.layers.roi import federated_classes
 from saccade.models.vitdet.config import ViTDetConfig
-from saccade.models.vitdet.model import ViTDet
+from saccade.models.vitdet.model import ViTDet, frames_of
 from saccade.models.vitdet.presets import PRESETS
 from saccade.results import Instances
 from saccade.samples import Batch, ClassList, Target
@@ -262,3 +262,37 @@ def test_unnamed_classes_take_the_ids_of_the_data() -> None:
     assert isinstance(answer, Instances) and answer.classes.names == CLASSES
     with pytest.raises(UsageError, match="3 classes without names, and 1"):
         net.predict(dataclasses.replace(batch(), classes=ClassList.from_names(["a"])))
+
+
+def test_a_mirrored_view_finds_the_mirrored_picture() -> None:
+    """What flip augmentation sees in a picture is what the plain model sees in the mirrored one, brought back."""
+    net = model().eval()
+    data = batch(counts=(1,))
+    width = data.input_sizes_hw[0][1]
+    mirrored = dataclasses.replace(data, images=data.images.clone())
+    mirrored.images[..., :width] = data.images[..., :width].flip(-1)
+    plain = net.predict(mirrored)[0]
+    net.config.test_flip = True
+    views = list(net._views(data.images, frames_of(data)))
+    assert [view.mirrored for view in views] == [False, True]
+    torch.testing.assert_close(views[1].levels[0], net.features(mirrored.images)[0])
+    assert isinstance(plain, Instances)
+    box = torch.tensor([[3.0, 4.0, 20.0, 30.0]])
+    frame = frames_of(data)[0]
+    torch.testing.assert_close(views[1].to_input(views[1].from_input(box, frame), frame), box)
+    assert views[1].to_input(box, frame).tolist() == [[width - 20.0, 4.0, width - 3.0, 30.0]]
+
+
+def test_test_time_augmentation_merges_all_views() -> None:
+    net = model("detectron2", test_sizes=(48, 64), test_flip=True).eval()
+    assert net.preprocess(Task.INSTANCE).size_hw == (64, 64)
+    views = list(net._views(batch().images, frames_of(batch())))
+    assert [(view.factor, view.mirrored) for view in views] == [(0.75, False), (0.75, True), (1.0, False), (1.0, True)]
+    for answer in net.predict(batch()):
+        assert isinstance(answer, Instances) and 0 < len(answer) <= 10
+        assert bool((answer.boxes_xyxy[:, 2] <= 90.01).all())
+    # One view of the input's own size is the plain prediction.
+    alone = model("detectron2", test_sizes=(64,)).eval().predict(batch())
+    for one, other in zip(alone, model("detectron2").eval().predict(batch()), strict=True):
+        assert isinstance(one, Instances) and isinstance(other, Instances)
+        assert torch.equal(one.boxes_xyxy, other.boxes_xyxy) and torch.equal(one.scores, other.scores)

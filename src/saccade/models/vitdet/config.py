@@ -27,7 +27,8 @@ class ViTDetConfig:
         resize: How pictures are resized: ``bilinear`` as OpenCV does (the ViTAE repository), ``pillow`` (detectron2).
         input_size: Side of the square network input in pixels; the longer side of a picture is brought to it.
         test_soft_nms: Soft-NMS of that kind in prediction.
-        test_sizes: Sides of the network input that test-time augmentation predicts at; empty = ``input_size`` alone.
+        test_sizes: Sides of the network input that test-time augmentation predicts at, merged by suppression and, for
+            masks, by their mean; empty = ``input_size`` alone.
         test_flip: Predict the mirrored picture, too, and merge.
     """
 

@@ -6,9 +6,12 @@ Object Detection, ECCV 2022; facts in docs/vitdet.md.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import dataclasses
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from saccade.errors import DataError, UsageError, nearest
@@ -25,6 +28,30 @@ from saccade.samples import Batch, ClassList, Preprocess
 from saccade.tasks import Task
 
 _MASKS_AT_ONCE = 16
+
+
+@dataclass
+class _View:
+    """A batch at one size, mirrored or not: its pyramid, its frames, and the way of boxes there and back."""
+
+    levels: list[Tensor]
+    frames: list[Frame]
+    factor: float
+    mirrored: bool
+
+    def to_input(self, boxes: Tensor, frame: Frame) -> Tensor:
+        """Boxes ``[..., 4]`` of the view in the frame of the network input."""
+        return self._mirror(boxes / self.factor, frame)
+
+    def from_input(self, boxes: Tensor, frame: Frame) -> Tensor:
+        """Boxes of the network input in the view."""
+        return self._mirror(boxes, frame) * self.factor
+
+    def _mirror(self, boxes: Tensor, frame: Frame) -> Tensor:
+        if not self.mirrored:
+            return boxes
+        x0, y0, x1, y1 = boxes.unbind(-1)
+        return torch.stack([frame.input_hw[1] - x1, y0, frame.input_hw[1] - x0, y1], dim=-1)
 
 
 class ViTDet(nn.Module):
@@ -61,9 +88,12 @@ class ViTDet(nn.Module):
         return ClassList(names=names, category_ids=self.config.category_ids or tuple(range(len(names))))
 
     def preprocess(self, task: Task) -> Preprocess:
-        """How images are brought to the network input: the longer side to ``input_size``, zero padding."""
+        """How images are brought to the network input: the longer side to ``input_size``, zero padding.
+
+        With test-time augmentation it is the greatest of the sizes that are predicted at; the others are made from it.
+        """
         self._require(task)
-        size = self.config.input_size
+        size = max((self.config.input_size, *self.config.test_sizes))
         return Preprocess(size_hw=(size, size), keep_ratio=True, interpolation=self.config.resize, pad_multiple=size)
 
     def loss(self, batch: Batch, *, choose: Choose = choose_randomly) -> dict[str, Tensor]:
@@ -119,16 +149,57 @@ class ViTDet(nn.Module):
             frames: Frames of the images.
             masks: Whether masks are wanted.
         """
-        levels = self.features(images_B3HW)
-        proposals = self.rpn.proposals(self.rpn(levels), [frame.input_hw for frame in frames])
-        soft = self.config.test_soft_nms
-        return self.roi.predict(
-            levels,
-            [one.boxes_xyxy for one in proposals],
-            frames,
-            masks=masks,
-            soft=None if soft == "none" else soft,
-        )
+        soft = None if self.config.test_soft_nms == "none" else self.config.test_soft_nms
+        views = list(self._views(images_B3HW, frames))
+        scored = []
+        for view in views:
+            proposals = self.rpn.proposals(self.rpn(view.levels), [frame.input_hw for frame in view.frames])
+            scores, boxes = self.roi.score_boxes(view.levels, [one.boxes_xyxy for one in proposals], view.frames)
+            back = [view.to_input(box, frame) for box, frame in zip(boxes, frames, strict=True)]
+            scored.append(list(zip(scores, back, strict=True)))
+        found = []
+        for parts, frame in zip(zip(*scored, strict=True), frames, strict=True):
+            scores_PK, boxes_P = (torch.cat(part) for part in zip(*parts, strict=True))
+            found.append(self.roi.select(scores_PK, boxes_P, frame, soft=soft))
+        if masks and self.roi.mask_heads:
+            self._add_masks(views, found, frames)
+        return found
+
+    def _views(self, images_B3HW: Tensor, frames: Sequence[Frame]) -> Iterator[_View]:
+        """The network inputs as they are, or at every size and mirrored where test-time augmentation asks for it."""
+        base = images_B3HW.shape[-1]
+        for size in self.config.test_sizes or (base,):
+            scaled, factor = images_B3HW, size / base
+            if size != base:
+                side = round(images_B3HW.shape[-2] * factor)
+                scaled = F.interpolate(images_B3HW, size=(side, size), mode="bilinear", antialias=True)
+            sizes = [tuple(max(1, round(side * factor)) for side in frame.input_hw) for frame in frames]
+            own = [
+                Frame((h, w), frame.original_hw, (frame.scale_xy[0] * factor, frame.scale_xy[1] * factor))
+                for frame, (h, w) in zip(frames, sizes, strict=True)
+            ]
+            for mirrored in (False, True) if self.config.test_flip else (False,):
+                images = scaled
+                if mirrored:
+                    images = scaled.clone()
+                    for image, frame in zip(images, own, strict=True):
+                        width = frame.input_hw[1]  # the padding stays where it is
+                        image[..., :width] = image[..., :width].flip(-1)
+                yield _View(self.features(images), own, factor, mirrored)
+
+    def _add_masks(self, views: Sequence[_View], found: Sequence[Detections], frames: Sequence[Frame]) -> None:
+        """Masks of the final boxes, averaged over the views."""
+        total: list[Tensor] = []
+        for view in views:
+            seen = [
+                dataclasses.replace(one, boxes_xyxy=view.from_input(one.boxes_xyxy, frame))
+                for one, frame in zip(found, frames, strict=True)
+            ]
+            self.roi.add_masks(view.levels, seen)
+            masks = [one.masks.flip(-1) if view.mirrored else one.masks for one in seen if one.masks is not None]
+            total = [a + b for a, b in zip(total, masks, strict=True)] if total else masks
+        for one, masks_Nss in zip(found, total, strict=True):
+            one.masks = masks_Nss / len(views)
 
     def _require(self, task: Task) -> None:
         if task not in self.tasks:
