@@ -457,6 +457,15 @@ def test_bench_measures_against_the_reference(run, tmp_path: Path) -> None:
     assert run("bench", "gti").code == 2
 
 
+def test_bench_times_a_backbone_and_a_whole_detector(run, tmp_path: Path) -> None:
+    words = ["--task", "backbone,instance", "--preset", "vitdet-nano", "--repeats", "1", "--device", "cpu"]
+    shown = run("bench", "vitdet", *words, "--json", tmp_path / "b.json")
+    assert shown.code == 0, shown.err
+    backbone, whole = json.loads((tmp_path / "b.json").read_text())["results"]
+    assert (backbone["task"], whole["task"]) == ("backbone", "instance_segmentation")
+    assert 0 < backbone["ratio"] < whole["ratio"]
+
+
 # --- what a review found ---------------------------------------------------------------------------------------------
 
 

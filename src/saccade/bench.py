@@ -12,7 +12,7 @@ import platform
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -22,10 +22,19 @@ from torch import Tensor, nn
 from saccade.errors import UsageError, nearest
 from saccade.layers.precision import Precision, autocast, halve_linears
 from saccade.models.git.model import GiT
-from saccade.models.git.presets import PRESETS
+from saccade.models.git.presets import PRESETS as GIT_PRESETS
+from saccade.models.systems import Model, ModelConfig, input_size
+from saccade.models.vitdet.model import ViTDet
+from saccade.models.vitdet.presets import PRESETS as DETECTORS
 from saccade.samples import Batch, ClassList, Origin
 from saccade.tasks import Task
 from saccade.tokens.vocabulary import TextVocabulary
+
+PRESETS: dict[str, Mapping[str, Callable[[], ModelConfig]]] = {"git": GIT_PRESETS, "vitdet": DETECTORS}
+"""System to its named sizes."""
+
+BACKBONE = "backbone"
+"""Stands for a task where the backbone alone is timed."""
 
 _REFERENCE = "torchvision vit_b_16, 224 px, batch 1"
 _CLASSES = {Task.DETECTION: 80, Task.INSTANCE: 80, Task.SEMANTIC: 150}
@@ -37,9 +46,9 @@ class BenchResult:
     """What a benchmark measured.
 
     Attributes:
-        system: ``git``.
+        system: ``git`` or ``vitdet``.
         preset: Size of the model.
-        task: The task.
+        task: The task, or ``backbone``.
         input_size: Side of the network input in pixels.
         dtype: Arithmetic.
         threads: Threads of torch.
@@ -70,7 +79,7 @@ class BenchResult:
 def run_bench(
     system: str,
     *,
-    task: Task,
+    task: Task | str,
     preset: str = "base",
     dtype: Precision = "float32",
     repeats: int = 3,
@@ -81,8 +90,8 @@ def run_bench(
     """Times a model with random weights.
 
     Args:
-        system: ``git``.
-        task: The task.
+        system: ``git`` or ``vitdet``.
+        task: The task, or :data:`BACKBONE`.
         preset: Size of the model.
         dtype: ``float32``, or ``bf16`` for bfloat16 arithmetic where it is safe.
         repeats: Timed passes; the median counts.
@@ -93,23 +102,25 @@ def run_bench(
     Raises:
         UsageError: No such system or preset, or the preset does not offer the task.
     """
-    if system != "git":
-        raise UsageError(f"no benchmark for '{system}'", fix=nearest(system, ["git"]))
-    if preset not in PRESETS:
-        raise UsageError(f"unknown preset '{preset}'", fix=nearest(preset, PRESETS))
+    if system not in PRESETS:
+        raise UsageError(f"no benchmark for '{system}'", fix=nearest(system, PRESETS))
+    if preset not in PRESETS[system]:
+        raise UsageError(f"unknown preset '{preset}'", fix=nearest(preset, PRESETS[system]))
     with _threads(threads), tempfile.TemporaryDirectory() as scratch:
         torch.manual_seed(0)
-        config = PRESETS[preset]()
-        model = GiT(config, TextVocabulary(_bench_vocabulary(Path(scratch), config.vocab_size - 2)))
-        model = model.eval().to(device)
+        model = _build(system, preset, Path(scratch)).eval().to(device)
         if dtype == "bf16":
             halve_linears(model.backbone)
-        size = model.task_config(task).input_size
-        batch = _batch(task, size, batch_size, device)
+        asked = Task.DETECTION if task == BACKBONE else Task(task)
+        size = input_size(model.config, asked)
+        batch = _batch(asked, size, batch_size, device, named=isinstance(model, GiT))
 
         def answer() -> None:
-            with autocast(dtype, device):
-                model.predict(batch)
+            with autocast(dtype, device), torch.inference_mode():
+                if task == BACKBONE:
+                    model.backbone(batch.images)
+                else:
+                    model.predict(batch)
 
         reference = _reference(device)
         # Three passes of the reference around every pass of ours: both see the same machine.
@@ -131,6 +142,15 @@ def run_bench(
         ratio=per_image_ms / reference_ms,
         machine=describe_machine(device),
     )
+
+
+def _build(system: str, preset: str, scratch: Path) -> Model:
+    """The model with random weights; a detector gives as many detections as it may, as a trained one does."""
+    if system == "git":
+        config = GIT_PRESETS[preset]()
+        return GiT(config, TextVocabulary(_bench_vocabulary(scratch, config.vocab_size - 2)))
+    detector = DETECTORS[preset]()
+    return ViTDet(dataclasses.replace(detector, roi=dataclasses.replace(detector.roi, min_score=0.0)))
 
 
 def precision_cost(task: Task, *, model: str = "git-nano", images: int = 100) -> dict[str, dict[str, float]]:
@@ -214,9 +234,9 @@ def _reference(device: str) -> Callable[[], None]:
     return forward
 
 
-def _batch(task: Task, size: int, batch_size: int, device: str) -> Batch:
+def _batch(task: Task, size: int, batch_size: int, device: str, *, named: bool) -> Batch:
     images: Tensor = torch.randn(batch_size, 3, size, size)
-    names = [f"class {index}" for index in range(_CLASSES.get(task, 0))]
+    names = [f"class {index}" for index in range(_CLASSES.get(task, 0))] if named else []
     return Batch(
         images=images.to(device),
         task=task,
