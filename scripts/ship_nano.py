@@ -21,11 +21,15 @@ README = """# git-nano
 GiT with 8 blocks of width 192 for five tasks at 224 px, trained from fresh weights on drawn scenes only
 (`saccade.data.scenes`), in this repository. Licence: Apache-2.0, as the code.
 
-Reproduce, in two stages (the second starts from the weights of the first, with a new learning-rate schedule):
+Reproduce, in three stages (each starts from the weights of the one before, with a new schedule; the third
+is mostly about phrases, which are learned last):
 
     saccade train recipe=git.nano_scenes name=git-nano
     saccade train recipe=git.nano_scenes name=git-nano-2 weights=runs/git-nano/checkpoints/last seed=1
-    python scripts/ship_nano.py runs/git-nano runs/git-nano-2
+    saccade train recipe=git.nano_scenes name=git-nano-3 weights=runs/git-nano-2/checkpoints/last seed=2 steps=12000 \\
+        train.0.weight=1.2 train.1.weight=1.2 train.2.weight=1.0 train.3.weight=0.3 train.4.weight=7 \\
+        train.4.batch_size=16
+    python scripts/ship_nano.py runs/git-nano runs/git-nano-2 runs/git-nano-3
 
 The logs of the runs that made these weights are `training_log_1.csv` and so on; measured quality: docs/results.md.
 """

@@ -35,7 +35,7 @@ def test_arguments_of_the_recipe_and_leaves_of_its_configuration() -> None:
         ({"recipe": "git.nano_scenes", "stps": "1"}, "did you mean 'steps'?"),
         ({"recipe": "git.nano_scenes", "steps": "many"}, "it takes a whole number"),
         ({"recipe": "git.nano_scenes", "train.9.limit": "1"}, "its items are train.0 to train.4"),
-        ({"recipe": "finetune", "task": "detection"}, "recipe finetune needs data_root"),
+        ({"recipe": "finetune", "task": "detection"}, "recipe finetune needs data.root"),
     ],
 )
 def test_what_is_wrong_is_named(changes: dict[str, str], message: str) -> None:

@@ -95,15 +95,15 @@ def resolve(changes: Mapping[str, str]) -> TrainConfig:
     hints = typing.get_type_hints(recipe.func if isinstance(recipe, partial) else recipe)
     own = {key: key.replace(".", "_") for key in rest if key.replace(".", "_") in parameters}
     values = {parameter: read_value(hints[parameter], rest.pop(key), key) for key, parameter in own.items()}
-    fields = {field.name for field in dataclasses.fields(TrainConfig)}
-    unknown = [key for key in rest if key.split(".")[0] not in fields and key != _WITHOUT_MISSING]
-    if unknown:
-        known = [*(parameter.replace("_", ".", 1) for parameter in parameters), *fields]
-        raise ConfigError(
-            f"unknown configuration key '{unknown[0]}'", where=f"recipe={name}", fix=nearest(unknown[0], known)
-        )
     missing = [key for key, one in parameters.items() if one.default is one.empty and key not in values]
     if missing:
+        # A mistyped word is more likely than a forgotten one.
+        known = [*(key.replace("_", ".", 1) for key in parameters), *(f.name for f in dataclasses.fields(TrainConfig))]
+        unknown = [key for key in rest if key.split(".")[0] not in known and key != _WITHOUT_MISSING]
+        if unknown:
+            raise ConfigError(
+                f"unknown configuration key '{unknown[0]}'", where=f"recipe={name}", fix=nearest(unknown[0], known)
+            )
         word = missing[0].replace("_", ".", 1)
         raise UsageError(f"recipe {name} needs {word}", where="saccade train", fix=f"{word}=...")
     without = _WITHOUT_MISSING not in parameters and read_value(

@@ -41,8 +41,8 @@ def vitae_repository(form: Form, *, data: str = "data", pretrained: str = "", pr
         name=f"vitdet/vitae_repo_{form}",
         model=with_coco_classes(presets.vitae_repo(form)),
         init_from=pretrained,
-        train=(_coco(data, "train", batch_size=_per_process(processes), augment=ScaleJitterAugment()),),
-        val=(_coco(data, "val", batch_size=1),),
+        train=(_source("coco", data, "train", batch_size=_per_process(processes), augment=ScaleJitterAugment()),),
+        val=(_source("coco", data, "val", batch_size=1),),
         steps=25 * 7_330,
         optim=OptimConfig(
             lr=1e-4,
@@ -85,9 +85,9 @@ def detectron2(
     rate, layers = _DECAY[size]
     steps, milestones, warmup = _LVIS_SCHEDULE if lvis else _SCHEDULES[size]
     augment = ScaleJitterAugment(rules="detectron2")
-    source = _lvis if lvis else _coco
+    name: Literal["coco", "lvis"] = "lvis" if lvis else "coco"
     every = steps // 20
-    train = source(data, "train", batch_size=_per_process(processes), augment=augment)
+    train = _source(name, data, "train", batch_size=_per_process(processes), augment=augment)
     # Large models exempt nothing from weight decay, the others norms of the blocks and positions.
     exempt = () if size == "h" else ("backbone.blocks.*.norm?.*", "backbone.pos_embed")
     return TrainConfig(
@@ -95,7 +95,7 @@ def detectron2(
         model=model if lvis else with_coco_classes(model),
         init_from=pretrained,
         train=(dataclasses.replace(train, repeat_threshold=0.001) if lvis else train,),
-        val=(source(data, "val", batch_size=1),),
+        val=(_source(name, data, "val", batch_size=1),),
         steps=steps,
         optim=OptimConfig(
             lr=(1e-4 if size == "h" else 2e-4) if lvis else 1e-4,
@@ -166,26 +166,22 @@ def _per_process(processes: int) -> int:
     return max(1, _IMAGES_PER_STEP // processes)
 
 
-def _coco(data: str, split: str, *, batch_size: int, augment: ScaleJitterAugment | None = None) -> SourceConfig:
+def _source(
+    name: Literal["coco", "lvis"],
+    data: str,
+    split: str,
+    *,
+    batch_size: int,
+    augment: ScaleJitterAugment | None = None,
+) -> SourceConfig:
+    training = augment is not None
     return SourceConfig(
         task=Task.INSTANCE,
-        reader="coco",
-        root=f"{data}/coco",
+        reader=name,
+        root=f"{data}/{name}",
         split=split,
         batch_size=batch_size,
         augment=augment,
-        drop_empty=augment is not None,
-        min_side=32 if augment is not None else 0,
-    )
-
-
-def _lvis(data: str, split: str, *, batch_size: int, augment: ScaleJitterAugment | None = None) -> SourceConfig:
-    return SourceConfig(
-        task=Task.INSTANCE,
-        reader="lvis",
-        root=f"{data}/lvis",
-        split=split,
-        batch_size=batch_size,
-        augment=augment,
-        drop_empty=augment is not None,
+        drop_empty=training,
+        min_side=32 if training and name == "coco" else 0,
     )
