@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import subprocess
@@ -15,6 +16,10 @@ from helpers_checkpoint import tiny_checkpoint
 from PIL import Image
 
 from saccade.cli import build, main
+from saccade.data.scenes import THING_CLASSES
+from saccade.hub.checkpoint import save_model
+from saccade.models.vitdet.model import ViTDet
+from saccade.models.vitdet.presets import PRESETS as DETECTORS
 
 VERBS = ("predict", "train", "eval", "data", "models", "convert", "bench", "demo")
 SECOND_WORDS = {"data": ("scenes", "check", "convert"), "models": ("list", "show")}
@@ -523,3 +528,28 @@ def test_a_dangling_link_says_so(run, tmp_path: Path) -> None:
     (tmp_path / "p.png").symlink_to(tmp_path / "gone.png")
     shown = run("predict", tmp_path / "p.png", "--task", "caption")
     assert shown.code == 1 and "gone.png, which does not exist" in shown.err
+
+
+def test_a_detector_predicts_and_is_evaluated_with_soft_nms_and_augmentation(run, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    preset = DETECTORS["vitdet-nano"]()
+    heads = dataclasses.replace(preset.roi, num_classes=len(THING_CLASSES), min_score=0.01, max_detections=20)
+    config = dataclasses.replace(preset, classes=THING_CLASSES, roi=heads)
+    folder = save_model(ViTDet(config), tmp_path / "detector", classes={}, provenance={})
+    picture = tmp_path / "p.png"
+    Image.new("RGB", (100, 80), (90, 120, 30)).save(picture)
+    words = ("--soft-nms", "linear", "--test-sizes", "160,224", "--test-flip")
+    told = []
+    for name, options in (("plain", ()), ("more", words)):
+        asked = ("predict", picture, "--model", folder, "--task", "instance", "--score", "0", "--save", "json")
+        done = run(*asked, "--out", tmp_path / name, *options)
+        assert done.code == 0, done.err
+        told.append((tmp_path / name / "p.json").read_text())
+    assert told[0] != told[1]
+    done = run("eval", folder, "--data", "scenes", "--task", "instance", "--limit", 2, *words, "--json", tmp_path / "r")
+    assert done.code == 0, done.err
+    stamp = json.loads((tmp_path / "r").read_text())["instance_segmentation"]
+    assert (stamp["soft_nms"], stamp["test_sizes"], stamp["test_flip"]) == ("linear", [160, 224], True)
+    assert run("predict", picture, "--soft-nms", "linear").code == 2
+    assert run("predict", picture, "--model", folder, "--test-sizes", "100").code == 2
+    assert run("predict", picture, "--model", folder, "--test-sizes", "big").code == 2

@@ -5,7 +5,17 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING, Any
 
-from saccade.cli.parser import Parser, Verbs, add_device, add_json, comma_list, natural, positive
+from saccade.cli.parser import (
+    Parser,
+    Verbs,
+    add_detector_options,
+    add_device,
+    add_json,
+    comma_list,
+    detector_options,
+    natural,
+    positive,
+)
 from saccade.errors import UsageError, nearest
 
 if TYPE_CHECKING:
@@ -53,6 +63,7 @@ def add(verbs: Verbs) -> None:
         "voc07, voc10 (default: lvis for LVIS, else coco)",
     )
     parser.add_argument("--per-class", action="store_true", help="also show the metrics of every class")
+    add_detector_options(parser)
     add_device(parser)
     add_json(parser)
 
@@ -103,6 +114,7 @@ def _run(arguments: argparse.Namespace) -> int:
     from saccade.cli import screen
     from saccade.data.sources import READERS, open_source
     from saccade.hub.resolve import load_model
+    from saccade.models.systems import set_detector_options
     from saccade.tasks import parse_task
     from saccade.training.distributed import resolve_device
     from saccade.training.evaluation import evaluate
@@ -114,6 +126,7 @@ def _run(arguments: argparse.Namespace) -> int:
         raise UsageError("say which task to evaluate", where=f"--data {arguments.data}", fix="--task detection")
     device = resolve_device(arguments.device)
     model = load_model(arguments.model, device=device).model
+    set_detector_options(model, detector_options(arguments))
     results: dict[str, EvalResult] = {}
     for task in asked or model.tasks:
         source = open_source(source_spec(arguments, task))

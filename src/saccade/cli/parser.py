@@ -5,9 +5,12 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from saccade.errors import UsageError, nearest
+
+if TYPE_CHECKING:
+    from saccade.models.systems import DetectorOptions
 
 Run = Callable[[argparse.Namespace], int]
 
@@ -133,6 +136,35 @@ def add_model(parser: Parser) -> None:
         help=f"a name from `saccade models list`, or a checkpoint folder (default: {DEFAULT_MODEL})",
     )
     add_device(parser)
+
+
+def add_detector_options(parser: Parser) -> None:
+    """Adds ``--soft-nms``, ``--test-sizes`` and ``--test-flip``."""
+    parser.add_argument(
+        "--soft-nms", choices=("linear", "gaussian"), default="none", help="detectors: soft instead of hard suppression"
+    )
+    parser.add_argument(
+        "--test-sizes",
+        type=comma_list,
+        default=(),
+        metavar="N,N",
+        help="detectors: predict at several sides of the network input and merge",
+    )
+    parser.add_argument("--test-flip", action="store_true", help="detectors: predict the mirrored picture, too")
+
+
+def detector_options(arguments: argparse.Namespace) -> DetectorOptions:
+    """What :func:`add_detector_options` read.
+
+    Raises:
+        UsageError: A size that is no number.
+    """
+    from saccade.models.systems import DetectorOptions
+
+    sizes = tuple(arguments.test_sizes)
+    if not all(size.isdigit() for size in sizes):
+        raise UsageError("sizes are whole numbers of pixels", where="--test-sizes", fix="--test-sizes 640,768")
+    return DetectorOptions(soft_nms=arguments.soft_nms, sizes=tuple(map(int, sizes)), flip=arguments.test_flip)
 
 
 def add_device(parser: Parser) -> None:

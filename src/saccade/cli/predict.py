@@ -7,7 +7,15 @@ from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from saccade.cli.parser import Verbs, add_model, comma_list, fraction, positive
+from saccade.cli.parser import (
+    Verbs,
+    add_detector_options,
+    add_model,
+    comma_list,
+    detector_options,
+    fraction,
+    positive,
+)
 
 if TYPE_CHECKING:
     from saccade.predictor import Answer, Report, Stream
@@ -58,16 +66,19 @@ def add(verbs: Verbs) -> None:
         "--precision", choices=("float32", "bf16"), default="float32", help="bf16 is faster (default: float32)"
     )
     parser.add_argument("--batch-size", type=positive, metavar="N", help="pictures at once (default: 1, on a GPU 8)")
+    add_detector_options(parser)
 
 
 def _run(arguments: argparse.Namespace) -> int:
     from saccade.cli import screen
+    from saccade.models.systems import set_detector_options
     from saccade.predictor import load
     from saccade.saving import CocoCollector, check_formats, save
 
     formats = arguments.save or (DEFAULT_SAVE if arguments.out else ())
     check_formats(formats)
     predictor = load(arguments.model, device=arguments.device, precision=arguments.precision)
+    set_detector_options(predictor.model, detector_options(arguments))
     stream: Stream = predictor.stream(
         arguments.inputs,
         task=arguments.task,

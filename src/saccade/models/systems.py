@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+from dataclasses import dataclass
 from typing import TypeAlias
 
-from saccade.errors import ConfigError
+from saccade.errors import ConfigError, UsageError
 from saccade.layers.vit import ViTConfig
 from saccade.layers.vitae import ViTAEConfig
 from saccade.models.git.config import GiTConfig
 from saccade.models.git.model import GiT
-from saccade.models.vitdet.config import ViTDetConfig
+from saccade.models.vitdet.config import SoftNMS, ViTDetConfig
 from saccade.models.vitdet.model import ViTDet
 from saccade.samples import ClassList
 from saccade.tasks import Task
@@ -66,6 +67,40 @@ def input_size(config: ModelConfig, task: Task) -> int:
     if isinstance(config, ViTDetConfig):
         return config.input_size
     return int(getattr(config, task.value).input_size)
+
+
+@dataclass(kw_only=True, frozen=True)
+class DetectorOptions:
+    """How a detector predicts, where that is not as its checkpoint says.
+
+    Attributes:
+        soft_nms: Soft-NMS of that kind instead of the hard one.
+        sizes: Sides of the network input to predict at (test-time augmentation).
+        flip: Predict the mirrored picture, too.
+    """
+
+    soft_nms: SoftNMS = "none"
+    sizes: tuple[int, ...] = ()
+    flip: bool = False
+
+
+def set_detector_options(model: Model, options: DetectorOptions) -> None:
+    """Changes how a detector predicts.
+
+    Raises:
+        UsageError: Another kind of model.
+        ConfigError: A size that the model cannot read.
+    """
+    if options == DetectorOptions():
+        return
+    if not isinstance(model, ViTDet):
+        raise UsageError(
+            f"soft-NMS and test-time augmentation are for detectors, not for {model.system}",
+            fix="leave out --soft-nms, --test-sizes and --test-flip",
+        )
+    model.config = dataclasses.replace(
+        model.config, test_soft_nms=options.soft_nms, test_sizes=options.sizes, test_flip=options.flip
+    )
 
 
 def fixed_classes(model: Model) -> ClassList | None:

@@ -15,6 +15,7 @@ from saccade.layers.precision import Precision, autocast
 from saccade.metrics import DETECTION_PROTOCOLS, CaptionMetric, build_metrics, detection_protocol
 from saccade.metrics.detection import Engine
 from saccade.models.systems import Model
+from saccade.models.vitdet.model import ViTDet
 from saccade.tasks import Task
 from saccade.training.distributed import World
 
@@ -151,9 +152,19 @@ def evaluate(
             "notes": list(metric.notes),
             "input_hw": list(declared.size_hw),
             "precision": precision,
+            **_detector_stamp(model),
             "checkpoint": checkpoint,
         },
     )
+
+
+def _detector_stamp(model: Model) -> dict[str, Any]:
+    """How a detector predicted, where that is not the plain way."""
+    if not isinstance(model, ViTDet):
+        return {}
+    config = model.config
+    said = {"soft_nms": config.test_soft_nms, "test_sizes": list(config.test_sizes), "test_flip": config.test_flip}
+    return {key: value for key, value in said.items() if value and value != "none"}
 
 
 def _protocol_line(source: Source, asked: str, engine: Engine) -> str:

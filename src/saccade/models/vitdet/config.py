@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, TypeAlias
 
 from saccade.errors import ConfigError
 from saccade.layers.pyramid import PyramidConfig
@@ -11,6 +11,8 @@ from saccade.layers.roi import RoIConfig
 from saccade.layers.rpn import RPNConfig
 from saccade.layers.vit import ViTConfig
 from saccade.layers.vitae import ViTAEConfig
+
+SoftNMS: TypeAlias = Literal["none", "linear", "gaussian"]
 
 
 @dataclass(kw_only=True)
@@ -40,7 +42,7 @@ class ViTDetConfig:
     roi: RoIConfig = field(default_factory=RoIConfig)
     resize: Literal["bilinear", "pillow"] = "bilinear"
     input_size: int = 1024
-    test_soft_nms: Literal["none", "linear", "gaussian"] = "none"
+    test_soft_nms: SoftNMS = "none"
     test_sizes: tuple[int, ...] = ()
     test_flip: bool = False
 
