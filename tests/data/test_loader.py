@@ -61,6 +61,20 @@ def test_every_pass_shows_every_sample_once_in_a_new_order() -> None:
     assert _mixture().index(0, 37) == passes[3][7]
 
 
+def test_repeat_factors_hold_on_average_and_are_rounded_anew_in_every_pass() -> None:
+    factors = [1.0, 2.25, 1.0, 3.0, 1.5, 1.0]  # 9.75 in all: passes of 9
+    mixture = _mixture(lengths=[6, 7], factors=[factors, None])
+    passes = np.array(
+        [np.bincount([mixture.index(0, 9 * turn + k) for k in range(9)], minlength=6) for turn in range(2000)]
+    )
+    assert (passes >= np.floor(factors) - 1).all() and (passes <= np.ceil(factors)).all()
+    assert passes[:, 1].min() == 2 and passes[:, 1].max() == 3
+    np.testing.assert_allclose(passes.mean(0), np.array(factors) * 9 / 9.75, atol=0.05)
+    assert sorted(mixture.index(1, k) for k in range(7)) == list(range(7))
+    whole = _mixture(lengths=[3, 7], factors=[[2, 1, 1], None])
+    assert all(sorted(whole.index(0, 4 * turn + k) for k in range(4)) == [0, 0, 1, 2] for turn in range(5))
+
+
 def test_ranks_share_a_stream() -> None:
     one = _mixture(batch_sizes=[4, 4])
     two = [_mixture(batch_sizes=[2, 2], rank=rank, world_size=2) for rank in (0, 1)]

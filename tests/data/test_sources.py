@@ -27,7 +27,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from saccade.data.sources import READERS, Source, SourceSpec, open_source
-from saccade.data.sources.base import balance_classes
+from saccade.data.sources.base import Repeated, balance_classes
 from saccade.data.sources.layout import Records, hash_split
 from saccade.errors import DataError, ImageError, SaccadeError, UsageError
 from saccade.tasks import Task
@@ -663,8 +663,10 @@ def test_ranges_and_unknown_readers(tmp_path: Path) -> None:
 def test_rare_classes_are_repeated() -> None:
     source = MadeSource(Task.DETECTION, 100)  # class 0 everywhere, class 1 in the first image only
     balanced = balance_classes(source, 0.04)  # sqrt(0.04 / 0.01) = 2
-    assert len(balanced) == 101
-    assert [balanced[k].origin.image_id for k in range(3)] == [0, 0, 1]
+    assert isinstance(balanced, Repeated) and balanced.factors == (2, *[1] * 99)
+    assert len(balanced) == 100 and balanced[1].origin.image_id == 1
+    assert balance_classes(source, 0.0225).factors[0] == 2  # type: ignore[attr-defined]
+    assert balance_classes(source, 0.0225, "random").factors[0] == pytest.approx(1.5)  # type: ignore[attr-defined]
     assert balance_classes(source, 0.0) is source
 
 
@@ -672,7 +674,8 @@ def test_limit_and_balance_work_together(tmp_path: Path) -> None:
     write_coco_layout(tmp_path)
     source = open_("coco", tmp_path, Task.DETECTION, limit=2, repeat_threshold=1.0)
     # Classes 1 and 0 occur in one of two images each: ceil(sqrt(2)) = 2.
-    assert [source[k].origin.image_id for k in range(len(source))] == [7, 7, 9, 9]
+    assert [source[k].origin.image_id for k in range(len(source))] == [7, 9]
+    assert source.factors == (2, 2)  # type: ignore[attr-defined]
 
 
 def test_sources_can_be_sent_to_workers(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ import math
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from saccade.layers import attention as module
 from saccade.layers.attention import Attention, decomposed_bias, relative_table
@@ -160,6 +161,64 @@ def test_a_large_bias_is_built_in_parts_to_the_same_result(
     with torch.no_grad():
         torch.testing.assert_close(attention.attend(q, k, v, (3, 4)), plain, **CLOSE)
     assert seen == parts
+
+
+@pytest.mark.parametrize(
+    "budget", [2**30, 3 * 2 * 12 * 12 * 4, 2 * 12 * 4 * 5, 1], ids=["whole", "heads", "rows", "row"]
+)
+def test_gradients_of_an_image_map_in_parts_equal_the_plain_ones(budget: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    attention = make(heads=4, width=16)
+    x = torch.randn(2, 12, 16, requires_grad=True)
+    weight = torch.randn(2, 4, 12, 4)
+    monkeypatch.setattr(module, "_BIAS_BYTES_CPU", budget)
+    found = []
+    for plain in (True, False):
+        attention.zero_grad()
+        q, k, v = attention.split_heads(x)
+        out = plain_attention(q, k, v, (3, 4), tables(attention)) if plain else attention.attend(q, k, v, (3, 4))
+        grads = torch.autograd.grad((out * weight).sum(), [x, attention.qkv.weight, *tables(attention)])
+        found.append(grads)
+    for expected, got in zip(*found, strict=True):
+        torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_gradients_in_bf16_are_near_those_in_float32() -> None:
+    attention = make(heads=4, width=16)
+    x, weight = torch.randn(2, 12, 16), torch.randn(2, 4, 12, 4)
+    found = []
+    for bf16 in (False, True):
+        attention.zero_grad()
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=bf16):
+            q, k, v = attention.split_heads(x)
+            out = attention.attend(q, k, v, (3, 4))
+        (out.float() * weight).sum().backward()
+        found.append(torch.cat([attention.qkv.weight.grad.flatten(), attention.rel_pos_h.grad.flatten()]))
+    assert torch.nn.functional.cosine_similarity(found[0], found[1], dim=0) > 0.999
+
+
+class Largest(TorchDispatchMode):
+    """Remembers the size in bytes of the largest tensor that any operation made."""
+
+    found = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        for tensor in out if isinstance(out, (tuple, list)) else (out,):
+            if isinstance(tensor, Tensor):
+                self.found = max(self.found, tensor.numel() * tensor.element_size())
+        return out
+
+
+@pytest.mark.parametrize("gradients", [True, False], ids=["training", "inference"])
+def test_a_global_block_never_holds_a_tensor_of_all_pairs(gradients: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_BIAS_BYTES_CPU", 2**20)
+    attention = make(heads=4, width=16)
+    x = torch.randn(1, 1024, 16, requires_grad=gradients)
+    with torch.set_grad_enabled(gradients), Largest() as largest:
+        out = attention(x, (32, 32))
+        if gradients:
+            out.sum().backward()
+    assert 2**19 < largest.found <= 2**20 < 4 * 1024 * 1024 * 4
 
 
 def test_relative_table_resizes_along_its_length_only() -> None:

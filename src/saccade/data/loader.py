@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader, Dataset
 from saccade.data.augment import Augment, Redraw, Transform
 from saccade.data.mixture import Mixture
 from saccade.data.parcel import Parcel, pack, unpack
-from saccade.data.sources.base import Source
+from saccade.data.sources.base import Repeated, Source
 from saccade.data.transforms import collate, preprocess
 from saccade.errors import DataError, SaccadeError, UsageError
 from saccade.samples import Batch, Preprocess, Sample
@@ -79,6 +79,7 @@ class TrainLoader:
     ) -> None:
         mixture = Mixture(
             lengths=[len(entry.source) for entry in sources],
+            factors=[entry.source.factors if isinstance(entry.source, Repeated) else None for entry in sources],
             weights=[entry.weight for entry in sources],
             batch_sizes=[entry.batch_size for entry in sources],
             seed=seed,

@@ -42,6 +42,8 @@ class Mixture:
         lengths: Samples of each source.
         weights: Probability weight of each source; 0 = never drawn.
         batch_sizes: Samples per rank and step of each source.
+        factors: How often each sample of a source is seen per pass on average; None = once. Factors between whole
+            numbers are rounded up or down anew in every pass.
         seed: Seeds the choice of sources, the order and the augmentation.
         rank: This process.
         world_size: Number of processes; all see the same source in the same step.
@@ -56,6 +58,7 @@ class Mixture:
         lengths: Sequence[int],
         weights: Sequence[float],
         batch_sizes: Sequence[int],
+        factors: Sequence[Sequence[float] | None] | None = None,
         seed: int,
         rank: int = 0,
         world_size: int = 1,
@@ -71,7 +74,12 @@ class Mixture:
                 )
             if size < 1:
                 raise UsageError(f"the batch size must be at least 1, not {size}", where=f"source {number}")
-        self._lengths, self._batch_sizes = tuple(lengths), tuple(batch_sizes)
+        # A source with factors is a line of that many units, of which every sample covers its factor.
+        self._ends = [None if each is None else np.cumsum(each) for each in factors or [None] * len(lengths)]
+        self._lengths = [
+            length if ends is None else int(ends[-1]) for length, ends in zip(lengths, self._ends, strict=True)
+        ]
+        self._batch_sizes = tuple(batch_sizes)
         self._seed, self._rank, self._world_size = seed, rank, world_size
         self._cumulative = np.cumsum(np.asarray(weights, np.float64) / np.sum(weights))
         self._before: list[NDArray[np.int64]] = [np.zeros(len(lengths), np.int64)]
@@ -90,13 +98,19 @@ class Mixture:
 
     def index(self, source: int, position: int) -> int:
         """Sample of the source at a position of its stream: a new permutation in every pass."""
-        length = self._lengths[source]
+        length, ends = self._lengths[source], self._ends[source]
         turn, offset = divmod(position, length)
         if length > MAX_SHUFFLED:
             return offset
         if self._orders.get(source, (-1, None))[0] != turn:
+            generator = np.random.default_rng([_ORDER, self._seed, source, turn])
             order = np.arange(length, dtype=np.int32)
-            np.random.default_rng([_ORDER, self._seed, source, turn]).shuffle(order)
+            generator.shuffle(order)
+            if ends is not None:
+                # Evenly spaced points from a random start meet each sample as often as its factor asks on average.
+                points = (np.arange(length) + generator.random()) * (ends[-1] / length)
+                met = np.searchsorted(ends, points, side="right")
+                order = np.minimum(met, len(ends) - 1).astype(np.int32)[order]
             self._orders[source] = (turn, order)
         return int(self._orders[source][1][offset])
 

@@ -6,15 +6,16 @@ Shape legend: B batch (images or windows), N tokens, C channels, n heads, d chan
 from __future__ import annotations
 
 from functools import lru_cache
-from typing import Literal, TypeAlias
+from typing import Any, Literal, TypeAlias, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.function import FunctionCtx, once_differentiable
 
 QKVBias: TypeAlias = Literal["full", "qv", "none"]
 
-# Greatest size of the bias buffer in inference, on a CPU (a share of its caches) and on a GPU (few kernel launches).
+# Greatest size of the bias buffer, on a CPU (a share of its caches) and on a GPU (few kernel launches).
 _BIAS_BYTES_CPU, _BIAS_BYTES_GPU = 16 * 2**20, 512 * 2**20
 
 
@@ -137,15 +138,15 @@ class Attention(nn.Module):
         rel_h, rel_w = decomposed_bias(q_BnNd[:, :, :pixels], self.rel_pos_h, self.rel_pos_w, size_hw)
         b, n, tokens, d = q_BnNd.shape
         keys = k_BnMd.shape[2]
+        if mask is None and tokens == keys == pixels:
+            return cast("Tensor", _RelativeAttention.apply(q_BnNd, k_BnMd, v_BnMd, rel_h, rel_w))
         if torch.is_grad_enabled():
             # No fused kernel gives the gradient of a bias: this is their fallback, less its extra passes.
             bias = _join_bias(rel_h, rel_w, tokens, keys, mask).flatten(0, 1)
             logits = torch.baddbmm(bias, q_BnNd.flatten(0, 1) * d**-0.5, k_BnMd.flatten(0, 1).mT)
             return (logits.softmax(-1) @ v_BnMd.flatten(0, 1)).unflatten(0, (b, n))
-        if mask is not None or tokens != pixels or keys != pixels:
-            bias = _join_bias(rel_h, rel_w, tokens, keys, mask)
-            return F.scaled_dot_product_attention(q_BnNd, k_BnMd, v_BnMd, attn_mask=bias)
-        return _attend_in_parts(q_BnNd, k_BnMd, v_BnMd, rel_h, rel_w)
+        bias = _join_bias(rel_h, rel_w, tokens, keys, mask)
+        return F.scaled_dot_product_attention(q_BnNd, k_BnMd, v_BnMd, attn_mask=bias)
 
     def forward(self, x_BNC: Tensor, size_hw: tuple[int, int]) -> Tensor:
         """Self-attention of ``H * W`` tokens, ``[B, N, C]`` to ``[B, N, C]``."""
@@ -153,29 +154,60 @@ class Attention(nn.Module):
         return self.merge_heads(self.attend(q, k, v, size_hw))
 
 
-def _attend_in_parts(q_BnNd: Tensor, k_BnNd: Tensor, v_BnNd: Tensor, rel_h: Tensor, rel_w: Tensor) -> Tensor:
-    """Attention of an image map, a few heads or query rows at a time through one small bias buffer (inference).
+class _RelativeAttention(torch.autograd.Function):
+    """Attention of an image map, a few heads or query rows at a time, forwards and backwards.
 
-    A whole bias tensor (1.2 GB in a global block of 1120 px) costs more in memory traffic than the attention itself.
+    A whole bias tensor (1.2 GB in a global block of 1120 px) costs more in memory traffic than the attention itself,
+    and autograd would keep the probabilities of every block. Nothing of that size is made here: the backward pass
+    computes the probabilities of a part again.
     """
+
+    @staticmethod
+    def forward(ctx: FunctionCtx, q: Tensor, k: Tensor, v: Tensor, rel_h: Tensor, rel_w: Tensor) -> Tensor:
+        buffer, parts = _parts(q, rel_h, rel_w)
+        out = torch.empty_like(q)
+        for head, row in parts:
+            part = q[:, head, row]
+            bias = buffer[:, : part.shape[1], : part.shape[2]]
+            torch.add(rel_h[:, head, row, :, None], rel_w[:, head, row, None, :], out=bias)
+            out[:, head, row] = F.scaled_dot_product_attention(part, k[:, head], v[:, head], attn_mask=bias.flatten(3))
+        ctx.save_for_backward(q, k, v, rel_h, rel_w, out)
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_out: Tensor) -> tuple[Tensor, ...]:
+        q, k, v, rel_h, rel_w, out = ctx.saved_tensors
+        scale = q.shape[-1] ** -0.5
+        grad_q, grad_rel_h, grad_rel_w = torch.empty_like(q), torch.empty_like(rel_h), torch.empty_like(rel_w)
+        # Parts add up in float32, whatever the activations are kept in.
+        grad_k, grad_v = torch.zeros_like(k, dtype=torch.float32), torch.zeros_like(v, dtype=torch.float32)
+        for head, row in _parts(q, rel_h, rel_w)[1]:
+            q_part, grad_part, keys = q[:, head, row], grad_out[:, head, row], k[:, head]
+            bias = (rel_h[:, head, row, :, None] + rel_w[:, head, row, None, :]).flatten(3)
+            weights = ((q_part * scale) @ keys.mT).add_(bias).softmax(-1, dtype=torch.float32)
+            grad_v[:, head] += weights.to(v.dtype).mT @ grad_part
+            mean = (grad_part * out[:, head, row]).sum(-1, keepdim=True, dtype=torch.float32)
+            grad_logits = (grad_part @ v[:, head].mT - mean).mul_(weights).to(q.dtype)
+            grad_q[:, head, row] = (grad_logits @ keys).mul_(scale)
+            grad_k[:, head] += (grad_logits.mT @ q_part).mul_(scale)
+            grad_map = grad_logits.unflatten(-1, (rel_h.shape[-1], rel_w.shape[-1]))
+            grad_rel_h[:, head, row] = grad_map.sum(-1)
+            grad_rel_w[:, head, row] = grad_map.sum(-2)
+        return grad_q, grad_k.to(k.dtype), grad_v.to(v.dtype), grad_rel_h, grad_rel_w
+
+
+def _parts(q_BnNd: Tensor, rel_h: Tensor, rel_w: Tensor) -> tuple[Tensor, list[tuple[slice, slice]]]:
+    """A bias buffer within the budget of the device, and the slices of heads and query rows that fill it."""
     b, n, tokens, _ = q_BnNd.shape
     per_row = b * tokens * q_BnNd.element_size()
     budget = _BIAS_BYTES_GPU if q_BnNd.device.type == "cuda" else _BIAS_BYTES_CPU
     rows = max(1, min(tokens, budget // per_row))
     heads = max(1, min(n, budget // (per_row * tokens)))
     buffer = q_BnNd.new_empty(b, heads, rows, rel_h.shape[-1], rel_w.shape[-1])
-    out = torch.empty_like(q_BnNd)
-    for h in range(0, n, heads):
-        head = slice(h, h + heads)
-        for r in range(0, tokens, rows):
-            row = slice(r, r + rows)
-            part = q_BnNd[:, head, row]
-            bias = buffer[:, : part.shape[1], : part.shape[2]]
-            torch.add(rel_h[:, head, row, :, None], rel_w[:, head, row, None, :], out=bias)
-            out[:, head, row] = F.scaled_dot_product_attention(
-                part, k_BnNd[:, head], v_BnNd[:, head], attn_mask=bias.flatten(3)
-            )
-    return out
+    return buffer, [
+        (slice(h, h + heads), slice(r, r + rows)) for h in range(0, n, heads) for r in range(0, tokens, rows)
+    ]
 
 
 def _join_bias(rel_h: Tensor, rel_w: Tensor, queries: int, keys: int, mask: Tensor | None) -> Tensor:

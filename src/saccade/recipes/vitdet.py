@@ -94,7 +94,7 @@ def detectron2(
         name=f"vitdet/{'lvis_' if lvis else ''}{'cascade' if cascade else 'mask'}_rcnn_vit_{size}",
         model=model if lvis else with_coco_classes(model),
         init_from=pretrained,
-        train=(dataclasses.replace(train, repeat_threshold=0.001) if lvis else train,),
+        train=(dataclasses.replace(train, repeat_threshold=0.001, repeat_rounding="random") if lvis else train,),
         val=(_source(name, data, "val", batch_size=1),),
         steps=steps,
         optim=OptimConfig(

@@ -119,4 +119,4 @@ def open_source(spec: SourceSpec) -> Source:
     if spec.reader not in READERS:
         raise UsageError(f"unknown reader '{spec.reader}'", fix=nearest(spec.reader, READERS))
     source = select_range(READERS[spec.reader](spec), offset=spec.offset, limit=spec.limit)
-    return balance_classes(source, spec.repeat_threshold)
+    return balance_classes(source, spec.repeat_threshold, spec.repeat_rounding)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
-from typing import Protocol, runtime_checkable
+from typing import Literal, Protocol, runtime_checkable
 
 from saccade.errors import UsageError
 from saccade.samples import ClassList, Sample
@@ -94,15 +94,30 @@ def select_range(source: Source, *, offset: int = 0, limit: int = 0) -> Source:
     return Selection(source, range(offset, stop))
 
 
-def balance_classes(source: Source, threshold: float) -> Source:
-    """Repeats images of rare classes (LVIS, arXiv 1908.03195, section 5.3).
+class Repeated(Selection):
+    """A source whose samples are to be seen more than once per pass of training; elsewhere it is the source itself.
+
+    Args:
+        source: Where the samples come from.
+        factors: How often each sample is seen per pass, on average; at least 1.
+    """
+
+    def __init__(self, source: Source, factors: Sequence[float]) -> None:
+        super().__init__(source, range(len(source)))
+        self.factors = tuple(factors)
+
+
+def balance_classes(source: Source, threshold: float, rounding: Literal["up", "random"] = "up") -> Source:
+    """Repeats images of rare classes in training (LVIS, arXiv 1908.03195, section 5.3).
 
     A class that occurs in the share f of the images gets the factor ``max(1, sqrt(threshold / f))``; an image is
-    repeated as often as its rarest class asks, rounded up.
+    seen as often as its rarest class asks.
 
     Args:
         source: Must be able to list classes without reading images.
         threshold: Share of images below which a class counts as rare (0 = leave the source as it is).
+        rounding: Factors between whole numbers are rounded up (mmdetection, GiT), or up or down anew in every pass so
+            that the mean is right (detectron2).
 
     Raises:
         UsageError: The source cannot list classes.
@@ -116,7 +131,7 @@ def balance_classes(source: Source, threshold: float) -> Source:
             fix="repeat_threshold=0",
         )
     factors = repeat_factors([source.class_ids_of(index) for index in range(len(source))], threshold)
-    return Selection(source, [index for index, factor in enumerate(factors) for _ in range(math.ceil(factor))])
+    return Repeated(source, factors if rounding == "random" else [math.ceil(factor) for factor in factors])
 
 
 def repeat_factors(classes_of: Sequence[Collection[int]], threshold: float) -> list[float]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 from saccade.tasks import Task
 
@@ -21,7 +22,8 @@ class SourceSpec:
         classes: Class names, where the format does not carry them; names that the format lacks are an error.
         limit: Read only the first N samples (0 = all).
         offset: Skip the first N samples.
-        repeat_threshold: Class-balanced repeat factor threshold (0 = off).
+        repeat_threshold: Class-balanced repeat factor threshold of training (0 = off).
+        repeat_rounding: Whether repeat factors are rounded up, or up or down at random in every pass.
         size: Side of drawn scenes in pixels.
         seed: Seed of drawn scenes.
         style: Look of drawn scenes (``saccade.data.scenes.SCENE_STYLES``).
@@ -45,6 +47,7 @@ class SourceSpec:
     limit: int = 0
     offset: int = 0
     repeat_threshold: float = 0.0
+    repeat_rounding: Literal["up", "random"] = "up"
     size: int = 224
     seed: int = 0
     style: str = "plain"
