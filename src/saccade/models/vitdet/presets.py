@@ -150,7 +150,7 @@ def nano() -> ViTDetConfig:
         ),
         pyramid=PyramidConfig(channels=64),
         rpn=detectron2_rpn(channels=64, candidates=(500, 300), proposals=(200, 100), scale=6.0),
-        roi=detectron2_roi(channels=64, conv_channels=64, hidden=256, batch=64),
+        roi=detectron2_roi(channels=64, conv_channels=64, hidden=256, batch=32),
         input_size=224,
     )
 
