@@ -115,7 +115,7 @@ def detectron2(
     )
 
 
-def nano_scenes(*, steps: int = 8_000, size: int = 224) -> TrainConfig:
+def nano_scenes(*, steps: int = 5_500, size: int = 224) -> TrainConfig:
     """``vitdet-nano`` on drawn scenes: instance masks from nothing but scenes."""
     source = ScenesSource(task=Task.INSTANCE, size=size)
     classes = source.classes
