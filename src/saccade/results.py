@@ -407,6 +407,17 @@ class SemanticMap:
 
 
 @dataclass(kw_only=True)
+class DepthMap:
+    """Metric depth per pixel.
+
+    Attributes:
+        depth_m: ``[H, W]`` float32 metres along the optical axis (0 only in a truth, where unknown).
+    """
+
+    depth_m: Tensor
+
+
+@dataclass(kw_only=True)
 class Panoptic:
     """Every pixel belongs to one segment at most: an object (thing), or a region of a class (stuff).
 
@@ -591,7 +602,7 @@ class Grounding:
         return drawing.draw_grounding(image, box_xyxy=self.box_xyxy.cpu().numpy(), phrase=self.phrase, label=label)
 
 
-Prediction: TypeAlias = Instances | SemanticMap | Panoptic | Caption | Grounding
+Prediction: TypeAlias = Instances | SemanticMap | Panoptic | Caption | Grounding | DepthMap
 
 
 def from_truth(sample: Sample) -> Prediction:

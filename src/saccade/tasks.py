@@ -17,6 +17,7 @@ class Task(StrEnum):
     SEMANTIC = "semantic_segmentation"
     CAPTION = "caption"
     GROUNDING = "grounding"
+    DEPTH = "depth"
 
 
 @dataclass(kw_only=True, frozen=True)
@@ -44,6 +45,7 @@ TASKS: dict[Task, TaskSpec] = {
     Task.SEMANTIC: TaskSpec(prompt="classes", target=("semantic",), result="SemanticMap", alias="semantic"),
     Task.CAPTION: TaskSpec(prompt="none", target=("captions",), result="Caption", alias="caption"),
     Task.GROUNDING: TaskSpec(prompt="phrase", target=("boxes",), result="Grounding", alias="grounding"),
+    Task.DEPTH: TaskSpec(prompt="none", target=("depth_m",), result="DepthMap", alias="depth"),
 }
 
 

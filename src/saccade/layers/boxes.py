@@ -17,6 +17,8 @@ from torchvision.ops import batched_nms
 MAX_LOG_SCALE = math.log(1000 / 16)
 """Greatest log of the factor by which a delta may change a side."""
 
+_OUTSIDE = 4.0  # beyond the edge of any sampled map (they span -1 to 1)
+
 
 def box_iou(a_N4: Tensor, b_M4: Tensor) -> Tensor:
     """Intersection over union ``[N, M]``; boxes without area have 0."""
@@ -153,7 +155,9 @@ def best_per_class(
     return chosen[keep], scores, class_ids[keep], rows[keep]
 
 
-def paste_masks(masks_Nhw: Tensor, boxes_N4: Tensor, size_hw: tuple[int, int], *, threshold: float = 0.5) -> Tensor:
+def paste_masks(
+    masks_Nhw: Tensor, boxes_N4: Tensor, size_hw: tuple[int, int], *, threshold: float = 0.5, anywhere: bool = False
+) -> Tensor:
     """Puts masks of boxes into whole pictures.
 
     Each is sampled bilinearly at pixel centres; only pixels in and around its box are looked at.
@@ -163,6 +167,8 @@ def paste_masks(masks_Nhw: Tensor, boxes_N4: Tensor, size_hw: tuple[int, int], *
         boxes_N4: Boxes in the picture.
         size_hw: Height and width of the picture.
         threshold: A pixel belongs to the mask from this probability on.
+        anywhere: Look at every pixel of the picture, as mmdet does on a GPU: a box with its corners exchanged then shows
+            its mask mirrored, one without width the middle of its mask across the picture.
 
     Returns:
         ``[N, H, W]`` bool.
@@ -171,6 +177,8 @@ def paste_masks(masks_Nhw: Tensor, boxes_N4: Tensor, size_hw: tuple[int, int], *
     out = torch.zeros(len(masks_Nhw), height, width, dtype=torch.bool, device=masks_Nhw.device)
     corners = torch.cat([boxes_N4[:, :2].floor() - 1, boxes_N4[:, 2:].ceil() + 1], dim=1)
     limits = clip_boxes(corners, (height, width)).long().tolist()
+    if anywhere:
+        limits = [[0, 0, width, height]] * len(limits)
     for mask, box, (left, top, right, bottom), whole in zip(masks_Nhw, boxes_N4, limits, out, strict=True):
         if right <= left or bottom <= top:
             continue
@@ -178,8 +186,8 @@ def paste_masks(masks_Nhw: Tensor, boxes_N4: Tensor, size_hw: tuple[int, int], *
         y = torch.arange(top, bottom, device=box.device, dtype=torch.float32) + 0.5
         x = (x - box[0]) / (box[2] - box[0]) * 2 - 1
         y = (y - box[1]) / (box[3] - box[1]) * 2 - 1
-        # Pixels beside a box without width read the middle of its mask, as in the original.
-        x, y = x.nan_to_num(0.0, 0.0, 0.0), y.nan_to_num(0.0, 0.0, 0.0)
+        # Pixels beside a box without width read the middle of its mask, as in the original; one on its line nothing.
+        x, y = x.nan_to_num(_OUTSIDE, 0.0, 0.0), y.nan_to_num(_OUTSIDE, 0.0, 0.0)
         grid = torch.stack([x[None].expand(len(y), -1), y[:, None].expand(-1, len(x))], dim=-1)
         sampled = F.grid_sample(mask[None, None].float(), grid[None], align_corners=False)[0, 0]
         whole[top:bottom, left:right] = sampled >= threshold

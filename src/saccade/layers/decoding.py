@@ -63,7 +63,7 @@ class Nucleus:
     """Nucleus (top-p) sampling.
 
     Attributes:
-        top_p: Smallest probability mass that stays; 1 samples from everything.
+        top_p: Smallest probability mass that stays; 1 samples from everything, 0 takes the most likely token.
         temperature: Divides the logits.
         seed: Seeds the draw, so that a run repeats.
     """
@@ -73,8 +73,20 @@ class Nucleus:
     seed: int = 0
 
 
+def nucleus_probs(logits: Tensor, nucleus: Nucleus) -> Tensor:
+    """Probabilities ``[R, V]`` of the tokens of the nucleus, 0 for all others; the most likely token always stays."""
+    probs, order = (logits.float() / nucleus.temperature).softmax(-1).sort(dim=-1, descending=True)
+    before = probs.cumsum(-1) - probs
+    kept = probs.masked_fill(before > nucleus.top_p, 0.0)
+    kept[..., 0] = probs[..., 0]
+    kept = kept / kept.sum(-1, keepdim=True)
+    return torch.zeros_like(kept).scatter(-1, order, kept)
+
+
 def sample_nucleus(logits: Tensor, nucleus: Nucleus, generator: torch.Generator) -> Tensor:
     """Draws one token per row from the smallest set of tokens whose probability reaches ``top_p``.
+
+    All rows share one random number, so that what a row says does not depend on its company in the batch.
 
     Args:
         logits: ``[R, V]``.
@@ -84,11 +96,11 @@ def sample_nucleus(logits: Tensor, nucleus: Nucleus, generator: torch.Generator)
     Returns:
         ``[R]`` int64.
     """
-    probs, order = (logits.float().cpu() / nucleus.temperature).softmax(-1).sort(dim=-1, descending=True)
-    before = probs.cumsum(-1) - probs
-    probs = probs.masked_fill(before >= nucleus.top_p, 0.0)
-    picked = torch.multinomial(probs, 1, generator=generator)
-    return order.gather(-1, picked)[:, 0].to(logits.device)
+    if nucleus.top_p == 0:
+        return logits.argmax(-1)
+    reached = nucleus_probs(logits, nucleus).cumsum(-1)
+    point = torch.rand((), generator=generator).to(logits.device) * reached[:, -1:]
+    return torch.searchsorted(reached, point, right=True)[:, 0].clamp(max=logits.shape[-1] - 1)
 
 
 @dataclass(kw_only=True)

@@ -21,6 +21,7 @@ from torchvision.ops import roi_align
 from saccade.layers.boxes import area, best_per_class, clip_boxes, decode_deltas, encode_deltas, has_extent
 from saccade.layers.convolution import NormedConv
 from saccade.layers.matching import Choose, LowQuality, choose_randomly, match_boxes, sample_labels
+from saccade.samples import Batch
 
 _CANONICAL_SIDE = 224.0  # a region of this side belongs to the level of stride 16
 
@@ -155,6 +156,15 @@ class Frame:
     input_hw: tuple[int, int]
     original_hw: tuple[int, int]
     scale_xy: tuple[float, float]
+
+
+def frames_of(batch: Batch) -> list[Frame]:
+    """The frame of every image of a batch."""
+    frames = []
+    for (height, width), origin in zip(batch.input_sizes_hw, batch.origins, strict=True):
+        original = origin.size_hw
+        frames.append(Frame((height, width), original, (width / original[1], height / original[0])))
+    return frames
 
 
 @dataclass

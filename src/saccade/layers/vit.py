@@ -109,16 +109,17 @@ class DropPath(nn.Module):
 
 
 class MLP(nn.Module):
-    """Two linear layers with an exact (erf) GELU between them."""
+    """Two linear layers with an exact (erf) GELU, and dropout, between them."""
 
-    def __init__(self, width: int, hidden: int) -> None:
+    def __init__(self, width: int, hidden: int, *, dropout: float = 0.0) -> None:
         super().__init__()
         self.fc1 = nn.Linear(width, hidden)
         self.fc2 = nn.Linear(hidden, width)
+        self.dropout = dropout
 
     def forward(self, x: Tensor) -> Tensor:
         """``[..., C]`` to ``[..., C]``."""
-        return self.fc2(F.gelu(self.fc1(x)))
+        return self.fc2(F.dropout(F.gelu(self.fc1(x)), self.dropout, self.training))
 
 
 class Block(nn.Module):

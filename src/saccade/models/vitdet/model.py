@@ -18,7 +18,7 @@ from saccade.errors import DataError, UsageError, nearest
 from saccade.layers.boxes import paste_masks
 from saccade.layers.matching import Choose, choose_randomly
 from saccade.layers.pyramid import Pyramid
-from saccade.layers.roi import Detections, Frame, RoIHeads, Truths
+from saccade.layers.roi import Detections, Frame, RoIHeads, Truths, frames_of
 from saccade.layers.rpn import RPN
 from saccade.layers.vit import PlainViT
 from saccade.layers.vitae import ViTAE, ViTAEConfig
@@ -290,12 +290,3 @@ class ViTDet(nn.Module):
             size_hw=frame.original_hw,
             masks=masks,
         )
-
-
-def frames_of(batch: Batch) -> list[Frame]:
-    """The frame of every image of a batch."""
-    frames = []
-    for (height, width), origin in zip(batch.input_sizes_hw, batch.origins, strict=True):
-        original = origin.size_hw
-        frames.append(Frame((height, width), original, (width / original[1], height / original[0])))
-    return frames

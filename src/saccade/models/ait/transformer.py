@@ -1,0 +1,259 @@
+"""AiT's transformer: an encoder over the map of the backbone, and a decoder of flat token sequences.
+
+Shape legend: B sequences, N memory tokens, T tokens of a sequence, C width, n heads, d channels per head, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from saccade.errors import ConfigError
+from saccade.layers.decoding import KVCache
+from saccade.layers.vit import MLP, DropPath
+
+_STD = 0.02
+
+
+@dataclass(kw_only=True)
+class TransformerConfig:
+    """The encoder and the decoder.
+
+    Attributes:
+        width: Channels C.
+        heads: Attention heads.
+        mlp_width: Hidden channels of the MLPs.
+        encoder_blocks: Blocks over the map.
+        decoder_blocks: Blocks over the sequence.
+        grid: Side of the table of sine positions; a map may be smaller.
+        length: Positions that each task has embeddings for.
+        tasks: Tasks that have embeddings.
+        dropout: On the map, and inside the MLPs.
+        drop_path: Stochastic depth, the same in every block.
+        parallel: Every token input is one learned vector, so that all tokens are decoded in one pass.
+    """
+
+    width: int = 256
+    heads: int = 8
+    mlp_width: int = 1024
+    encoder_blocks: int = 6
+    decoder_blocks: int = 6
+    grid: int = 20
+    length: int = 2100
+    tasks: int = 4
+    dropout: float = 0.1
+    drop_path: float = 0.1
+    parallel: bool = False
+
+    def __post_init__(self) -> None:
+        if self.width % self.heads or self.width % 4:
+            raise ConfigError(
+                f"width {self.width} must be a multiple of 4 and of heads {self.heads}", where="transformer.width"
+            )
+
+
+def sine_positions(rows: int, columns: int, width: int) -> Tensor:
+    """``[rows, columns, width]``: sines and cosines of the row in the first half, of the column in the second."""
+    half = width // 2
+    frequency = 10_000 ** (2 * (torch.arange(half) // 2) / half)
+    parts = []
+    for count, shape in ((rows, (rows, 1)), (columns, (1, columns))):
+        angle = torch.arange(count).float()[:, None] / frequency
+        waves = torch.stack([angle[:, 0::2].sin(), angle[:, 1::2].cos()], dim=2).flatten(1)
+        parts.append(waves.view(*shape, half).expand(rows, columns, half))
+    return torch.cat(parts, dim=-1)
+
+
+class MapAttention(nn.Module):
+    """Multi-head attention with separate projections, so that keys may come from elsewhere."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.query = nn.Linear(width, width)
+        self.key = nn.Linear(width, width)
+        self.value = nn.Linear(width, width)
+        self.proj = nn.Linear(width, width)
+
+    def queries(self, x_BTC: Tensor) -> Tensor:
+        """``[B, n, T, d]``."""
+        return self._split(self.query(x_BTC))
+
+    def keys_values(self, x_BTC: Tensor) -> tuple[Tensor, Tensor]:
+        """Keys and values, each ``[B, n, T, d]``."""
+        return self._split(self.key(x_BTC)), self._split(self.value(x_BTC))
+
+    def attend(self, q_BnTd: Tensor, k_BnSd: Tensor, v_BnSd: Tensor, *, causal: bool = False) -> Tensor:
+        """The projected answer ``[B, T, C]``."""
+        out = F.scaled_dot_product_attention(q_BnTd, k_BnSd, v_BnSd, is_causal=causal)
+        return self.proj(out.transpose(1, 2).flatten(2))
+
+    def _split(self, x_BTC: Tensor) -> Tensor:
+        return x_BTC.unflatten(2, (self.heads, -1)).transpose(1, 2)
+
+
+class EncoderBlock(nn.Module):
+    """Self-attention and MLP over the map, each on normed input."""
+
+    def __init__(self, config: TransformerConfig) -> None:
+        super().__init__()
+        self.norm1 = nn.LayerNorm(config.width)
+        self.attn = MapAttention(config.width, config.heads)
+        self.norm2 = nn.LayerNorm(config.width)
+        self.mlp = MLP(config.width, config.mlp_width, dropout=config.dropout)
+        self.drop_path = DropPath(config.drop_path)
+
+    def forward(self, x_BNC: Tensor) -> Tensor:
+        """``[B, N, C]`` to the same shape."""
+        normed = self.norm1(x_BNC)
+        out = self.attn.attend(self.attn.queries(normed), *self.attn.keys_values(normed))
+        x_BNC = _add(self.drop_path, x_BNC, out)
+        return _add(self.drop_path, x_BNC, self.mlp(self.norm2(x_BNC)))
+
+
+class DecoderBlock(nn.Module):
+    """Causal self-attention, attention to the memory, MLP; one norm serves the queries and the memory."""
+
+    def __init__(self, config: TransformerConfig) -> None:
+        super().__init__()
+        self.norm1 = nn.LayerNorm(config.width)
+        self.attn = MapAttention(config.width, config.heads)
+        self.norm2 = nn.LayerNorm(config.width)
+        self.cross = MapAttention(config.width, config.heads)
+        self.norm3 = nn.LayerNorm(config.width)
+        self.mlp = MLP(config.width, config.mlp_width, dropout=config.dropout)
+        self.drop_path = DropPath(config.drop_path)
+
+    def memory(self, memory_BNC: Tensor) -> tuple[Tensor, Tensor]:
+        """Keys and values of the memory; the same for every step."""
+        return self.cross.keys_values(self.norm2(memory_BNC))
+
+    def forward(
+        self, x_BTC: Tensor, memory: tuple[Tensor, Tensor], cache: KVCache | None = None, layer: int = 0
+    ) -> Tensor:
+        """New tokens ``[B, T, C]`` to the same shape, after those of the cache."""
+        normed = self.norm1(x_BTC)
+        keys, values = self.attn.keys_values(normed)
+        if cache is not None:
+            keys, values = cache.append(layer, keys, values)
+        causal = x_BTC.shape[1] > 1
+        x_BTC = _add(self.drop_path, x_BTC, self.attn.attend(self.attn.queries(normed), keys, values, causal=causal))
+        queries = self.cross.queries(self.norm2(x_BTC))
+        x_BTC = _add(self.drop_path, x_BTC, self.cross.attend(queries, *memory))
+        return _add(self.drop_path, x_BTC, self.mlp(self.norm3(x_BTC)))
+
+
+def _add(drop_path: DropPath, x: Tensor, branch: Tensor) -> Tensor:
+    return x + drop_path(branch, drop_path.draw(len(branch), branch))
+
+
+class Transformer(nn.Module):
+    """Reads a map, speaks a sequence over one shared vocabulary.
+
+    Args:
+        config: Sizes.
+        inputs: Channels of the map.
+        vocabulary: Tokens V.
+    """
+
+    positions: Tensor
+
+    def __init__(self, config: TransformerConfig, inputs: int, vocabulary: int) -> None:
+        super().__init__()
+        self.config = config
+        width = config.width
+        self.register_buffer("positions", sine_positions(config.grid, config.grid, width), persistent=False)
+        self.input_proj = nn.Linear(inputs, width)
+        self.input_norm = nn.LayerNorm(width)
+        self.encoder = nn.ModuleList(EncoderBlock(config) for _ in range(config.encoder_blocks))
+        self.encoder_norm = nn.LayerNorm(width)
+        self.memory_proj = nn.Linear(width, width)
+        self.memory_norm = nn.LayerNorm(width)
+        self.memory_mlp_norm = nn.LayerNorm(width)
+        self.memory_mlp = MLP(width, config.mlp_width, dropout=config.dropout)
+        self.memory_drop_path = DropPath(config.drop_path)
+        self.task_embed = nn.Parameter(torch.empty(config.tasks, 1, width))
+        self.position_embed = nn.Parameter(torch.empty(config.tasks, config.length, width))
+        self.token_embed = nn.Parameter(torch.empty(vocabulary, width))
+        self.token_bias = nn.Parameter(torch.empty(vocabulary))
+        self.parallel_embed = nn.Parameter(torch.empty(1, 1, width)) if config.parallel else None
+        self.decoder = nn.ModuleList(DecoderBlock(config) for _ in range(config.decoder_blocks))
+        self.norm = nn.LayerNorm(width)
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.trunc_normal_(module.weight, std=_STD, a=-2, b=2)
+                nn.init.zeros_(module.bias)
+        for table in (self.task_embed, self.position_embed, self.token_embed, self.token_bias, self.parallel_embed):
+            if table is not None:
+                nn.init.trunc_normal_(table, std=_STD, a=-2, b=2)
+
+    def encode(self, map_BCHW: Tensor) -> Tensor:
+        """The memory ``[B, N, C]`` of a map, row-major."""
+        _, _, height, width = map_BCHW.shape
+        at = self.positions[:height, :width].flatten(0, 1)
+        x = F.dropout(map_BCHW.flatten(2).mT, self.config.dropout, self.training)
+        x = self.input_norm(self.input_proj(x)) + at
+        for block in self.encoder:
+            x = block(x)
+        memory = self.memory_norm(self.memory_proj(self.encoder_norm(x))) + at
+        return _add(self.memory_drop_path, memory, self.memory_mlp(self.memory_mlp_norm(memory)))
+
+    def embed(self, tasks_B: Tensor, tokens_BT: Tensor) -> Tensor:
+        """Inputs ``[B, 1 + T, C]`` of a whole sequence: the task, then the tokens, each at its position."""
+        tokens = self.token_embed[tokens_BT]
+        if self.parallel_embed is not None:
+            tokens = self.parallel_embed.expand_as(tokens)
+        x = torch.cat([self.task_embed[tasks_B], tokens], dim=1)
+        return x + self.position_embed[tasks_B, : x.shape[1]]
+
+    def decode(self, memory_BNC: Tensor, inputs_BTC: Tensor) -> Tensor:
+        """Logits ``[B, T, V]`` of a whole sequence at once."""
+        x = inputs_BTC
+        for block in cast("list[DecoderBlock]", self.decoder):
+            x = block(x, block.memory(memory_BNC))
+        return self.logits(self.norm(x))
+
+    def logits(self, x_BTC: Tensor, tokens: slice = slice(None)) -> Tensor:
+        """Logits of some of the tokens, ``[..., tokens]``."""
+        return F.linear(x_BTC, self.token_embed[tokens], self.token_bias[tokens])
+
+    def start(self, memory_BNC: Tensor, length: int) -> Decoding:
+        """Begins to decode step by step, up to so many tokens."""
+        return Decoding(self, memory_BNC, length)
+
+
+class Decoding:
+    """Sequences in the making: the cache of what was said, and the memory laid out once.
+
+    Args:
+        transformer: The model.
+        memory_BNC: What the sequences are about.
+        length: Greatest number of steps.
+    """
+
+    def __init__(self, transformer: Transformer, memory_BNC: Tensor, length: int) -> None:
+        config = transformer.config
+        self._transformer = transformer
+        blocks = cast("list[DecoderBlock]", transformer.decoder)
+        self._memory = [tuple(part.contiguous() for part in block.memory(memory_BNC)) for block in blocks]
+        self._cache = KVCache(
+            layers=len(blocks),
+            rows=len(memory_BNC),
+            heads=config.heads,
+            length=length,
+            head_dim=config.width // config.heads,
+            like=memory_BNC,
+        )
+
+    def step(self, inputs_BTC: Tensor) -> Tensor:
+        """Reads the next inputs (positions included) and returns their normed states ``[B, T, C]``."""
+        x = inputs_BTC
+        for layer, block in enumerate(cast("list[DecoderBlock]", self._transformer.decoder)):
+            keys, values = self._memory[layer]
+            x = block(x, (keys, values), self._cache, layer)
+        self._cache.advance(x.shape[1])
+        return self._transformer.norm(x)
