@@ -7,6 +7,7 @@ gap was allowed by name.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
@@ -17,6 +18,8 @@ from torch import Tensor
 from saccade.errors import CheckpointError
 
 Shape: TypeAlias = tuple[int, ...]
+Rule: TypeAlias = tuple[str, str]
+"""The beginnings of a name, before and after; see :func:`rename`."""
 
 
 @dataclass(kw_only=True)
@@ -117,6 +120,27 @@ class MappingReport:
     def __str__(self) -> str:
         counts = ", ".join(f"{number} {kind.replace('_', ' ')}" for kind, number in self.counts().items())
         return f"{self.source or 'state dict'}: {counts}"
+
+
+def rename(key: str, rules: Sequence[Rule]) -> str | None:
+    """Renames a key by the first rule whose left side begins it; None where none does.
+
+    A side that ends with a dot is a beginning, and what follows is carried over; any other is a whole name. ``{i}`` and
+    ``{j}`` stand for numbers, ``{j+1}`` for one that the other side counts from 1.
+    """
+    for left, right in rules:
+        found = re.match(_pattern(left), key)
+        if found:
+            for name, text in found.groupdict().items():
+                number = int(text) - (f"{{{name}+1}}" in left)
+                right = right.replace(f"{{{name}}}", str(number)).replace(f"{{{name}+1}}", str(number + 1))
+            return right + key[found.end() :]
+    return None
+
+
+def _pattern(template: str) -> str:
+    escaped = re.sub(r"\\{(\w)(?:\\\+1)?\\}", r"(?P<\1>\\d+)", re.escape(template))
+    return escaped if template.endswith(".") else escaped + "$"
 
 
 def apply_mapping(

@@ -74,6 +74,12 @@ class SwinV2Config:
         return self.patch_size * 2 ** (len(self.depths) - 1)
 
 
+def log_offsets(window: int, pretrained_window: int) -> Tensor:
+    """``[2 * w - 1]`` offsets -(w-1)..w-1, scaled so that the pre-trained window reaches 8, on a log scale."""
+    offsets = torch.arange(1 - window, window).float() * 8 / max(1, pretrained_window - 1)
+    return offsets.sign() * (offsets.abs() + 1).log2() / 3
+
+
 class LogPosition(nn.Module):
     """A position bias that a small network computes from log-spaced offsets; any window size without interpolation.
 
@@ -90,8 +96,7 @@ class LogPosition(nn.Module):
         self.window = window
         self.hidden = nn.Linear(2, _POSITION_WIDTH)
         self.out = nn.Linear(_POSITION_WIDTH, heads, bias=False)
-        offsets = torch.arange(1 - window, window).float() * 8 / max(1, pretrained_window - 1)
-        logs = offsets.sign() * (offsets.abs() + 1).log2() / 3
+        logs = log_offsets(window, pretrained_window)
         table = torch.stack(torch.meshgrid(logs, logs, indexing="ij"), dim=-1)
         self.register_buffer("coordinates", table, persistent=False)
 

@@ -19,17 +19,14 @@ from torch import Tensor
 from saccade.errors import CheckpointError
 from saccade.layers.vit import resize_position
 from saccade.layers.vitae import ViTAEConfig
-from saccade.mapping import MappingReport, apply_mapping
+from saccade.mapping import MappingReport, Rule, apply_mapping, rename
 from saccade.models.vitdet.config import ViTDetConfig
 
 Family: TypeAlias = Literal["vitae_repo", "detectron2"]
 """Who released a file: the ViTAE-Transformer repository (mmdet names) or detectron2."""
 
-_Rule: TypeAlias = tuple[str, str]
-
-# Official name on the left, ours on the right; {i} and {j} are numbers, {j+1} one that the file counts from 1. The
-# first rule that fits wins; what follows its side is carried over.
-_VITAE_REPO: tuple[_Rule, ...] = (
+# Official name on the left, ours on the right (saccade.mapping.rename).
+_VITAE_REPO: tuple[Rule, ...] = (
     ("backbone.patch_embed.proj.", "backbone.patch_embed."),
     ("backbone.layers.2.NC.{i}.PCM.", "backbone.blocks.{i}.parallel_conv.layers."),
     ("backbone.layers.2.NC.{i}.", "backbone.blocks.{i}."),
@@ -62,7 +59,7 @@ _VITAE_REPO: tuple[_Rule, ...] = (
     ("roi_head.mask_head.{i}.conv_logits.", "roi.mask_heads.{i}.logits."),
     ("backbone.", "backbone."),
 )
-_DETECTRON2: tuple[_Rule, ...] = (
+_DETECTRON2: tuple[Rule, ...] = (
     ("backbone.net.patch_embed.proj.", "backbone.patch_embed."),
     ("backbone.net.blocks.{i}.residual.conv{j+1}.", "backbone.blocks.{i}.residual.convs.{j}.conv."),
     ("backbone.net.blocks.{i}.residual.norm{j+1}.", "backbone.blocks.{i}.residual.convs.{j}.norm."),
@@ -99,7 +96,7 @@ _DETECTRON2: tuple[_Rule, ...] = (
     ("roi_heads.mask_head.predictor.", "roi.mask_heads.0.logits."),
     ("backbone.net.", "backbone."),
 )
-_RULES: dict[Family, tuple[_Rule, ...]] = {"vitae_repo": _VITAE_REPO, "detectron2": _DETECTRON2}
+_RULES: dict[Family, tuple[Rule, ...]] = {"vitae_repo": _VITAE_REPO, "detectron2": _DETECTRON2}
 # Heads that stand in a list only in cascades: the others are given the number 0.
 _NUMBERED: dict[Family, str] = {
     "vitae_repo": r"^(roi_head\.(?:bbox|mask)_head\.)(?!\d)",
@@ -118,26 +115,9 @@ def family_of(keys: Sequence[str] | Mapping[str, object]) -> Family | None:
     return None
 
 
-def _pattern(template: str) -> str:
-    escaped = re.sub(r"\\{(\w)(?:\\\+1)?\\}", r"(?P<\1>\\d+)", re.escape(template))
-    return escaped if template.endswith(".") else escaped + "$"
-
-
-def _apply(key: str, rules: Sequence[_Rule]) -> str | None:
-    """The first rule whose left side begins the key, applied."""
-    for left, right in rules:
-        found = re.match(_pattern(left), key)
-        if found:
-            for name, text in found.groupdict().items():
-                number = int(text) - (f"{{{name}+1}}" in left)
-                right = right.replace(f"{{{name}}}", str(number)).replace(f"{{{name}+1}}", str(number + 1))
-            return right + key[found.end() :]
-    return None
-
-
 def our_key(key: str, family: Family) -> str | None:
     """An official name to ours, or None."""
-    return _apply(re.sub(_NUMBERED[family], r"\g<1>0.", key), _RULES[family])
+    return rename(re.sub(_NUMBERED[family], r"\g<1>0.", key), _RULES[family])
 
 
 def official_key(key: str, family: Family, *, cascade: bool, cells: bool) -> str | None:
@@ -150,7 +130,7 @@ def official_key(key: str, family: Family, *, cascade: bool, cells: bool) -> str
         cells: The backbone is ViTAE-S, whose blocks are called cells.
     """
     other = "backbone.blocks." if cells else "backbone.layers."
-    name = _apply(key, [(ours, official) for official, ours in _RULES[family] if not official.startswith(other)])
+    name = rename(key, [(ours, official) for official, ours in _RULES[family] if not official.startswith(other)])
     if name is not None and not cascade:
         name = re.sub(r"^(roi_heads?\.(?:bbox_head|mask_head|box_head|box_predictor)\.)0\.", r"\1", name)
     return name
