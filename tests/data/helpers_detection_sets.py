@@ -156,8 +156,8 @@ def bdd_frames() -> list[dict[str, Any]]:
 
     return [
         {"name": "b1.jpg", "labels": [
-            label("car", 1, 2, 11, 22), label("person", 3, 3, 9, 20), label("other vehicle", 0, 0, 40, 30),
-            label("rider", 5, 5, 6, 9, crowd=True), label("bike", 5, 5, 5, 9), label("motor", 8, 8, 12, 12),
+            label("car", 1, 2, 11, 22), label("person", 3, 3, 9, 20), label("other vehicle", 0, 0, 39, 29),
+            label("rider", 5, 5, 6, 9, crowd=True), label("bike", 5, 5, 4, 9), label("motor", 8, 8, 12, 12),
             {"category": "drivable area", "poly2d": []}]},
         {"name": "b2.jpg", "labels": None},
         {"name": "b3.jpg"},

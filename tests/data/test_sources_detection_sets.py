@@ -324,7 +324,8 @@ def test_bdd100k_official_frames(tmp_path: Path) -> None:
     assert source.classes.names == CLASS_NAMES["bdd100k_boxes"] and source.classes.category_ids == tuple(range(1, 11))
     assert len(source) == 3 and source.skipped == {"label without a box": 1, "box without extent": 1}
     target = source[0].target
-    assert target.boxes.tolist() == [[1, 2, 11, 22], [3, 3, 9, 20], [0, 0, 40, 30], [5, 5, 6, 9], [8, 8, 12, 12]]
+    # The last row and column of a frame's box belong to it.
+    assert target.boxes.tolist() == [[1, 2, 12, 23], [3, 3, 10, 21], [0, 0, 40, 30], [5, 5, 7, 10], [8, 8, 13, 13]]
     assert [source.classes.names[k] for k in target.class_ids.tolist()] == [
         "car", "pedestrian", "car", "rider", "motorcycle"
     ]  # fmt: skip

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 
 from saccade.errors import CheckpointError, UsageError
 from saccade.hub import convert as module
@@ -127,7 +128,8 @@ def test_damaged_pickles_are_one_clear_error(model: ViTDet, tmp_path: Path, dama
 def test_presets_are_found_from_the_keys_of_every_released_file() -> None:
     if not SHARED.is_dir():
         pytest.skip("../shared/manifests/vitdet is absent")
-    released = {entry.preset: entry for entry in ZOO.values() if entry.system == "vitdet"}
+    detectors = [entry for entry in ZOO.values() if entry.system == "vitdet" and entry.kind == "checkpoint"]
+    released = {entry.preset: entry for entry in detectors}
     seen = set()
     for path in sorted(SHARED.glob("*_rcnn*.json")):
         if path.name.startswith(("optim", "mapping", "composed")):
@@ -149,6 +151,78 @@ def test_files_that_can_only_be_fetched_by_hand_say_so(monkeypatch: pytest.Monke
         resolve("vitae-b")
     entry = entry_of_file("model_final_61ccd1.pkl")
     assert entry is not None and entry.name == "vitdet-b"
+
+
+PUBLISHED = {
+    "vitae-repo-vit-b": (51.1, 45.4), "vitae-b": (51.6, 45.8), "vitae-s": (45.6, 40.1),
+    "vitdet-b": (51.6, 45.9), "vitdet-l": (55.5, 49.2), "vitdet-h": (56.7, 50.2),
+    "vitdet-cascade-b": (54.0, 46.7), "vitdet-cascade-l": (57.6, 50.0), "vitdet-cascade-h": (58.7, 51.0),
+    "vitdet-lvis-b": (40.2, 38.2), "vitdet-lvis-l": (46.1, 43.6), "vitdet-lvis-h": (49.1, 46.0),
+    "vitdet-lvis-cascade-b": (43.0, 38.9), "vitdet-lvis-cascade-l": (49.2, 44.5),
+    "vitdet-lvis-cascade-h": (51.5, 46.6),
+}  # fmt: skip
+
+
+def test_published_numbers_and_licences_of_the_detectors() -> None:
+    entries = {e.name: e for e in ZOO.values() if e.system == "vitdet" and e.kind == "checkpoint"}
+    assert {name: tuple(r.value for r in entry.results) for name, entry in entries.items()} == PUBLISHED
+    assert {r.metric for e in entries.values() for r in e.results} == {"box AP", "mask AP"}
+    assert {e.licence for e in entries.values() if e.url} == {"CC BY-SA 3.0 (detectron2's model zoo)"}
+    assert {e.licence for e in entries.values() if e.page} == {"not stated"}
+
+
+def mae_file(side: int = 16, patch: int = 16) -> dict[str, torch.Tensor]:
+    """The encoder of a public MAE file, in miniature; every name of the manifest's list."""
+    mapping = json.loads((SHARED / "mapping_mae_vit_b_to_vitae_repo_vit_b.json").read_text())
+    sizes = {768: 16, 2304: 48, 3072: 64}
+    made = {}
+    for row in mapping["rows"]:
+        block = row["src"].split(".")[1] if row["src"].startswith("blocks.") else "0"
+        if int(block) < small().vit.depth:
+            made[row["src"]] = torch.randn([sizes.get(size, size) for size in row["src_shape"]])
+    made["pos_embed"] = torch.randn(1, 1 + (side // 4) ** 2, 16)
+    made["patch_embed.proj.weight"] = torch.randn(16, 3, patch, patch)
+    return made
+
+
+@pytest.mark.parametrize("patch", [16, 14])
+@pytest.mark.parametrize("final_norm", [False, True], ids=["detectron2", "vitae_repo"])
+def test_public_mae_files_start_both_families(final_norm: bool, patch: int, tmp_path: Path) -> None:
+    if not SHARED.is_dir():
+        pytest.skip("../shared/manifests/vitdet is absent")
+    mae = mae_file(patch=patch)
+    assert "norm.weight" in mae and "cls_token" in mae
+    torch.save({"model": mae}, tmp_path / "mae.pth")
+    whole = small()
+    net = ViTDet(dataclasses.replace(whole, backbone=dataclasses.replace(whole.vit, final_norm=final_norm)))
+    report = load_backbone(net, tmp_path / "mae.pth")
+    assert not report.unexpected and ("backbone.norm.weight" in report.dropped) is not final_norm
+    weight = net.backbone.patch_embed.weight
+    if patch == 16:
+        assert torch.equal(weight, mae["patch_embed.proj.weight"])
+    else:
+        assert "backbone.patch_embed.weight" in report.resized and weight.shape[-1] == 16
+        expected = F.interpolate(mae["patch_embed.proj.weight"], size=(16, 16), mode="bicubic")
+        torch.testing.assert_close(weight.detach(), expected)
+
+
+def test_a_wrong_start_says_what_the_file_looks_like(model: ViTDet, tmp_path: Path) -> None:
+    official = to_official(model.state_dict(), model.config, "detectron2")
+    for state, words in (
+        (official, "it looks like a Mask R-CNN on ViT-width 16"),
+        ({"image_encoder.blocks.0.norm1.weight": torch.zeros(1)}, "it looks like a SAM or GiT file"),
+        ({"conv1.weight": torch.zeros(1)}, "it looks like no vision transformer"),
+    ):
+        torch.save(dict(state), tmp_path / "wrong.pth")
+        with pytest.raises(CheckpointError) as caught:
+            load_backbone(model, tmp_path / "wrong.pth")
+        assert words in str(caught.value)
+    torch.save(
+        {"blocks.0.norm1.weight": torch.zeros(4), "patch_embed.proj.weight": torch.zeros(4, 3, 16, 16)},
+        tmp_path / "m.pth",
+    )
+    with pytest.raises(CheckpointError, match=r"pre-trained ViT of width 4 with 1 blocks[\s\S]*init_from"):
+        map_file(tmp_path / "m.pth")
 
 
 def test_training_starts_from_an_mae_file(model: ViTDet, tmp_path: Path) -> None:

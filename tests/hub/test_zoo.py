@@ -98,7 +98,7 @@ def test_sizes_are_those_of_the_manifests(size: str) -> None:
 
 
 def test_names_and_their_nearest() -> None:
-    assert len(list_entries("git")) + len(list_entries("vitdet")) == len(ZOO) == 35
+    assert len(list_entries("git")) + len(list_entries("vitdet")) == len(ZOO) == 39
     with pytest.raises(UsageError, match="did you mean 'git'"):
         list_entries("gitt")
     with pytest.raises(UsageError, match="did you mean 'git-base-detection'"):

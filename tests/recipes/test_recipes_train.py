@@ -31,6 +31,7 @@ def scaled_down(config: TrainConfig, out: Path) -> TrainConfig:
         train=tuple(_scenes(source, "train") for source in config.train),
         val=tuple(_scenes(source, "val") for source in config.val),
         steps=min(config.steps, 2),
+        accumulate=1,
         weights="",
         init_from="",
         text_init="",

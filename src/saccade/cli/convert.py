@@ -17,17 +17,18 @@ def add(verbs: Verbs) -> None:
         examples=[
             "saccade convert multi_base.pth --vocabulary vocab.txt --out git-base",
             "saccade convert multi_base.pth                     (only the report)",
+            "saccade convert model_final_61ccd1.pkl --out vitdet-b",
             "saccade convert git-base --to-official multi_base.pth",
         ],
         run=_run,
     )
     parser.add_argument(
-        "source", type=Path, metavar="FILE", help="a .pth, .pt or .safetensors file; or a folder of ours, or its name"
+        "source", type=Path, metavar="FILE", help="a .pth, .pt, .pkl or .safetensors file; or our folder, or its name"
     )
     parser.add_argument(
         "--out", type=Path, metavar="DIR", help="the folder to write; without it only the report is made"
     )
-    parser.add_argument("--preset", help="the size, where the shapes leave it open: base, large, huge ...")
+    parser.add_argument("--preset", help="the size, where the shapes leave it open: base, huge, vitdet-b ...")
     parser.add_argument("--vocabulary", type=Path, metavar="FILE", help="the vocab.txt that belongs to the weights")
     parser.add_argument("--to-official", type=Path, metavar="FILE", help="write a folder of ours as an official file")
     parser.add_argument("--every-key", action="store_true", help="list the matched keys too")

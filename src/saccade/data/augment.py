@@ -393,7 +393,8 @@ class ScaleJitterAugment:
             view, sample, inside=inside, contour_rays=0, redraw_empty=False, least_side=_LEAST_JITTERED_SIDE
         )
         target = done.target
-        if target.boxes is None or not len(target.boxes):
+        # detectron2 trains on what is left of the background, mmdet draws another image.
+        if self.rules == "mmdet" and (target.boxes is None or not len(target.boxes)):
             raise Redraw("no object is left after the crop")
         if target.masks is not None:
             target.boxes = boxes_tensor(_boxes_of(target.masks.as_subclass(torch.Tensor).numpy()), view.size_hw)

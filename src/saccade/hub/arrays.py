@@ -68,10 +68,26 @@ class Array:
             self.tensor = flat.reshape(shape)
 
 
-def from_buffer(data: object, kind: object, shape: object, order: object = "C") -> Array:
-    """``numpy.core.numeric._frombuffer``: how protocol 5 writes an array."""
+def from_buffer(data: object, kind: object, shape: object, order: object = "C", axes: object = None) -> Array:
+    """``numpy.core.numeric._frombuffer``: how protocol 5 writes an array.
+
+    Args:
+        data: The bytes.
+        kind: The type of the numbers.
+        shape: Of the array as it lies in memory.
+        order: ``C``, ``F``, or ``K``: the axes are exchanged afterwards (numpy from 2.3 on).
+        axes: Which axis of memory each axis of the array is, for ``K``.
+
+    Raises:
+        pickle.UnpicklingError: They do not agree with one another.
+    """
     array = Array()
     array.build((1, shape, kind, order == "F", data))
+    if order == "K":
+        assert array.tensor is not None
+        if not isinstance(axes, tuple) or set(axes) != set(range(array.tensor.ndim)) or len(set(axes)) != len(axes):
+            raise pickle.UnpicklingError("an array whose axes are in no order")
+        array.tensor = array.tensor.permute(axes)
     return array
 
 

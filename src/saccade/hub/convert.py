@@ -285,10 +285,11 @@ def _kind(file: TensorFile) -> Kind:
         return "text"
     first = ", ".join(list(keys)[:4])
     raise CheckpointError(
-        "no GiT checkpoint, SAM backbone or text embedding",
+        "no released checkpoint of GiT, ViTDet or ViTAE, no SAM backbone and no text embedding",
         where=file.path,
-        why=f"its keys are not of any of them: {first} ...",
-        fix="see `saccade models list` for the files that can be converted",
+        why=f"its keys are {first} ...; {vitdet.describe(file.tensors)}",
+        fix="see `saccade models list` for the files that can be converted; a training loads a pre-trained backbone "
+        "as it is (init_from=FILE)",
     )
 
 

@@ -113,7 +113,7 @@ def _detectron2(form: str, size: str) -> ZooEntry:
         parameters=parameters,
         tensors=tensors,
         input_sizes=dict(_INPUTS),
-        licence="Apache-2.0 (the detectron2 repository)",
+        licence="CC BY-SA 3.0 (detectron2's model zoo)",
         recipe=f"vitdet.{'lvis_' if lvis else ''}{'cascade' if cascade else 'mask'}_rcnn_vit_{size}",
         results=_results("LVIS v1 val" if lvis else "COCO val2017", box, mask),
         summary=f"{'Cascade' if cascade else 'Mask'} R-CNN on ViT-{_SIZE_NAMES[size]}, "
@@ -140,8 +140,24 @@ def _vitae_repo(preset: str) -> ZooEntry:
     )
 
 
+def _mae(size: str, file: str, note: str = "") -> ZooEntry:
+    return ZooEntry(
+        name=file.removesuffix(".pth").replace("_pretrain", "").replace("_", "-"),
+        system="vitdet",
+        kind="backbone",
+        preset=f"vitdet-{size}",
+        file=file,
+        url=f"https://dl.fbaipublicfiles.com/detectron2/ImageNetPretrained/MAE/{file}",
+        summary=f"MAE ViT-{_SIZE_NAMES[size]} that the training of detectors starts from (init_from){note}",
+    )
+
+
 ENTRIES: tuple[ZooEntry, ...] = (
     *(_detectron2(form, size) for form, size in _DETECTRON2),
     *(_vitae_repo(preset) for preset in _VITAE_REPO),
+    _mae("b", "mae_pretrain_vit_base.pth"),
+    _mae("l", "mae_pretrain_vit_large.pth"),
+    _mae("h", "mae_pretrain_vit_huge_p14to16.pth", ", patches resized to 16 pixels as published"),
+    _mae("h", "mae_pretrain_vit_huge.pth", ", patches of 14 pixels, resized when it is loaded"),
 )
-"""The fifteen released files."""
+"""The fifteen released detectors, and the backbones that their training starts from."""

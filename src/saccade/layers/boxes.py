@@ -89,6 +89,7 @@ def soft_nms(
     iou: float = 0.5,
     sigma: float = 0.5,
     min_score: float = 1e-3,
+    most: int | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Lowers the scores of boxes that overlap a better one of the same id (Bodla et al., 2017).
 
@@ -100,13 +101,15 @@ def soft_nms(
         iou: Threshold of the linear form.
         sigma: Width of the Gaussian form.
         min_score: Boxes that fall below it are left out.
+        most: Stop after so many boxes; None = go on to the last.
 
     Returns:
         Indices of the boxes kept, in the order of their lowered scores, and those scores.
     """
     scores, left = scores_N.clone(), torch.ones_like(scores_N, dtype=torch.bool)
-    kept, lowered = [], []
-    while bool(left.any()):
+    kept: list[int] = []
+    lowered: list[Tensor] = []
+    while (most is None or len(kept) < most) and bool(left.any()):
         best = int(scores.masked_fill(~left, -torch.inf).argmax())
         if scores[best] < min_score:
             break
@@ -150,8 +153,7 @@ def best_per_class(
         keep = batched_nms(chosen.float(), scores.float(), class_ids, iou)[:most]
         scores = scores[keep]
     else:
-        keep, scores = soft_nms(chosen, scores, class_ids, method=soft, iou=iou, min_score=min_score)
-        keep, scores = keep[:most], scores[:most]
+        keep, scores = soft_nms(chosen, scores, class_ids, method=soft, iou=iou, min_score=min_score, most=most)
     return chosen[keep], scores, class_ids[keep], rows[keep]
 
 

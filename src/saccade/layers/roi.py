@@ -351,28 +351,31 @@ class RoIHeads(nn.Module):
         own = torch.arange(len(truth.boxes_xyxy), device=boxes.device)
         if config.truths_first:
             # mmdet matches the proposals alone; a ground truth is its own match, whatever else overlaps it.
-            index, label = match_boxes(
-                boxes,
-                truth.boxes_xyxy,
-                positive=stage.iou,
-                negative=stage.iou,
-                low_quality=config.low_quality,
-                low_quality_floor=stage.iou,
-            )
+            index, label = self._match(boxes, truth, stage)
             boxes = torch.cat([truth.boxes_xyxy, boxes])
             index, label = torch.cat([own, index]), torch.cat([torch.ones_like(own), label])
             is_truth = torch.arange(len(boxes), device=boxes.device) < len(own)
         else:
             boxes = torch.cat([boxes, truth.boxes_xyxy])
-            index, label = match_boxes(boxes, truth.boxes_xyxy, positive=stage.iou, negative=stage.iou)
+            index, label = self._match(boxes, truth, stage)
             is_truth = torch.arange(len(boxes), device=boxes.device) >= len(boxes) - len(own)
         picked = torch.cat(sample_labels(label, config.batch, config.positive_share, choose))
         return Regions(boxes[picked], label[picked], index[picked], is_truth[picked], (index, label))
 
     def _rematch(self, boxes: Tensor, truth: Truths, stage: StageConfig) -> Regions:
         """All regions of the stage before, matched anew (detectron2)."""
-        index, label = match_boxes(boxes, truth.boxes_xyxy, positive=stage.iou, negative=stage.iou)
+        index, label = self._match(boxes, truth, stage)
         return Regions(boxes, label, index, torch.zeros_like(label, dtype=torch.bool), (index, label))
+
+    def _match(self, boxes: Tensor, truth: Truths, stage: StageConfig) -> tuple[Tensor, Tensor]:
+        return match_boxes(
+            boxes,
+            truth.boxes_xyxy,
+            positive=stage.iou,
+            negative=stage.iou,
+            low_quality=self.config.low_quality,
+            low_quality_floor=stage.iou,
+        )
 
     def _class_targets(self, regions: Sequence[Regions], truths: Sequence[Truths]) -> Tensor:
         wanted = []

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from typing import Literal, TypeAlias
 
 from saccade.data.augment import ScaleJitterAugment
 from saccade.data.class_names import CLASS_NAMES, COCO_CATEGORY_IDS
 from saccade.data.sources.scenes import ScenesSource
+from saccade.errors import UsageError
 from saccade.models.vitdet import presets
 from saccade.models.vitdet.config import ViTDetConfig
 from saccade.recipes.git import STEM_RATES
@@ -27,22 +29,28 @@ _LVIS_SCHEDULE = (156_250, (138_889, 150_463), 250)
 _DECAY = {"b": (0.7, 12), "l": (0.8, 24), "h": (0.9, 32)}
 
 
-def vitae_repository(form: Form, *, data: str = "data", pretrained: str = "", processes: int = 32) -> TrainConfig:
+def vitae_repository(
+    form: Form, *, data: str = "data", pretrained: str = "", masks: bool = True, processes: int = 0, images: int = 2
+) -> TrainConfig:
     """One of the ViTAE repository's three recipes: Mask R-CNN on COCO, 100 epochs, 64 images per step.
 
     Args:
         form: The backbone.
         data: Folder that holds ``coco``.
         pretrained: The backbone's pre-training file (MAE; for ViTAE-S supervised); empty = fresh weights.
-        processes: GPUs; a step has 64 images in all.
+        masks: Train mask heads; without them it is a Faster R-CNN.
+        processes: GPUs; 0 = those that torchrun started.
+        images: Images per GPU at a time; a step gathers them until it has 64.
     """
+    task = Task.INSTANCE if masks else Task.DETECTION
     decay = LayerDecay(rate=0.7, layers=17, cells=3) if form == "vitae-s" else LayerDecay(rate=0.7, layers=12)
     return TrainConfig(
         name=f"vitdet/vitae_repo_{form}",
-        model=with_coco_classes(presets.vitae_repo(form)),
+        model=with_coco_classes(presets.with_masks(presets.vitae_repo(form), masks)),
         init_from=pretrained,
-        train=(_source("coco", data, "train", batch_size=_per_process(processes), augment=ScaleJitterAugment()),),
-        val=(_source("coco", data, "val", batch_size=1),),
+        train=(_source(task, "coco", data, "train", batch_size=images, augment=ScaleJitterAugment()),),
+        val=(_source(task, "coco", data, "val", batch_size=1),),
+        accumulate=_accumulate(processes, images),
         steps=25 * 7_330,
         optim=OptimConfig(
             lr=1e-4,
@@ -58,7 +66,7 @@ def vitae_repository(form: Form, *, data: str = "data", pretrained: str = "", pr
         activation_checkpointing=form == "vitae-b",
         eval_every=7_330,
         save_every=7_330,
-        monitor="instance_segmentation/AP",
+        monitor=f"{task}/AP",
     )
 
 
@@ -69,7 +77,9 @@ def detectron2(
     lvis: bool = False,
     data: str = "data",
     pretrained: str = "",
-    processes: int = 64,
+    masks: bool = True,
+    processes: int = 0,
+    images: int = 1,
 ) -> TrainConfig:
     """One of detectron2's twelve recipes: Mask or Cascade R-CNN, COCO or LVIS, 64 images per step.
 
@@ -79,15 +89,18 @@ def detectron2(
         lvis: LVIS v1 instead of COCO.
         data: Folder that holds ``coco`` and ``lvis``.
         pretrained: The MAE file; empty = fresh weights.
-        processes: GPUs; a step has 64 images in all.
+        masks: Train mask heads; without them it is a Faster R-CNN.
+        processes: GPUs; 0 = those that torchrun started.
+        images: Images per GPU at a time; a step gathers them until it has 64.
     """
-    model = presets.detectron2(size, stages=3 if cascade else 1, lvis=lvis)
+    task = Task.INSTANCE if masks else Task.DETECTION
+    model = presets.with_masks(presets.detectron2(size, stages=3 if cascade else 1, lvis=lvis), masks)
     rate, layers = _DECAY[size]
     steps, milestones, warmup = _LVIS_SCHEDULE if lvis else _SCHEDULES[size]
     augment = ScaleJitterAugment(rules="detectron2")
     name: Literal["coco", "lvis"] = "lvis" if lvis else "coco"
     every = steps // 20
-    train = _source(name, data, "train", batch_size=_per_process(processes), augment=augment)
+    train = _source(task, name, data, "train", batch_size=images, augment=augment)
     # Large models exempt nothing from weight decay, the others norms of the blocks and positions.
     exempt = () if size == "h" else ("backbone.blocks.*.norm?.*", "backbone.pos_embed")
     return TrainConfig(
@@ -95,7 +108,8 @@ def detectron2(
         model=model if lvis else with_coco_classes(model),
         init_from=pretrained,
         train=(dataclasses.replace(train, repeat_threshold=0.001, repeat_rounding="random") if lvis else train,),
-        val=(_source(name, data, "val", batch_size=1),),
+        val=(_source(task, name, data, "val", batch_size=1),),
+        accumulate=_accumulate(processes, images),
         steps=steps,
         optim=OptimConfig(
             lr=(1e-4 if size == "h" else 2e-4) if lvis else 1e-4,
@@ -111,7 +125,7 @@ def detectron2(
         precision="bf16",
         eval_every=every,
         save_every=every,
-        monitor="instance_segmentation/AP",
+        monitor=f"{task}/AP",
     )
 
 
@@ -162,11 +176,20 @@ def with_coco_classes(model: ViTDetConfig) -> ViTDetConfig:
     return dataclasses.replace(model, classes=CLASS_NAMES["coco"], category_ids=COCO_CATEGORY_IDS)
 
 
-def _per_process(processes: int) -> int:
-    return max(1, _IMAGES_PER_STEP // processes)
+def _accumulate(processes: int, images: int) -> int:
+    """Batches per step that make 64 images."""
+    together = (processes or int(os.environ.get("WORLD_SIZE", "1"))) * images
+    if together < 1 or _IMAGES_PER_STEP % together:
+        raise UsageError(
+            f"{together} images at a time do not make a step of {_IMAGES_PER_STEP}",
+            where="processes, images",
+            fix=f"choose processes and images whose product divides {_IMAGES_PER_STEP}",
+        )
+    return _IMAGES_PER_STEP // together
 
 
 def _source(
+    task: Task,
     name: Literal["coco", "lvis"],
     data: str,
     split: str,
@@ -176,7 +199,7 @@ def _source(
 ) -> SourceConfig:
     training = augment is not None
     return SourceConfig(
-        task=Task.INSTANCE,
+        task=task,
         reader=name,
         root=f"{data}/{name}",
         split=split,

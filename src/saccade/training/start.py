@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 
+import torch
+
+from saccade.data.sources.base import Source, class_counts
 from saccade.errors import ConfigError
 from saccade.hub.checkpoint import VOCABULARY
 from saccade.hub.resolve import ASSETS, fetch_file, load_model, resolve
@@ -17,6 +22,7 @@ from saccade.models.git.config import GiTConfig
 from saccade.models.git.initialise import initialise_local
 from saccade.models.git.model import GiT
 from saccade.models.systems import Model, build
+from saccade.models.vitdet.initialise import initialise_published
 from saccade.models.vitdet.model import ViTDet
 from saccade.tokens.vocabulary import TextVocabulary
 from saccade.training.config import TrainConfig
@@ -45,6 +51,8 @@ def build_model(config: TrainConfig) -> tuple[Model, list[MappingReport]]:
     model = build(config.model, vocabulary_of(config))
     if config.initialise == "local":
         _start_local(model)
+    elif isinstance(model, ViTDet):
+        initialise_published(model)
     reports: list[MappingReport] = []
     if config.init_from:
         reports.append(load_backbone(model, _file(config.init_from)))
@@ -86,6 +94,34 @@ def _whole_model(config: TrainConfig) -> Model:
     fitting = {key: value for key, value in loaded.state_dict().items() if found[key] == expected.get(key)}
     model.load_state_dict(fitting, strict=False)
     return model
+
+
+def use_image_counts(model: Model, sources: Sequence[Source]) -> None:
+    """Tells a federated loss how many training images hold each class; its draw of other classes goes by the root.
+
+    The counts are those that the data set states (LVIS), else they are counted. A source that cannot be counted, as
+    drawn scenes, leaves all classes alike.
+
+    Args:
+        model: Changed in place, where it has such a loss.
+        sources: What it is trained on.
+    """
+    if not isinstance(model, ViTDet) or model.roi.class_weights is None:
+        return
+    totals: Counter[str] = Counter()
+    for source in sources:
+        if source.classes is None:
+            continue
+        if source.classes.image_counts:
+            counts = Counter(dict(enumerate(source.classes.image_counts)))
+        elif (counted := class_counts(source)) is not None:
+            counts = counted
+        else:
+            return
+        totals.update({source.classes.names[id_]: count for id_, count in counts.items()})
+    names = model.config.classes or next(one.classes.names for one in sources if one.classes is not None)
+    weights = torch.tensor([float(totals[name]) for name in names]).sqrt()
+    model.roi.class_weights.copy_(weights)
 
 
 def vocabulary_of(config: TrainConfig) -> TextVocabulary | None:

@@ -33,7 +33,7 @@ from saccade.training.progress import TrainProgress
 from saccade.training.runfolder import CHECKPOINTS, Start, locked, open_run
 from saccade.training.seeding import seed_everything
 from saccade.training.signals import StopRequest
-from saccade.training.start import build_model
+from saccade.training.start import build_model, use_image_counts
 
 
 @dataclass(kw_only=True)
@@ -129,6 +129,7 @@ class _Run:
         self.labels = source_labels(config.val)
         seed_everything(config.seed)
         model, reports = build_model(config)
+        use_image_counts(model, self.train_sources)
         self.model: Model = model.to(world.device)
         self.model.set_activation_checkpointing(config.activation_checkpointing)
         self.engine = Engine(self.model, config, world)

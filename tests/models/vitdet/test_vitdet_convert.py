@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -104,9 +105,18 @@ def test_the_wrong_variant_is_named() -> None:
     _, report = from_official(official, expected, head_dim=8)
     with pytest.raises(CheckpointError, match="Cascade R-CNN on ViT-width 16 with 3 classes"):
         report.check()
-    assert describe({"a": torch.zeros(1)}) == "not a released detector"
+    assert "no vision transformer; its keys are a" in describe({"a": torch.zeros(1)})
     with pytest.raises(CheckpointError, match="not a detector"):
         from_official({"blocks.0.norm1.weight": torch.zeros(1)}, expected, head_dim=8)
+
+
+def test_half_of_a_split_bias_is_reported() -> None:
+    vitae_b = dataclasses.replace(FORMS["vitae_b"], classes=(), category_ids=())
+    official = to_official(ViTDet(vitae_b).state_dict(), vitae_b, "vitae_repo")
+    assert official.pop("backbone.blocks.1.attn.v_bias") is not None
+    expected = {key: tuple(t.shape) for key, t in ViTDet(vitae_b).state_dict().items()}
+    _, report = from_official(official, expected, head_dim=8)
+    assert "backbone.blocks.1.attn.qkv.bias" in report.missing
 
 
 def test_an_mae_file_fills_the_backbone_and_nothing_else() -> None:

@@ -50,6 +50,10 @@ class CountsClasses(Protocol):
         ...
 
 
+class _CannotCountError(UsageError):
+    """A part of another source was asked for classes that the other one does not list."""
+
+
 class Selection:
     """Some samples of another source, in a given order (an index may occur more than once).
 
@@ -72,8 +76,18 @@ class Selection:
     def class_ids_of(self, index: int) -> set[int]:
         """Class ids that occur in the sample (only where the source below can say)."""
         if not isinstance(self._source, CountsClasses):
-            raise UsageError(f"'{self.name}' cannot list the classes of a sample without reading its image")
+            raise _CannotCountError(f"'{self.name}' cannot list the classes of a sample without reading its image")
         return self._source.class_ids_of(self._indices[index])
+
+
+def class_counts(source: Source) -> Counter[int] | None:
+    """How many samples hold each class id; None where the source cannot say without reading images."""
+    try:
+        if isinstance(source, CountsClasses):
+            return Counter(class_id for index in range(len(source)) for class_id in source.class_ids_of(index))
+    except _CannotCountError:
+        pass
+    return None
 
 
 def select_range(source: Source, *, offset: int = 0, limit: int = 0) -> Source:

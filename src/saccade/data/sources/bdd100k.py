@@ -51,6 +51,8 @@ _NAMES: dict[str, tuple[str, bool]] = {
     "bike": ("bicycle", False),
     "motor": ("motorcycle", False),
     "other person": ("pedestrian", True),
+    "van": ("car", False),
+    "caravan": ("car", False),
     "other vehicle": ("car", True),
     "trailer": ("truck", True),
 }
@@ -195,6 +197,7 @@ def _read_frame(frame: Any, where: str, skipped: Counter[str]) -> tuple[str, lis
 
 def _read_label(label: dict[str, Any]) -> LabelledBox:
     x0, y0, x1, y1 = (float(label["box2d"][key]) for key in ("x1", "y1", "x2", "y2"))
+    x1, y1 = x1 + 1, y1 + 1  # the last pixel belongs to the box, as in the official conversion to COCO's format
     name, ignored = _NAMES.get(label["category"], (str(label["category"]), False))
     attributes = label.get("attributes") or {}
     marked = any(bool(attributes.get(key)) for key in ("crowd", "Crowd", "ignored"))

@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TypeAlias
 
 from saccade.errors import ConfigError
 from saccade.layers.vit import ViTConfig
-
-if TYPE_CHECKING:
-    pass
 
 
 @dataclass(kw_only=True)

@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 from typing import Literal, TypeAlias
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from saccade.errors import CheckpointError
@@ -220,8 +221,9 @@ def from_backbone(
 ) -> tuple[dict[str, Tensor], MappingReport]:
     """Maps a pre-trained backbone (MAE ViT, ViTAE) onto ours by the rules of the originals.
 
-    The class token and a decoder are left out, the position table is resized bicubically, a bias of queries and values
-    becomes one of all three. Relative-position tables, pyramid and heads are reported as missing and start fresh.
+    The class token, a decoder, and the last norm where the detector has none are left out; position tables, and patches
+    of 14 pixels (the public MAE ViT-H), are resized bicubically; a bias of queries and values becomes one of all three.
+    Relative-position tables, pyramid and heads are reported as missing and start fresh.
 
     Args:
         state: Names and tensors of the file (the best of ``state_dict_ema``, ``state_dict`` and ``model`` is chosen
@@ -240,6 +242,8 @@ def from_backbone(
         "head.": "the classifier of pre-training",
         "fc_norm.": "the classifier of pre-training",
     }
+    if "backbone.norm.weight" not in expected:
+        reasons["norm."] = "the detector has no norm behind its last block"
 
     def drop(key: str) -> str | None:
         if key.endswith(("relative_position_index", "relative_position_bias_table")):
@@ -248,7 +252,7 @@ def from_backbone(
         return next((reason for start, reason in reasons.items() if bare.startswith(start)), None)
 
     prefixed = {f"backbone.{key}": tensor for key, tensor in state.items()}
-    return apply_mapping(
+    mapped, report = apply_mapping(
         _to_ours(prefixed, "vitae_repo", head_dim, class_token=True),
         expected=expected,
         rename=lambda key: our_key(key, "vitae_repo"),
@@ -256,13 +260,16 @@ def from_backbone(
         resize=_resize,
         source=source,
     )
+    if report.unexpected or report.wrong_shape:
+        report.notes.append(describe(state))
+    return mapped, report
 
 
 def describe(state: Mapping[str, Tensor]) -> str:
     """What a released file looks like, in words, from its shapes."""
     family = family_of(state)
     if family is None:
-        return "not a released detector"
+        return _describe_backbone(state)
     if any(".RC." in key for key in state):
         backbone = "ViTAE-S"
     else:
@@ -272,6 +279,20 @@ def describe(state: Mapping[str, Tensor]) -> str:
     heads = "Cascade" if any(re.match(r"roi_heads?\.b(ox|box)_head\.[12]\.", key) for key in state) else "Mask"
     rows = next((t.shape[0] - 1 for key, t in state.items() if key.endswith(("cls_score.bias", "fc_cls.bias"))), None)
     return f"it looks like a {heads} R-CNN on {backbone} with {rows} classes"
+
+
+def _describe_backbone(state: Mapping[str, Tensor]) -> str:
+    """What a file that is no detector looks like."""
+    if any(key.startswith("image_encoder.") for key in state) or any(
+        key.startswith("backbone.layers.") for key in state
+    ):
+        return "it looks like a SAM or GiT file, not like a pre-trained backbone of a detector"
+    patches = state.get("patch_embed.proj.weight")
+    if patches is None:
+        return f"it looks like no vision transformer; its keys are {', '.join(list(state)[:3])} ..."
+    kind = "ViTAE" if any(".PCM." in key for key in state) else "ViT"
+    blocks = len({key.split(".")[1] for key in state if key.startswith("blocks.")})
+    return f"it looks like a pre-trained {kind} of width {patches.shape[0]} with {blocks} blocks (MAE or the like)"
 
 
 def count_classes(state: Mapping[str, Tensor]) -> int:
@@ -292,10 +313,9 @@ def _to_ours(
                 tensor = tokens.unflatten(1, (side, side))
         elif ".rel_pos_" in key and family == "vitae_repo":
             tensor = tensor / math.sqrt(head_dim)
-        elif key.endswith(".q_bias"):
-            block = key.removesuffix("q_bias")
-            values = state[f"{block}v_bias"]
-            key, tensor = f"{block}qkv.bias", torch.cat([tensor, torch.zeros_like(tensor), values])
+        elif key.endswith(".q_bias") and (values := state.get(f"{key.removesuffix('q_bias')}v_bias")) is not None:
+            key = f"{key.removesuffix('q_bias')}qkv.bias"
+            tensor = torch.cat([tensor, torch.zeros_like(tensor), values])
         elif key.endswith(".v_bias") and f"{key.removesuffix('v_bias')}q_bias" in state:
             continue
         ours[key] = tensor
@@ -303,7 +323,10 @@ def _to_ours(
 
 
 def _resize(key: str, tensor: Tensor, shape: tuple[int, ...]) -> tuple[Tensor, str] | None:
-    """Position tables are resized bicubically; nothing else is."""
+    """Position tables and patches of another size are resized bicubically; nothing else is."""
     if key.endswith("pos_embed") and tensor.ndim == 4 and len(shape) == 4:
         return resize_position(tensor, (shape[1], shape[2])), f"bicubic {tuple(tensor.shape)} -> {shape}"
+    if key.endswith("patch_embed.weight") and tensor.ndim == 4 and tensor.shape[:2] == shape[:2]:
+        resized = F.interpolate(tensor.float(), size=shape[2:], mode="bicubic", align_corners=False)
+        return resized.to(tensor.dtype), f"bicubic {tuple(tensor.shape)} -> {shape}"
     return None

@@ -73,7 +73,7 @@ class ViTDet(nn.Module):
         self.pyramid = Pyramid(config.pyramid, config.vit.width)
         self.rpn = RPN(config.rpn)
         self.roi = RoIHeads(config.roi)
-        # The maps of a plain backbone are channels-last already; with weights to match, no convolution turns them round.
+        # The maps of a plain backbone are channels-last; with weights to match, no convolution turns them round.
         self.to(memory_format=torch.channels_last)
 
     # ------------------------------------------------------------------ the contract of every model

@@ -134,6 +134,11 @@ def preset_of(state: Mapping[str, Tensor]) -> str | None:
     return None
 
 
+def with_masks(config: ViTDetConfig, masks: bool) -> ViTDetConfig:
+    """The detector, or its Faster R-CNN form without mask heads."""
+    return config if masks else dataclasses.replace(config, roi=dataclasses.replace(config.roi, mask="none"))
+
+
 def nano() -> ViTDetConfig:
     """A detector of our own for 224 px: a ViT of GiT-nano's width with detectron2's pyramid, rules and heads."""
     return ViTDetConfig(
