@@ -22,7 +22,7 @@ from saccade.data.sources.scenes import ScenesSource
 from saccade.drawing import to_pil
 from saccade.errors import UsageError
 from saccade.predictor import Answer, Predictor, load
-from saccade.results import Caption, Grounding, Instances, Panoptic, Prediction, SemanticMap, from_truth
+from saccade.results import Caption, DepthMap, Grounding, Instances, Panoptic, Prediction, SemanticMap, from_truth
 from saccade.samples import Sample
 from saccade.saving import write_json
 from saccade.tasks import TASKS, Task
@@ -233,6 +233,11 @@ def _words(prediction: Prediction, *, truth: bool) -> str:
         return f"{len(prediction.segments)} segments: {', '.join(prediction.class_names)}"
     if isinstance(prediction, Caption):
         return prediction.text or "(an empty sentence)"
+    if isinstance(prediction, DepthMap):
+        told = prediction.to_dict()
+        return (
+            f"{told['least_m']:.1f} m to {told['greatest_m']:.1f} m, half of the pixels within {told['median_m']:.1f} m"
+        )
     box = ", ".join(f"{value:.0f}" for value in prediction.box_xyxy.tolist())
     return f"box ({box})" + ("" if truth else f", score {prediction.score:.2f}")
 

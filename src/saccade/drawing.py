@@ -460,6 +460,52 @@ def draw_semantic(
     return _legend(canvas, [(class_colour(int(k)), names[k], f"{s:.1%}") for k, s in zip(ids, shares, strict=True)])
 
 
+def draw_depth(image: ImageLike, *, depth_m: NDArray[np.float32]) -> Image.Image:
+    """Colours a depth map: near is bright, far is dark, what is unknown (0) shows the picture in grey.
+
+    Args:
+        image: The picture.
+        depth_m: ``[H, W]`` metres of the picture's pixels.
+
+    Returns:
+        A new RGB image: the coloured map at the size of the picture, and a scale in metres under it.
+    """
+    from matplotlib import colormaps
+
+    canvas = to_pil(image)
+    table = (colormaps["viridis"](np.linspace(1, 0, 256))[:, :3] * 255).round().astype(np.uint8)
+    known = depth_m > 0
+    near, far = (float(side) for side in np.quantile(depth_m[known], (0.01, 0.99))) if known.any() else (0.0, 1.0)
+    # Steps of equal ratio: a metre matters more near the camera.
+    ratio = math.log(max(far, near + 1e-6) / near) if near > 0 else 1.0
+    share = np.log(np.maximum(depth_m, near) / near) / max(ratio, 1e-6) if near > 0 else np.zeros_like(depth_m)
+    colours = table[np.clip(share * 255, 0, 255).astype(np.uint8)]
+    grey = np.asarray(canvas.convert("L").convert("RGB"))
+    drawn = Image.fromarray(np.where(known[..., None], colours, grey).astype(np.uint8))
+    return _scale_strip(drawn, table, [near * math.exp(ratio * part) for part in (0, 0.25, 0.5, 0.75, 1)])
+
+
+def _scale_strip(canvas: Image.Image, table: NDArray[np.uint8], marks_m: Sequence[float]) -> Image.Image:
+    """The picture with a bar of colours below it, and the depths that they stand for."""
+    width, height = canvas.size
+    setter = _Typesetter(size=font_size(width, height))
+    bar = setter.line_height // 2
+    out = Image.new("RGB", (width, height + bar + setter.line_height + setter.pad), _STRIP_BACK)
+    out.paste(canvas, (0, 0))
+    colours = table[np.linspace(0, len(table) - 1, width).astype(np.int64)]
+    out.paste(Image.fromarray(np.ascontiguousarray(np.broadcast_to(colours, (bar, width, 3)))), (0, height))
+    draw = ImageDraw.Draw(out)
+    end = 0
+    for index, mark in enumerate(marks_m):
+        text = f"{mark:.2g} m" if mark < 10 else f"{mark:.0f} m"
+        place = round((width - setter.width(text)) * index / (len(marks_m) - 1))
+        if place < end:
+            continue  # a narrow picture has room for fewer marks
+        draw.text((place, height + bar), text, fill=_STRIP_TEXT, font=setter.font)
+        end = place + setter.width(text) + setter.pad
+    return out
+
+
 def _name_regions(canvas: Image.Image, labels: NDArray[np.int64], ids: NDArray[np.int64], names: Sequence[str]) -> None:
     """Writes a class's name in the widest part of its region, where it fits there."""
     width, height = canvas.size

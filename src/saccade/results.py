@@ -407,17 +407,6 @@ class SemanticMap:
 
 
 @dataclass(kw_only=True)
-class DepthMap:
-    """Metric depth per pixel.
-
-    Attributes:
-        depth_m: ``[H, W]`` float32 metres along the optical axis (0 only in a truth, where unknown).
-    """
-
-    depth_m: Tensor
-
-
-@dataclass(kw_only=True)
 class Panoptic:
     """Every pixel belongs to one segment at most: an object (thing), or a region of a class (stuff).
 
@@ -602,6 +591,54 @@ class Grounding:
         return drawing.draw_grounding(image, box_xyxy=self.box_xyxy.cpu().numpy(), phrase=self.phrase, label=label)
 
 
+@dataclass(kw_only=True)
+class DepthMap:
+    """Metric depth per pixel.
+
+    Attributes:
+        depth_m: ``[H, W]`` float32 metres along the optical axis (0 only in a truth, where unknown).
+    """
+
+    depth_m: Tensor
+
+    @property
+    def size_hw(self) -> tuple[int, int]:
+        """Height and width of the map."""
+        return int(self.depth_m.shape[0]), int(self.depth_m.shape[1])
+
+    def to_dict(self) -> dict[str, Any]:
+        """Size, share of known pixels, and the least, middle and greatest depth, as plain JSON values."""
+        known = self.depth_m[self.depth_m > 0].float()
+        spread = known.quantile(torch.tensor([0.0, 0.5, 1.0])).tolist() if len(known) else [None] * 3
+        return {
+            "type": "depth_map",
+            "size_hw": list(self.size_hw),
+            "known": len(known) / max(self.depth_m.numel(), 1),
+            **dict(zip(("least_m", "median_m", "greatest_m"), spread, strict=True)),
+        }
+
+    def to_coco(self, image_id: int | str) -> list[dict[str, Any]]:
+        """Refuses: COCO has no form for depth.
+
+        Raises:
+            UsageError: Always.
+        """
+        raise UsageError(f"the depth of image {image_id} has no COCO form", fix="save it as png, npy, json or overlay")
+
+    def to_png(self) -> Image.Image:
+        """16-bit millimetres, as NYUv2 and most depth sensors write them; beyond 65.535 m the greatest value."""
+        millimetres = (self.depth_m.cpu().float() * 1000).round().clamp(0, 65_535)
+        return Image.fromarray(millimetres.numpy().astype(np.uint16))
+
+    def draw(self, image: ImageLike) -> Image.Image:
+        """The map in colours (near is bright), with a scale in metres below it.
+
+        Raises:
+            UsageError: The picture has another size than the map.
+        """
+        return drawing.draw_depth(_check_picture(image, self.size_hw), depth_m=self.depth_m.cpu().float().numpy())
+
+
 Prediction: TypeAlias = Instances | SemanticMap | Panoptic | Caption | Grounding | DepthMap
 
 
@@ -629,6 +666,8 @@ def from_truth(sample: Sample) -> Prediction:
         return SemanticMap(labels=torch.as_tensor(target.semantic), classes=sample.classes)
     elif task is Task.CAPTION and target.captions:
         return Caption(text=target.captions[0], score=0.0)
+    elif task is Task.DEPTH and target.depth_m is not None:
+        return DepthMap(depth_m=target.depth_m.as_subclass(Tensor).float())
     elif task is Task.GROUNDING and target.boxes is not None and len(target.boxes) and sample.phrase:
         return Grounding(phrase=sample.phrase, box_xyxy=torch.as_tensor(target.boxes)[0].float(), score=1.0)
     raise DataError(

@@ -203,6 +203,7 @@ class Preprocess:
     Attributes:
         size_hw: Height and width of the network input.
         keep_ratio: Keep the aspect ratio: the picture becomes as large as fits into ``size_hw``.
+        cover: With ``keep_ratio``: as small as still covers ``size_hw`` instead.
         interpolation: ``"bilinear"`` as OpenCV computes it (no antialiasing), ``"pillow"`` and ``"bicubic"`` as Pillow
             computes them (bilinear and bicubic, with antialiasing).
         resize_as_float: Resize in float32 without rounding to 8 bit.
@@ -213,6 +214,7 @@ class Preprocess:
 
     size_hw: tuple[int, int]
     keep_ratio: bool = False
+    cover: bool = False
     interpolation: Literal["bilinear", "pillow", "bicubic"] = "bilinear"
     resize_as_float: bool = False
     pad_multiple: int = 1

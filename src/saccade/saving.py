@@ -15,21 +15,21 @@ from PIL import Image
 
 from saccade.drawing import ImageLike, to_pil
 from saccade.errors import SaccadeError, UsageError, nearest
-from saccade.results import Grounding, Instances, Panoptic, Prediction, SemanticMap
+from saccade.results import DepthMap, Grounding, Instances, Panoptic, Prediction, SemanticMap
 from saccade.samples import ClassList, Origin
 from saccade.tasks import TASKS, Task
 
 FORMATS: dict[str, str] = {
     "json": "one JSON file per image with everything the model said",
     "coco": "one COCO results file for the whole run (and a data set file for labelling tools)",
-    "png": "masks as PNG: 16-bit instance ids, class ids with a palette, or segment ids in three channels",
-    "npy": "masks as NumPy files: [N, H, W] bool, or [H, W] class or segment ids",
+    "png": "maps as PNG: 16-bit instance ids, class ids with a palette, segment ids in three channels, or 16-bit mm",
+    "npy": "maps as NumPy files: [N, H, W] bool, [H, W] class or segment ids, or [H, W] metres",
     "overlay": "the picture with the prediction drawn on it",
 }
 """What ``saccade predict --save`` accepts."""
 
 _MASK_FORMATS = frozenset({"png", "npy"})
-_MASK_TASKS = frozenset({Task.INSTANCE, Task.SEMANTIC})
+_MASK_TASKS = frozenset({Task.INSTANCE, Task.SEMANTIC, Task.DEPTH})
 
 
 def check_formats(formats: Iterable[str], task: Task | None = None) -> frozenset[str]:
@@ -46,6 +46,8 @@ def check_formats(formats: Iterable[str], task: Task | None = None) -> frozenset
     for name in sorted(asked):
         if name not in FORMATS:
             raise UsageError(f"unknown output format '{name}'", fix=nearest(name, FORMATS))
+        if task is Task.DEPTH and name == "coco":
+            raise UsageError("COCO has no form for depth", fix="save png, npy, json or overlay")
         if task is not None and name in _MASK_FORMATS and task not in _MASK_TASKS:
             raise UsageError(
                 f"the task '{task}' gives no masks to save as '{name}'",
@@ -79,6 +81,8 @@ def save(
     overlay   ``stem_overlay.png``
     ========  =====================================================================================================
 
+    Depth is ``stem_depth.png`` (16-bit millimetres) and ``stem_depth.npy`` (``[H, W]`` float32 metres).
+
     Instances of a single class (a lesion) also give their union as a 0/1 mask: ``stem_mask.png`` and ``stem_mask.npy``.
 
     Args:
@@ -97,7 +101,7 @@ def save(
         UsageError: An unknown format, or one that this prediction does not have.
     """
     asked = check_formats(formats)
-    has_masks = isinstance(prediction, SemanticMap | Panoptic) or (
+    has_masks = isinstance(prediction, SemanticMap | Panoptic | DepthMap) or (
         isinstance(prediction, Instances) and prediction.masks is not None
     )
     if asked & _MASK_FORMATS and not has_masks:
@@ -190,6 +194,9 @@ def _write_png(prediction: Prediction, base: Path) -> list[Path]:
     elif isinstance(prediction, Panoptic):
         files.append(_beside(base, "_panoptic.png"))
         prediction.to_png().save(files[-1])
+    elif isinstance(prediction, DepthMap):
+        files.append(_beside(base, "_depth.png"))
+        prediction.to_png().save(files[-1])
     elif isinstance(prediction, Instances):
         files.append(_beside(base, "_instances.png"))
         Image.fromarray(prediction.id_map().numpy().astype(np.uint16)).save(files[-1])
@@ -208,6 +215,8 @@ def _write_npy(prediction: Prediction, base: Path) -> list[Path]:
         arrays["_semantic.npy"] = labels.astype(np.uint8 if labels.max(initial=0) <= 255 else np.uint16)
     elif isinstance(prediction, Panoptic):
         arrays["_panoptic.npy"] = prediction.segment_ids.cpu().numpy().astype(np.int32)
+    elif isinstance(prediction, DepthMap):
+        arrays["_depth.npy"] = prediction.depth_m.cpu().float().numpy()
     elif isinstance(prediction, Instances):
         arrays["_masks.npy"] = prediction.dense_masks().numpy()
         if len(prediction.classes) == 1:

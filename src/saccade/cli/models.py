@@ -12,6 +12,7 @@ from saccade.errors import UsageError, nearest
 
 if TYPE_CHECKING:
     from saccade.hub.checkpoint import CheckpointCard
+    from saccade.models.systems import ModelConfig
 
 
 _DETAIL = re.compile(r"AP[sml]$|AR")  # by size, and recall: the table of `saccade eval` has them
@@ -75,11 +76,21 @@ def _show_card(card: CheckpointCard) -> None:
         classes = f", {len(listed)} classes: {', '.join(listed.names[:8])}" if listed else ""
         more = " ..." if listed and len(listed) > 8 else ""
         rows.append((str(task), f"{width} x {height} px{classes}{more}"))
-    vit = card.config.vit
-    rows.append(("backbone", f"{vit.depth} blocks, width {vit.width}, {vit.heads} heads, patch {vit.patch_size}"))
+    rows.append(("backbone", _backbone(card.config)))
     rows += [("weights", ", ".join(f"{key} {value}" for key, value in card.weights.items() if key != "sha256"))]
     rows += _origin(card.provenance)
     screen.table([{"": key, "value": str(value)} for key, value in rows])
+
+
+def _backbone(config: ModelConfig) -> str:
+    """What the backbone is, in a line."""
+    from saccade.models.ait.config import AiTConfig
+
+    if isinstance(config, AiTConfig):
+        swin = config.backbone
+        return f"SwinV2, {' + '.join(map(str, swin.depths))} blocks, width {swin.width}, windows of {swin.windows[0]}"
+    vit = config.vit
+    return f"{vit.depth} blocks, width {vit.width}, {vit.heads} heads, patch {vit.patch_size}"
 
 
 def _origin(provenance: Mapping[str, Any]) -> list[tuple[str, object]]:

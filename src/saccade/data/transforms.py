@@ -32,18 +32,27 @@ def preprocess(sample: Sample, declared: Preprocess, *, with_target: bool = True
         The sample in the frame of the network input; the image stays 0..255.
     """
     view = View(sample, as_float=declared.resize_as_float)
-    size_hw = fit(sample.size_hw, declared.size_hw) if declared.keep_ratio else declared.size_hw
+    size_hw = declared.size_hw
+    if declared.keep_ratio:
+        size_hw = fit(sample.size_hw, declared.size_hw, cover=declared.cover)
     if declared.interpolation != "bilinear" and declared.resize_as_float:
         raise UsageError("Pillow resizes 8-bit images", where="Preprocess", fix="set resize_as_float=False")
     view.resize(size_hw, _RESIZE[declared.interpolation])
     return view.to_sample(_follow(sample.target, view) if with_target else Target())
 
 
-def fit(size_hw: tuple[int, int], frame_hw: tuple[int, int]) -> tuple[int, int]:
-    """The greatest size of the same aspect ratio inside a frame; sides are rounded half up, and at least 1."""
-    factor = min(frame_hw[0] / size_hw[0], frame_hw[1] / size_hw[1])
+def fit(size_hw: tuple[int, int], frame_hw: tuple[int, int], *, cover: bool = False) -> tuple[int, int]:
+    """The greatest size of the same aspect ratio inside a frame; sides are rounded half up, and at least 1.
+
+    Args:
+        size_hw: The picture.
+        frame_hw: The frame.
+        cover: The smallest size that covers the frame instead.
+    """
+    bound = max if cover else min
+    factor = bound(frame_hw[0] / size_hw[0], frame_hw[1] / size_hw[1])
     height, width = (max(1, int(side * factor + 0.5)) for side in size_hw)
-    return min(height, frame_hw[0]), min(width, frame_hw[1])
+    return bound(height, frame_hw[0]), bound(width, frame_hw[1])
 
 
 def _follow(target: Target, view: View) -> Target:

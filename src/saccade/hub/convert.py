@@ -23,16 +23,21 @@ from saccade.hub.starts import BACKBONE, TEXT
 from saccade.hub.unpickle import TensorFile, read_safetensors, read_tensor_file
 from saccade.hub.zoo import entry_of_file
 from saccade.mapping import MappingReport
+from saccade.models.ait import convert as ait
+from saccade.models.ait.config import AiTConfig
+from saccade.models.ait.model import AiT
+from saccade.models.ait.presets import PRESETS as SOLVERS
+from saccade.models.ait.presets import preset_of as solver_preset_of
 from saccade.models.git import convert as git
-from saccade.models.git.config import GiTConfig
-from saccade.models.systems import ModelConfig
+from saccade.models.git.config import GIT_TASKS, GiTConfig
+from saccade.models.systems import ModelConfig, build, fixed_classes
 from saccade.models.vitdet import convert as vitdet
 from saccade.models.vitdet.config import ViTDetConfig
 from saccade.models.vitdet.model import ViTDet
 from saccade.models.vitdet.presets import PRESETS as DETECTORS
 from saccade.models.vitdet.presets import preset_of
 from saccade.samples import ClassList
-from saccade.tasks import Task
+from saccade.tasks import TASKS, Task
 from saccade.tokens.vocabulary import TextVocabulary
 
 
@@ -98,6 +103,8 @@ def map_file(path: str | Path, *, preset: str | None = None) -> Conversion:
         file.tensors = {key.removeprefix("module."): value for key, value in file.tensors.items()}
     if vitdet.family_of(file.tensors) is not None:
         return _map_detector(file, preset)
+    if ait.is_solver(file.tensors):
+        return _map_solver(file, preset)
     kind = _kind(file)
     name, config, notes = choose_config(file, kind, preset)
     expected = expected_shapes(config)
@@ -145,6 +152,31 @@ def _map_detector(file: TensorFile, preset: str | None) -> Conversion:
     return Conversion(file=file, kind="checkpoint", preset=name, config=config, state=state, report=report)
 
 
+def _map_solver(file: TensorFile, preset: str | None) -> Conversion:
+    """A released solver of AiT."""
+    name = preset or solver_preset_of(file.tensors)
+    if name is None:
+        raise CheckpointError(
+            "an AiT solver of no released form",
+            where=file.path,
+            fix=f"name the nearest with --preset: {', '.join(SOLVERS)}",
+        )
+    if name not in SOLVERS:
+        raise UsageError(f"unknown preset '{name}'", fix=nearest(name, SOLVERS))
+    config = SOLVERS[name]()
+    if config.detection is not None or config.instance is not None:
+        config = dataclasses.replace(config, classes=CLASS_NAMES["coco"], category_ids=COCO_CATEGORY_IDS)
+    with torch.device("meta"):
+        expected = {key: tuple(value.shape) for key, value in AiT(config).state_dict().items()}
+    state, report = ait.from_official(file.tensors, expected, source=str(file.path))
+    report.dropped |= {key: reason for key, reason in file.skipped.items() if key not in report.dropped}
+    if preset is None and f"{name}-hard" in SOLVERS:
+        report.notes.append(
+            f"taken for a model with soft tokens; one without them has the same tensors: --preset {name}-hard"
+        )
+    return Conversion(file=file, kind="checkpoint", preset=name, config=config, state=state, report=report)
+
+
 def write_conversion(found: Conversion, out: str | Path, *, vocabulary: str | Path | None = None) -> Path:
     """Writes what :func:`map_file` found; call ``found.report.check(allow=found.allowed)`` first.
 
@@ -161,10 +193,10 @@ def write_conversion(found: Conversion, out: str | Path, *, vocabulary: str | Pa
         save_file({key: value.contiguous() for key, value in found.state.items()}, file, metadata={"format": "pt"})
         found.report.notes.append(f"use it as {'init_from' if found.kind == 'backbone' else 'text_init'}={file}")
         return folder
-    if isinstance(found.config, ViTDetConfig):
+    if not isinstance(found.config, GiTConfig):
         if vocabulary is not None:
-            raise UsageError("a detector reads no text", where="--vocabulary", fix="leave it out")
-        return _write_detector(found, folder, found.config)
+            raise UsageError("this model reads no text", where="--vocabulary", fix="leave it out")
+        return _write_without_text(found, folder, found.config)
     words = None if vocabulary is None else TextVocabulary(vocabulary)
     if words is not None and len(words) != found.config.vocab_size:
         raise UsageError(
@@ -192,15 +224,17 @@ def write_conversion(found: Conversion, out: str | Path, *, vocabulary: str | Pa
     )
 
 
-def _write_detector(found: Conversion, folder: Path, config: ViTDetConfig) -> Path:
+def _write_without_text(found: Conversion, folder: Path, config: ViTDetConfig | AiTConfig) -> Path:
     with torch.device("meta"):
-        model = ViTDet(config)
+        model = build(config)
     return write_checkpoint(
         folder,
         state=found.state,
         config=config,
         tasks=model.tasks,
-        classes=dict.fromkeys(model.tasks, model.classes) if config.classes else {},
+        classes={
+            task: listed for task in model.tasks if TASKS[task].prompt == "classes" and (listed := fixed_classes(model))
+        },
         preprocessing={task: model.preprocess(task) for task in model.tasks},
         provenance=_provenance(found),
         vocabulary=None,
@@ -246,6 +280,11 @@ def export_official(folder: str | Path, out: str | Path) -> MappingReport:
     state = read_safetensors(card.folder / WEIGHTS)
     if isinstance(card.config, ViTDetConfig):
         return _export_detector(state, card.config, card.folder, target)
+    if isinstance(card.config, AiTConfig):
+        whole = {key: value.float() for key, value in state.items()}
+        official = ait.to_official(whole, card.config)
+        _write_official(official, target, wrapper="state_dict")
+        return MappingReport(source=str(card.folder), matched={key: str(ait.official_key(key)) for key in state})
     unknown = [key for key in state if git.official_key(key) is None]
     if unknown:
         raise CheckpointError("the official model has no such tensor", where=card.folder / WEIGHTS, why=unknown[0])
@@ -299,7 +338,7 @@ def _offer_trained_tasks(found: Conversion, whole: GiTConfig) -> GiTConfig:
     if entry is None or not entry.tasks:
         return whole
     config = dataclasses.replace(whole)
-    for task in Task:
+    for task in GIT_TASKS:
         if task not in entry.tasks:
             setattr(config, task.value, None)
     return config

@@ -13,6 +13,8 @@ from saccade.hub.checkpoint import WEIGHTS
 from saccade.hub.sizes import count_blocks, variant_notes
 from saccade.hub.unpickle import TensorFile, read_tensor_file
 from saccade.mapping import MappingReport, apply_mapping
+from saccade.models.ait import convert as ait
+from saccade.models.ait.model import AiT
 from saccade.models.git import convert as git
 from saccade.models.git.model import GiT
 from saccade.models.systems import Model
@@ -39,7 +41,7 @@ def load_backbone(model: Model, path: str | Path) -> MappingReport:
     """
     file, depth = _read_part(path, BACKBONE)
     expected = {k: tuple(v.shape) for k, v in model.state_dict().items() if k.startswith("backbone.")}
-    if any(key.startswith("backbone.blocks.") for key in file.tensors):
+    if any(key.startswith(("backbone.blocks.", "backbone.stages.")) for key in file.tensors):
         mapped, report = apply_mapping(
             file.tensors,
             expected=expected,
@@ -48,13 +50,17 @@ def load_backbone(model: Model, path: str | Path) -> MappingReport:
             resize=git.resize_table,
             source=str(file.path),
         )
+    elif isinstance(model, AiT):
+        mapped, report = ait.from_backbone(file.tensors, expected, source=str(file.path))
     elif isinstance(model, ViTDet):
         mapped, report = vitdet.from_backbone(
             file.tensors, expected, head_dim=model.config.vit.width // model.config.vit.heads, source=str(file.path)
         )
     else:
         mapped, report = git.from_sam(file.tensors, expected, source=str(file.path))
-    if isinstance(model, ViTDet):
+    if isinstance(model, AiT):
+        allowed = ["backbone.norms.*"]  # the norm of the last stage is not in files that name theirs otherwise
+    elif isinstance(model, ViTDet):
         allowed = ["backbone.blocks.*.attn.rel_pos_?", "backbone.blocks.*.residual.*"]
     else:
         allowed = [f"backbone.blocks.{index}.*" for index in range(depth, model.config.vit.depth)]

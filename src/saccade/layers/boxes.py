@@ -169,8 +169,8 @@ def paste_masks(
         boxes_N4: Boxes in the picture.
         size_hw: Height and width of the picture.
         threshold: A pixel belongs to the mask from this probability on.
-        anywhere: Look at every pixel of the picture, as mmdet does on a GPU: a box with its corners exchanged then shows
-            its mask mirrored, one without width the middle of its mask across the picture.
+        anywhere: Look at every pixel, as mmdet does on a GPU: a box with exchanged corners then shows its
+            mask mirrored, one without width the middle of its mask across the picture.
 
     Returns:
         ``[N, H, W]`` bool.

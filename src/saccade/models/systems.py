@@ -9,6 +9,8 @@ from typing import TypeAlias
 from saccade.errors import ConfigError, UsageError
 from saccade.layers.vit import ViTConfig
 from saccade.layers.vitae import ViTAEConfig
+from saccade.models.ait.config import AiTConfig
+from saccade.models.ait.model import AiT
 from saccade.models.git.config import GiTConfig
 from saccade.models.git.model import GiT
 from saccade.models.vitdet.config import SoftNMS, ViTDetConfig
@@ -17,10 +19,14 @@ from saccade.samples import ClassList
 from saccade.tasks import Task
 from saccade.tokens.vocabulary import TextVocabulary
 
-Model: TypeAlias = GiT | ViTDet
-ModelConfig: TypeAlias = GiTConfig | ViTDetConfig
+Model: TypeAlias = GiT | ViTDet | AiT
+ModelConfig: TypeAlias = GiTConfig | ViTDetConfig | AiTConfig
 
-CONFIGS: dict[str, type[GiTConfig] | type[ViTDetConfig]] = {GiT.system: GiTConfig, ViTDet.system: ViTDetConfig}
+CONFIGS: dict[str, type[GiTConfig] | type[ViTDetConfig] | type[AiTConfig]] = {
+    GiT.system: GiTConfig,
+    ViTDet.system: ViTDetConfig,
+    AiT.system: AiTConfig,
+}
 """Name of a system to the class of its configuration."""
 
 
@@ -41,6 +47,8 @@ def build(config: ModelConfig, vocabulary: TextVocabulary | None = None) -> Mode
     """
     if isinstance(config, ViTDetConfig):
         return ViTDet(config)
+    if isinstance(config, AiTConfig):
+        return AiT(config)
     if vocabulary is None:
         raise ConfigError("the model needs a text vocabulary", where="vocabulary")
     return GiT(config, vocabulary)
@@ -50,10 +58,19 @@ def offers(config: ModelConfig, task: Task) -> bool:
     """Whether a model of this configuration offers a task."""
     if isinstance(config, ViTDetConfig):
         return task is Task.DETECTION or (task is Task.INSTANCE and config.roi.mask != "none")
+    if isinstance(config, AiTConfig):
+        return task in config.lengths
     return getattr(config, task.value, None) is not None
 
 
-def with_vit(config: ModelConfig, vit: ViTConfig) -> ModelConfig:
+def width_of(config: ModelConfig) -> int:
+    """Channels of the backbone where they are most."""
+    if isinstance(config, AiTConfig):
+        return config.backbone.width_of(len(config.backbone.depths) - 1)
+    return config.vit.width
+
+
+def with_vit(config: GiTConfig | ViTDetConfig, vit: ViTConfig) -> ModelConfig:
     """The same model with other blocks."""
     if isinstance(config, GiTConfig):
         return dataclasses.replace(config, vit=vit)
@@ -66,6 +83,12 @@ def input_size(config: ModelConfig, task: Task) -> int:
     """Side of the square network input of a task in pixels."""
     if isinstance(config, ViTDetConfig):
         return config.input_size
+    if isinstance(config, AiTConfig):
+        if task is Task.DEPTH and config.depth is not None:
+            return config.depth.depth.size
+        objects = config.detection if task is Task.DETECTION else config.instance
+        assert objects is not None
+        return objects.input_size
     return int(getattr(config, task.value).input_size)
 
 
@@ -105,4 +128,4 @@ def set_detector_options(model: Model, options: DetectorOptions) -> None:
 
 def fixed_classes(model: Model) -> ClassList | None:
     """The named classes that the heads of a model know; None where names are free text, or are given later."""
-    return model.classes if isinstance(model, ViTDet) and model.config.classes else None
+    return model.classes if isinstance(model, ViTDet | AiT) and model.config.classes else None

@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from functools import partial
 
 from saccade.errors import UsageError, nearest
+from saccade.models.git.config import GIT_TASKS
 from saccade.recipes import git, vitdet
 from saccade.recipes.finetune import finetune as _finetune
 from saccade.recipes.git import multi_fivetask
@@ -17,7 +18,7 @@ from saccade.recipes.git_scenes import nano_scenes, nano_scenes_single
 from saccade.recipes.git_transfer import FewShot, ZeroShot, few_shot, zero_shot
 from saccade.recipes.git_universal import universal
 from saccade.recipes.readers import LATER_READERS, missing_readers, require_readers, without_missing
-from saccade.tasks import TASKS, Task
+from saccade.tasks import TASKS
 from saccade.training.config import TrainConfig
 
 __all__ = [
@@ -42,7 +43,7 @@ _LETTERS: tuple[vitdet.Size, ...] = ("b", "l", "h")
 RECIPES: dict[str, Recipe] = {
     "finetune": _finetune,
     "git.nano_scenes": nano_scenes,
-    **{f"git.nano_scenes_single_{TASKS[task].alias}": partial(nano_scenes_single, task) for task in Task},
+    **{f"git.nano_scenes_single_{TASKS[task].alias}": partial(nano_scenes_single, task) for task in GIT_TASKS},
     "git.single_detection_base": git.single_detection_base,
     "git.single_detection_base_672": git.single_detection_base_672,
     "git.single_instanceseg_base": git.single_instanceseg_base,

@@ -15,8 +15,9 @@ from saccade.errors import DataError, UsageError
 from saccade.hub.checkpoint import read_card
 from saccade.hub.resolve import resolve
 from saccade.layers.precision import Precision
+from saccade.models.ait.config import AiTConfig
 from saccade.models.git.config import GiTConfig
-from saccade.models.systems import ModelConfig
+from saccade.models.systems import ModelConfig, width_of
 from saccade.models.vitdet.config import ViTDetConfig
 from saccade.recipes.git import LAYER_RATES, STEM_RATES, only
 from saccade.samples import ClassList
@@ -112,7 +113,7 @@ def finetune(
         optim=_optim(card.config, steps),
         accumulate=accumulate,
         precision=_fast_precision(),
-        activation_checkpointing=card.config.vit.width >= 768,
+        activation_checkpointing=width_of(card.config) >= 768,
         ema_decay=0.998,
         eval_every=max(1, steps // 10),
         save_every=max(1, steps // 10),
@@ -168,6 +169,8 @@ def _adapted(model: ModelConfig, task: Task, classes: ClassList | None) -> Model
     """The model for one task; a detector gets the classes of the data, GiT reads their names."""
     if isinstance(model, GiTConfig):
         return only(model, [task])
+    if isinstance(model, AiTConfig):
+        raise UsageError("fine-tuning AiT on own data is not built yet", fix="train it by its own recipe")
     assert classes is not None  # detection and instance segmentation have classes
     heads = dataclasses.replace(
         model.roi, num_classes=len(classes), mask="none" if task is Task.DETECTION else model.roi.mask
@@ -179,20 +182,20 @@ def _augment(task: Task, model: ModelConfig) -> Augment:
     if isinstance(model, ViTDetConfig):
         rules: Literal["mmdet", "detectron2"] = "detectron2" if model.resize == "pillow" else "mmdet"
         return ScaleJitterAugment(scales=_JITTER, rules=rules)
-    if task is Task.INSTANCE and model.instance_segmentation is not None:
+    if task is Task.INSTANCE and isinstance(model, GiTConfig) and model.instance_segmentation is not None:
         return LightAugment(resize_as_float=True, contour_rays=model.instance_segmentation.num_rays)
     return LightAugment()
 
 
 def _batch(model: ModelConfig) -> tuple[int, int]:
     """Images per batch, and batches per step, by the width of the model."""
-    if model.vit.width < 384:
+    if width_of(model) < 384:
         return 16, 1
-    return (8, 1) if model.vit.width < 768 else (2, 4)
+    return (8, 1) if width_of(model) < 768 else (2, 4)
 
 
 def _optim(model: ModelConfig, steps: int) -> OptimConfig:
-    small = model.vit.width < 768
+    small = width_of(model) < 768
     return OptimConfig(
         lr=5e-4 if small else 1e-4,
         weight_decay=0.05,
@@ -208,7 +211,7 @@ def _rates(model: ModelConfig) -> LayerRates | LayerDecay | None:
     """The published ramp of the model's size: the lower blocks know more than a small data set can teach them."""
     if isinstance(model, ViTDetConfig):
         return LayerDecay(layers=model.vit.depth, cells=len(getattr(model.backbone, "cells", ())))
-    return {768: LAYER_RATES["base"], 1024: LAYER_RATES["large"], 1280: LAYER_RATES["huge"]}.get(model.vit.width)
+    return {768: LAYER_RATES["base"], 1024: LAYER_RATES["large"], 1280: LAYER_RATES["huge"]}.get(width_of(model))
 
 
 def _fast_precision() -> Precision:

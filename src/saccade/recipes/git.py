@@ -16,7 +16,7 @@ from typing import Literal, TypeAlias
 
 from saccade.data.augment import CaptionAugment, DetectionAugment, GroundingAugment, SemanticAugment
 from saccade.data.class_names import CLASS_NAMES
-from saccade.models.git.config import GiTConfig
+from saccade.models.git.config import GIT_TASKS, GiTConfig
 from saccade.models.git.presets import PRESETS
 from saccade.tasks import Task
 from saccade.training.config import LayerRates, OptimConfig, SourceConfig, TrainConfig
@@ -52,7 +52,7 @@ _TEST_BATCH: dict[Size, dict[Task, int]] = {
 def only(config: GiTConfig, tasks: Collection[Task]) -> GiTConfig:
     """The same model offering these tasks alone (no task has weights of its own)."""
     reduced = dataclasses.replace(config)
-    for task in Task:
+    for task in GIT_TASKS:
         if task not in tasks:
             setattr(reduced, task.value, None)
     return reduced
@@ -299,7 +299,7 @@ def multi_fivetask(size: Size, *, data: str = "data", total_batch: int = BASE_BA
         size,
         PRESETS[size](),
         train,
-        validation(data, size, list(Task)),
+        validation(data, size, GIT_TASKS),
         steps=640_000,
         every=20_000,
         total_batch=total_batch,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from saccade.data.augment import Augment, CaptionAugment, DetectionAugment
-from saccade.models.git.config import GiTConfig
+from saccade.models.git.config import GIT_TASKS, GiTConfig
 from saccade.models.git.presets import PRESETS
 from saccade.recipes.git import STEM_RATES, only
 from saccade.tasks import TASKS, Task
@@ -52,7 +52,7 @@ def scenes_validation(task: Task, *, size: int = 224, limit: int = 500) -> Sourc
 
 def nano_scenes(*, steps: int = 6_300, size: int = 224) -> TrainConfig:
     """The five-task mixture that the bundled ``git-nano`` was trained with."""
-    return _scenes("git/nano_scenes", PRESETS["nano"](), tuple(Task), steps=steps, size=size)
+    return _scenes("git/nano_scenes", PRESETS["nano"](), GIT_TASKS, steps=steps, size=size)
 
 
 def nano_scenes_single(task: Task, *, steps: int = 0, size: int = 224) -> TrainConfig:

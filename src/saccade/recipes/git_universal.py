@@ -10,6 +10,7 @@ import dataclasses
 
 from saccade.data.augment import CaptionAugment, DetectionAugment, GroundingAugment, SemanticAugment
 from saccade.data.class_names import CLASS_NAMES
+from saccade.models.git.config import GIT_TASKS
 from saccade.models.git.presets import PRESETS
 from saccade.recipes.git import (
     BASE_BATCH,
@@ -54,7 +55,7 @@ def universal(size: Size, *, data: str = "data", total_batch: int = BASE_BATCH) 
         size,
         PRESETS[size](),
         tuple(dataclasses.replace(source, batch_size=batch) for source in train),
-        validation(data, size, list(Task)),
+        validation(data, size, GIT_TASKS),
         steps=_STEPS[size],
         every=10_000,
         total_batch=total_batch,

@@ -30,8 +30,8 @@ class CodebookConfig:
         codes: Entries K.
         width: Channels D of an entry.
         decay: Of the moving averages.
-        revive_below: Entries with fewer (averaged) uses become latents of the batch; 0 = never, as in the original, where
-            an entry that is not used in the first step never is.
+        revive_below: Entries with fewer (averaged) uses become latents of the batch; 0 = never, as in the original,
+            where an entry that is not used in the first step never is.
         sync: Average over all processes; in the original every process goes its own way and the first is kept.
     """
 

@@ -12,7 +12,9 @@ from torch.multiprocessing.reductions import StorageWeakRef
 
 from saccade.data.loader import SourceEntry, TrainLoader
 from saccade.data.sources import SourceSpec, open_source
+from saccade.errors import UsageError
 from saccade.layers.precision import Precision, autocast
+from saccade.models.ait.config import AiTConfig
 from saccade.models.systems import Model, build, input_size, with_vit
 from saccade.samples import Batch
 from saccade.tasks import Task
@@ -93,13 +95,16 @@ def _kept(config: TrainConfig, sources: list[SourceConfig], images: int, checkpo
 
 def _derived(config: TrainConfig, sources: list[SourceConfig], images: int, checkpointing: bool) -> list[float]:
     """The same, from one windowed block, what a second one adds, and what a global one adds."""
+    whole = config.model
+    if isinstance(whole, AiTConfig):
+        raise UsageError("the memory of a model with stages cannot be derived from blocks", fix="measure it")
 
     def cut(depth: int, global_blocks: tuple[int, ...]) -> list[float]:
-        vit = dataclasses.replace(config.model.vit, depth=depth, global_blocks=global_blocks)
-        model = with_vit(config.model, vit)
+        vit = dataclasses.replace(whole.vit, depth=depth, global_blocks=global_blocks)
+        model = with_vit(whole, vit)
         return _kept(dataclasses.replace(config, model=model), sources, images, checkpointing)
 
-    vit = config.model.vit
+    vit = whole.vit
     all_global = len(vit.global_blocks)
     one, two = cut(1, ()), cut(2, ())
     # In the middle, as it stands in the model: the responses pass it by without a tensor of their own.

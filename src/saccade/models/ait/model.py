@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from saccade.errors import DataError, UsageError, nearest
+from saccade.errors import DataError, UsageError
 from saccade.layers.boxes import paste_masks
 from saccade.layers.decoding import Nucleus, sample_nucleus
 from saccade.layers.distributed import mean_over_ranks
@@ -33,6 +33,7 @@ from saccade.models.ait.sequences import (
     sequence_targets,
 )
 from saccade.models.ait.transformer import Transformer
+from saccade.models.classes import KnownClasses
 from saccade.results import DepthMap, Instances, Prediction, encode_masks
 from saccade.samples import Batch, ClassList, Preprocess
 from saccade.tasks import Task
@@ -98,9 +99,11 @@ class AiT(nn.Module):
     @property
     def classes(self) -> ClassList:
         """The classes that the vocabulary knows, numbered where they have no names."""
-        config = self.config
-        names = config.classes or tuple(f"class {number}" for number in range(config.num_classes))
-        return ClassList(names=names, category_ids=config.category_ids or tuple(range(len(names))))
+        return self._known.listed
+
+    @property
+    def _known(self) -> KnownClasses:
+        return KnownClasses(self.config.classes, self.config.category_ids, self.config.num_classes)
 
     def preprocess(self, task: Task) -> Preprocess:
         """Objects: the longer side to ``input_size``, padded. Depth: 0..1 pixels, the shorter side to its windows."""
@@ -228,7 +231,11 @@ class AiT(nn.Module):
             if target.masks is None:
                 raise DataError("a training sample has no masks", where=where)
             masks = target.masks.as_subclass(Tensor)[order]
-        return target.boxes.as_subclass(Tensor)[order].float(), self._class_ids(batch, target.class_ids[order]), masks
+        return (
+            target.boxes.as_subclass(Tensor)[order].float(),
+            self._known.own_ids(batch, target.class_ids[order]),
+            masks,
+        )
 
     def _drawn_mask_error(self, logits_RmK: Tensor, masks_Rss: Tensor, config: ObjectsConfig) -> Tensor:
         """Dice and squared error of the masks that the model would draw of its mixtures, mean over real objects."""
@@ -294,7 +301,7 @@ class AiT(nn.Module):
 
     def _instances(self, said: SaidObjects, frames: list[Frame], batch: Batch) -> list[Instances]:
         config = self._objects(batch.task)
-        classes, places = self._wanted(batch.classes)
+        classes, places = self._known.wanted(batch.classes)
         found = []
         for index, frame in enumerate(frames):
             tokens, scores = said.tokens_BOt[index], said.scores_BO[index]
@@ -453,11 +460,3 @@ class AiT(nn.Module):
             codes=self.config.mask_tokens.start,
             side=config.input_size,
         )
-
-    def _wanted(self, asked: ClassList | None) -> tuple[ClassList, Tensor | None]:
-        """The class list of the answers, and for each of our classes its place in it (-1 = not asked for)."""
-        return self.classes, None
-
-    def _class_ids(self, batch: Batch, class_ids: Tensor) -> Tensor:
-        """Class ids of a data set as ours, by name."""
-        return class_ids

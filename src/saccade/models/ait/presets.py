@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
+
+from torch import Tensor
 
 from saccade.layers.swin import SwinV2Config
 from saccade.models.ait.config import AiTConfig, DepthConfig, ObjectsConfig, mask_vqvae
@@ -66,3 +68,28 @@ PRESETS: dict[str, Callable[[], AiTConfig]] = {
     "instance-b-hard": partial(instance, soft=False),
     "joint-b": joint,
 }
+
+
+def preset_of(state: Mapping[str, Tensor]) -> str | None:
+    """The preset whose form a released solver has, from names and shapes; None for another form.
+
+    A model that was trained without soft tokens has the same tensors: it is named by hand (``depth-b-hard``).
+    """
+    width = state["backbone.patch_embed.proj.bias"].shape[0] if "backbone.patch_embed.proj.bias" in state else 0
+    form = (
+        width,
+        any(key.startswith("depth_head.vqvae.") for key in state),
+        any(key.startswith("insseg_head.vqvae.") for key in state),
+        "transformer.mask_embed" in state,
+    )
+    for name, make in PRESETS.items():
+        config = make()
+        own = (
+            config.backbone.width,
+            config.depth is not None,
+            config.instance is not None,
+            config.transformer.parallel,
+        )
+        if form == own:
+            return name
+    return None

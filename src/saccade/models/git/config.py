@@ -7,6 +7,10 @@ from typing import TypeAlias
 
 from saccade.errors import ConfigError
 from saccade.layers.vit import ViTConfig
+from saccade.tasks import Task
+
+GIT_TASKS: tuple[Task, ...] = (Task.DETECTION, Task.INSTANCE, Task.SEMANTIC, Task.CAPTION, Task.GROUNDING)
+"""The tasks that GiT speaks; each has a config of its name."""
 
 
 @dataclass(kw_only=True)

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from saccade.layers.local_start import start_local
-from saccade.tasks import Task
+from saccade.models.git.config import GIT_TASKS
 
 if TYPE_CHECKING:
     from saccade.models.git.model import GiT
@@ -62,7 +62,7 @@ def _order_numbers(model: GiT) -> None:
 
 def _mark_grid_tokens(model: GiT, marker: Tensor) -> None:
     model.text_embed.positions.weight.sub_(marker)
-    names = [task.value for task in Task]
+    names = [task.value for task in GIT_TASKS]
     ids, _ = model.vocabulary.encode(names, max_length=20)
     for row in ids[(ids[:, 3:] == 0).all(dim=1)]:  # task names of one piece are word rows
         model.text_embed.words.weight[row[1]] += marker

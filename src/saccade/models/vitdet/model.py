@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from saccade.errors import DataError, UsageError, nearest
+from saccade.errors import DataError, UsageError
 from saccade.layers.boxes import paste_masks
 from saccade.layers.matching import Choose, choose_randomly
 from saccade.layers.pyramid import Pyramid
@@ -22,6 +22,7 @@ from saccade.layers.roi import Detections, Frame, RoIHeads, Truths, frames_of
 from saccade.layers.rpn import RPN
 from saccade.layers.vit import PlainViT
 from saccade.layers.vitae import ViTAE, ViTAEConfig
+from saccade.models.classes import KnownClasses
 from saccade.models.vitdet.config import ViTDetConfig
 from saccade.results import Instances, Prediction, encode_masks
 from saccade.samples import Batch, ClassList, Preprocess
@@ -86,8 +87,12 @@ class ViTDet(nn.Module):
     @property
     def classes(self) -> ClassList:
         """The classes that the heads know, numbered where they have no names."""
-        names = self.config.classes or tuple(f"class {number}" for number in range(self.config.roi.num_classes))
-        return ClassList(names=names, category_ids=self.config.category_ids or tuple(range(len(names))))
+        return self._known.listed
+
+    @property
+    def _known(self) -> KnownClasses:
+        config = self.config
+        return KnownClasses(config.classes, config.category_ids, config.roi.num_classes)
 
     def preprocess(self, task: Task) -> Preprocess:
         """How images are brought to the network input: the longer side to ``input_size``, zero padding.
@@ -125,7 +130,7 @@ class ViTDet(nn.Module):
         with torch.inference_mode():
             frames = frames_of(batch)
             found = self.detect(batch.images, frames, masks=batch.task is Task.INSTANCE)
-            wanted = self._wanted(batch.classes)
+            wanted = self._known.wanted(batch.classes)
             return [self._result(one, frame, batch.task, wanted) for one, frame in zip(found, frames, strict=True)]
 
     def set_activation_checkpointing(self, enabled: bool) -> None:
@@ -209,45 +214,6 @@ class ViTDet(nn.Module):
                 f"this model does not offer the task '{task}'", fix=f"choose one of: {', '.join(self.tasks)}"
             )
 
-    def _wanted(self, asked: ClassList | None) -> tuple[ClassList, Tensor | None]:
-        """The class list of the answers, and for each of our classes its place in it (-1 = not asked for)."""
-        own = self.classes
-        if asked is None or asked == own:
-            return own, None
-        if not self.config.classes:
-            self._require_count(asked)
-            return asked, None
-        for name in asked.names:
-            if name not in own.names:
-                raise UsageError(f"the detector does not know the class '{name}'", fix=nearest(name, own.names))
-        places = [asked.names.index(name) if name in asked.names else -1 for name in own.names]
-        return asked, torch.tensor(places)
-
-    def _require_count(self, asked: ClassList) -> None:
-        known = self.config.roi.num_classes
-        if len(asked) != known:
-            raise UsageError(
-                f"the detector has {known} classes without names, and {len(asked)} are given",
-                fix="give the names of all its classes in order",
-            )
-
-    def _class_ids(self, batch: Batch, class_ids: Tensor) -> Tensor:
-        """Class ids of a data set as ours, by name."""
-        if batch.classes is None or batch.classes.names == self.config.classes:
-            return class_ids
-        if not self.config.classes:
-            self._require_count(batch.classes)
-            return class_ids
-        for name in batch.classes.names:
-            if name not in self.config.classes:
-                raise DataError(
-                    f"the data set has a class '{name}', which the detector does not",
-                    where=batch.origins[0].dataset,
-                    fix="build the model with the classes of the data set (recipe=finetune does)",
-                )
-        own = [self.config.classes.index(name) for name in batch.classes.names]
-        return torch.tensor(own, device=class_ids.device)[class_ids]
-
     def _truths(self, batch: Batch, index: int) -> Truths:
         target = batch.targets[index]
         where = batch.origins[index].path or batch.origins[index].image_id
@@ -265,7 +231,7 @@ class ViTDet(nn.Module):
         if target.is_crowd is not None:
             keep &= ~target.is_crowd
         masks = target.masks.as_subclass(Tensor)[keep] if wants_masks and target.masks is not None else None
-        class_ids = self._class_ids(batch, target.class_ids[keep])
+        class_ids = self._known.own_ids(batch, target.class_ids[keep])
         return Truths(target.boxes.as_subclass(Tensor)[keep].float(), class_ids, masks)
 
     def _result(
