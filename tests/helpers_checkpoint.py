@@ -10,14 +10,21 @@ import torch
 from saccade.data.scenes import SEMANTIC_CLASSES, THING_CLASSES, VOCABULARY
 from saccade.hub.checkpoint import save_model
 from saccade.layers.vit import ViTConfig
-from saccade.models.git.config import CaptionConfig, DetectionConfig, GiTConfig, GroundingConfig, SemanticConfig
+from saccade.models.git.config import (
+    GIT_TASKS,
+    CaptionConfig,
+    DetectionConfig,
+    GiTConfig,
+    GroundingConfig,
+    SemanticConfig,
+)
 from saccade.models.git.model import GiT
 from saccade.samples import ClassList
 from saccade.tasks import Task
 from saccade.tokens.vocabulary import TextVocabulary
 
 
-def tiny_checkpoint(folder: Path, *, tasks: tuple[Task, ...] = tuple(Task)) -> Path:
+def tiny_checkpoint(folder: Path, *, tasks: tuple[Task, ...] = GIT_TASKS) -> Path:
     """Writes a GiT of one window, width 16 and two blocks. Things have the category ids 3, 6, 9, ...
 
     Args:

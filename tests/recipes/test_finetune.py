@@ -21,7 +21,7 @@ from saccade.layers.pyramid import PyramidConfig
 from saccade.layers.roi import RoIConfig
 from saccade.layers.rpn import RPNConfig
 from saccade.layers.vit import ViTConfig
-from saccade.models.git.config import CaptionConfig, DetectionConfig, GiTConfig, SemanticConfig
+from saccade.models.git.config import GIT_TASKS, CaptionConfig, DetectionConfig, GiTConfig, SemanticConfig
 from saccade.models.git.model import GiT
 from saccade.models.vitdet.config import ViTDetConfig
 from saccade.models.vitdet.model import ViTDet
@@ -251,7 +251,7 @@ def test_published_sizes_get_their_ramp_and_small_batches(
     from saccade.models.git.presets import PRESETS
 
     config = PRESETS["large"]()
-    card = CheckpointCard(folder=tmp_path, system="git", config=config, tasks=tuple(Task), classes={}, preprocessing={})
+    card = CheckpointCard(folder=tmp_path, system="git", config=config, tasks=GIT_TASKS, classes={}, preprocessing={})
     monkeypatch.setattr("saccade.recipes.finetune.resolve", lambda name: tmp_path)
     monkeypatch.setattr("saccade.recipes.finetune.read_card", lambda folder: card)
     made = finetune(data_root=str(coco), task="detection", model="git-large")

@@ -14,7 +14,14 @@ from torch import Tensor
 from saccade.data.augment import CaptionAugment, DetectionAugment, GroundingAugment, SemanticAugment
 from saccade.data.scenes import VOCABULARY
 from saccade.layers.vit import ViTConfig
-from saccade.models.git.config import CaptionConfig, DetectionConfig, GiTConfig, GroundingConfig, SemanticConfig
+from saccade.models.git.config import (
+    GIT_TASKS,
+    CaptionConfig,
+    DetectionConfig,
+    GiTConfig,
+    GroundingConfig,
+    SemanticConfig,
+)
 from saccade.tasks import Task
 from saccade.training.config import OptimConfig, SourceConfig, TrainConfig
 from saccade.training.logs import read_lines
@@ -81,7 +88,7 @@ def tiny_run(folder: Path, **changes: Any) -> TrainConfig:
         "out": str(folder / "runs"),
         "vocabulary": str(write_vocabulary(folder)),
         "model": tiny_model(),
-        "train": tuple(scenes(task) for task in Task),
+        "train": tuple(scenes(task) for task in GIT_TASKS),
         "steps": 12,
         "optim": OptimConfig(lr=1e-3, clip_norm=1.0, warmup_steps=3, min_lr=1e-5),
         "ema_decay": 0.9,

@@ -11,14 +11,14 @@ from helpers_git import CLASSES, VIT, VOCABULARY, compare, make_batch, pick, tin
 
 from saccade.errors import ConfigError, DataError, UsageError
 from saccade.layers.vit import PlainViT
-from saccade.models.git.config import CaptionConfig, GiTConfig, SemanticConfig
+from saccade.models.git.config import GIT_TASKS, CaptionConfig, GiTConfig, SemanticConfig
 from saccade.models.git.model import GiT
 from saccade.models.git.presets import PRESETS
 from saccade.results import Caption, Grounding, Instances, SemanticMap
 from saccade.samples import Target
 from saccade.tasks import TASKS, Task
 
-ALL = tuple(Task)
+ALL = GIT_TASKS
 each_task = pytest.mark.parametrize("task", ALL, ids=str)
 
 

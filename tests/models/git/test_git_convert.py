@@ -12,7 +12,7 @@ from helpers_git import SHARED, VOCABULARY, compare, make_batch, tiny_config, ti
 from torch import Tensor
 
 from saccade.errors import CheckpointError
-from saccade.models.git.config import GiTConfig
+from saccade.models.git.config import GIT_TASKS, GiTConfig
 from saccade.models.git.convert import (
     from_official,
     from_sam,
@@ -181,7 +181,7 @@ def test_converted_weights_predict_the_same() -> None:
     model = tiny_git()
     copy = GiT(tiny_config(), VOCABULARY).eval()
     copy.load_state_dict(from_official(to_official(model.state_dict()), shapes(copy))[0])
-    for task in Task:
+    for task in GIT_TASKS:
         batch = make_batch(task, 1, targets=False)
         compare(copy.predict(batch)[0], model.predict(batch)[0], tolerance=0.0)
 
