@@ -67,17 +67,20 @@ class LayerDecay:
     """Learning-rate multipliers that fall by a factor per layer, from the last block down to the patches.
 
     The multiplier is ``rate ** (layers + 1 - id)``: the stem has id 0, block i the id i + 1, everything behind the
-    blocks ``layers + 1``. Residual convolutions between blocks count as behind (detectron2).
+    blocks ``layers + 1``. Residual convolutions between blocks count as behind (detectron2). A backbone with stages
+    (Swin) counts its blocks through, and every step between two stages as one more.
 
     Attributes:
         rate: The factor.
         layers: Layers that are counted.
         cells: Reduction cells before the blocks (ViTAE-S): cell s has the id s, block i the id cells + i.
+        stages: Blocks of every stage.
     """
 
     rate: float = 0.7
     layers: int = 12
     cells: int = 0
+    stages: tuple[int, ...] = ()
 
 
 @dataclass(kw_only=True)
@@ -93,7 +96,8 @@ class OptimConfig:
         no_decay: Shell patterns of further parameters without weight decay.
         clip_norm: Greatest L2 norm of all gradients (0 = no clipping).
         layer_rates: Per-layer multipliers; None = 1 everywhere.
-        schedule: ``cosine`` to ``min_lr``, ``constant``, or ``steps``: a tenth from every milestone on.
+        schedule: ``cosine`` to ``min_lr``, ``constant``, ``steps``: a tenth from every milestone on, or ``linear``: down
+            to a hundredth of itself at the end, the warm-up counted in (mmcv).
         milestones: Steps (0-based) of the schedule ``steps``.
         warmup_steps: Linear warm-up.
         warmup_start: Share of the rate that the warm-up begins with; 0 = it rises from 1 / warmup_steps to 1.
@@ -108,7 +112,7 @@ class OptimConfig:
     clip_norm: float = 0.1
     no_decay: tuple[str, ...] = ()
     layer_rates: LayerRates | LayerDecay | None = None
-    schedule: Literal["cosine", "constant", "steps"] = "cosine"
+    schedule: Literal["cosine", "constant", "steps", "linear"] = "cosine"
     milestones: tuple[int, ...] = ()
     warmup_steps: int = 0
     warmup_start: float = 0.0

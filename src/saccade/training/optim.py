@@ -15,7 +15,8 @@ from saccade.training.config import LayerDecay, LayerRates, OptimConfig
 
 _BLOCK = re.compile(r"backbone\.blocks\.(\d+)\.")
 _CELL = re.compile(r"backbone\.cells\.(\d+)\.")
-_STEM = ("backbone.patch_embed.", "backbone.pos_embed")
+_STAGE = re.compile(r"backbone\.stages\.(\d+)\.(?:blocks\.(\d+)|downsample)\.")
+_STEM = ("backbone.patch_embed.", "backbone.patch_norm.", "backbone.pos_embed")
 
 
 def layer_multiplier(name: str, rates: LayerRates | LayerDecay | None) -> float:
@@ -48,6 +49,11 @@ def _layer_id(name: str, rates: LayerDecay) -> int:
     cell = _CELL.match(name)
     if cell is not None:
         return int(cell[1])
+    stage = _STAGE.match(name)
+    if stage is not None:
+        number, block_of_stage = int(stage[1]), stage[2]
+        before = sum(rates.stages[:number]) + number
+        return before + (rates.stages[number] if block_of_stage is None else int(block_of_stage)) + 1
     block = _BLOCK.match(name)
     if block is None or ".residual." in name:
         return rates.layers + 1
@@ -72,7 +78,7 @@ def parameter_groups(named_parameters: Iterable[tuple[str, Tensor]], optim: Opti
     for name, parameter in named_parameters:
         if not parameter.requires_grad:
             continue
-        blocks += _BLOCK.match(name) is not None
+        blocks += _BLOCK.match(name) is not None or _STAGE.match(name) is not None
         multiplier = layer_multiplier(name, optim.layer_rates)
         plain = optim.decay_matrices_only and (parameter.ndim < 2 or _is_table(name))
         plain |= any(fnmatchcase(name, pattern) for pattern in optim.no_decay)
@@ -86,7 +92,7 @@ def parameter_groups(named_parameters: Iterable[tuple[str, Tensor]], optim: Opti
         raise ConfigError("the model has no trainable parameter")
     if optim.layer_rates is not None and not blocks:
         raise ConfigError(
-            "optim.layer_rates is set, but the model has no parameter named backbone.blocks.*",
+            "optim.layer_rates is set, but the model has no parameter named backbone.blocks.* or backbone.stages.*",
             fix="set optim.layer_rates to null for this model",
         )
     return list(groups.values())

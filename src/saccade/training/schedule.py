@@ -7,6 +7,9 @@ import math
 from saccade.training.config import OptimConfig
 
 
+_LINEAR_END = 0.01
+
+
 def learning_rate(step: int, *, steps: int, optim: OptimConfig, multiplier: float = 1.0) -> float:
     """Learning rate of one parameter group at one step.
 
@@ -26,6 +29,8 @@ def learning_rate(step: int, *, steps: int, optim: OptimConfig, multiplier: floa
     warmup = min(optim.warmup_steps, steps)
     drops = sum(step >= milestone for milestone in optim.milestones) if optim.schedule == "steps" else 0
     base *= 0.1**drops
+    if optim.schedule == "linear":
+        base *= 1 - (1 - _LINEAR_END) * step / steps
     if step < warmup:
         if optim.warmup_start:
             return base * (optim.warmup_start + (1 - optim.warmup_start) * step / warmup)
