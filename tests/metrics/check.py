@@ -24,7 +24,18 @@ from pycocotools import mask as mask_utils
 from pycocotools.coco import COCO
 
 from saccade.data.sources.panoptic import read_segment_ids
-from saccade.metrics import PanopticMetric, caption, detection, grounding, lvis, panoptic, semantic
+from saccade.metrics import (
+    DepthMetric,
+    DepthProtocol,
+    PanopticMetric,
+    caption,
+    depth,
+    detection,
+    grounding,
+    lvis,
+    panoptic,
+    semantic,
+)
 from saccade.samples import ClassList, Segment
 
 ADE_UNLABELLED, IGNORED = 0, 255
@@ -310,6 +321,42 @@ def check_grounding(folder: Path) -> Report:
     return report
 
 
+def check_depth(folder: Path) -> Report:
+    """Depth errors under the NYU protocol: per image, their mean, and over all pixels."""
+    report = Report(tolerance=1e-5)
+    expected = _load(folder / "expected.json")
+    with np.load(folder / "input.npz") as arrays:
+        maps = {name: arrays[name] for name in arrays.files}
+    count = len(expected["per_image"])
+    truths = [maps[f"gt_mm_{k}"].astype(np.float32) / 1000 for k in range(count)]
+    found = [maps[f"pred_mm_{k}"].astype(np.float32) / 1000 for k in range(count)]
+    official, whole = DepthProtocol(), DepthProtocol(crop="none")
+
+    def errors(pairs: list[tuple[Any, Any]], rules: DepthProtocol = official) -> dict[str, float]:
+        valid = [depth.valid_pixels(truth, rules) for _, truth in pairs]
+        predicted = [depth.finite(pred[mask], rules) for (pred, _), mask in zip(pairs, valid, strict=True)]
+        true = [truth[mask] for (_, truth), mask in zip(pairs, valid, strict=True)]
+        pixels = np.concatenate(true)
+        return {"n_valid": len(pixels), **depth.depth_errors(np.concatenate(predicted), pixels)}
+
+    pairs = list(zip(found, truths, strict=True))
+    metric = DepthMetric()
+    for number, (pair, want) in enumerate(zip(pairs, expected["per_image"], strict=True)):
+        for name, value in errors([pair]).items():
+            report.add(f"per image {name}", value, want[name])
+        metric.images["", number] = depth.ImageErrors.of(*pair, official)
+    report.add("mean over images", metric.compute(), expected["mean_over_images"])
+    others = {
+        "all_pixels_pooled": errors(pairs),
+        "special_inf_nan": errors([(maps["special_pred_m"], truths[0])]),
+        "identical": errors([(truths[0], truths[0])]),
+        "image0_without_crop": errors([pairs[0]], whole),
+    }
+    for case, got in others.items():
+        report.add(case, got, {name: value for name, value in expected[case].items() if name != "note"})
+    return report
+
+
 CHECKS: dict[str, Callable[[Path], Report]] = {
     "coco_det": check_coco_det,
     "lvis_det": check_lvis_det,
@@ -318,6 +365,7 @@ CHECKS: dict[str, Callable[[Path], Report]] = {
     "semseg": check_semseg,
     "caption": check_caption,
     "grounding": check_grounding,
+    "depth": check_depth,
 }
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from saccade.errors import UsageError, nearest
 from saccade.metrics.base import Metric
 from saccade.metrics.caption import CaptionMetric
+from saccade.metrics.depth import DepthMetric, DepthProtocol, depth_protocol
 from saccade.metrics.detection import DetectionMetric, Engine
 from saccade.metrics.grounding import GroundingMetric
 from saccade.metrics.lvis import LvisMetric
@@ -17,6 +18,8 @@ from saccade.tasks import TASKS, Task
 __all__ = [
     "DETECTION_PROTOCOLS",
     "CaptionMetric",
+    "DepthMetric",
+    "DepthProtocol",
     "DetectionMetric",
     "GroundingMetric",
     "LvisMetric",
@@ -25,6 +28,7 @@ __all__ = [
     "SemanticMetric",
     "VocMetric",
     "build_metrics",
+    "depth_protocol",
     "detection_protocol",
 ]
 
@@ -58,14 +62,17 @@ def build_metrics(
         task: The task.
         classes: Required by the tasks that are prompted by classes.
         engine: COCO evaluator: ``"faster"`` inside training runs, ``"pycocotools"`` for numbers that are reported.
-        protocol: Of detection and instance segmentation (:data:`DETECTION_PROTOCOLS`); empty = that of the data set.
+        protocol: Of detection and instance segmentation (:data:`DETECTION_PROTOCOLS`; empty = that of the data set),
+            or of depth (:func:`depth_protocol`; empty = the official one).
 
     Raises:
         UsageError: The task needs classes and none are given, or the protocol does not score the task.
     """
+    if task is Task.DEPTH:
+        return DepthMetric(depth_protocol(protocol))
     if protocol and task not in (Task.DETECTION, Task.INSTANCE):
         raise UsageError(
-            f"the protocol '{protocol}' scores detection and instance segmentation, not {task}",
+            f"the protocol '{protocol}' scores detection, instance segmentation or depth, not {task}",
             fix="leave the protocol out, or name the task",
         )
     if task is Task.CAPTION:

@@ -60,6 +60,22 @@ def add_once(records: dict[K, V], key: K, value: V) -> int:
     return 0
 
 
+def merge_records(states: Sequence[tuple[dict[K, V], int]]) -> tuple[dict[K, V], int]:
+    """The union of the records of all ranks.
+
+    Args:
+        states: Records and the number of repetitions of each rank, in rank order.
+
+    Returns:
+        All records, and the number of repetitions within and between the ranks.
+    """
+    merged: dict[K, V] = {}
+    repetitions = 0
+    for records, repeated in states:
+        repetitions += repeated + sum(add_once(merged, key, value) for key, value in records.items())
+    return merged, repetitions
+
+
 def repetition_notes(count: int) -> list[str]:
     """The note about images that came more than once."""
     return [f"{count} images came more than once; only the first prediction of each counts"] if count else []

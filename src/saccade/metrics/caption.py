@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from saccade.errors import DataError, UsageError
-from saccade.metrics.base import Key, add_once, image_key, repetition_notes
+from saccade.metrics.base import Key, add_once, image_key, merge_records, repetition_notes
 from saccade.metrics.ptb import tokenize
 from saccade.results import Caption, Prediction
 from saccade.samples import Sample
@@ -295,9 +295,5 @@ class CaptionMetric:
 
     def merge(self, states: Sequence[Any]) -> None:
         """See :class:`saccade.metrics.base.Metric`."""
-        merged: dict[Key, tuple[tuple[str, ...], str]] = {}
-        repetitions = 0
-        for records, repeated in states:
-            repetitions += repeated + sum(add_once(merged, key, record) for key, record in records.items())
-        self.records, self.repetitions = merged, repetitions
+        self.records, self.repetitions = merge_records(states)
         self._scores = None

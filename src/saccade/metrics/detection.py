@@ -27,7 +27,7 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from saccade.errors import DataError, UsageError, nearest
-from saccade.metrics.base import Key, add_once, check_classes, image_key, repetition_notes
+from saccade.metrics.base import Key, add_once, check_classes, image_key, merge_records, repetition_notes
 from saccade.results import Instances, Prediction
 from saccade.samples import ClassList, Sample
 
@@ -393,11 +393,7 @@ class DetectionMetric:
 
     def merge(self, states: Sequence[Any]) -> None:
         """See :class:`saccade.metrics.base.Metric`."""
-        merged: dict[Key, _Image] = {}
-        repetitions = 0
-        for images, repeated in states:
-            repetitions += repeated + sum(add_once(merged, key, image) for key, image in images.items())
-        self.images, self.repetitions = merged, repetitions
+        self.images, self.repetitions = merge_records(states)
         self._results.clear()
 
 

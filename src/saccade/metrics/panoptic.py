@@ -18,7 +18,7 @@ import torch
 from numpy.typing import NDArray
 
 from saccade.errors import DataError, UsageError
-from saccade.metrics.base import Key, add_once, check_classes, image_key, repetition_notes
+from saccade.metrics.base import Key, add_once, check_classes, image_key, merge_records, repetition_notes
 from saccade.results import Panoptic, Prediction
 from saccade.samples import ClassList, Sample, Segment
 
@@ -230,8 +230,4 @@ class PanopticMetric:
 
     def merge(self, states: Sequence[Any]) -> None:
         """See :class:`saccade.metrics.base.Metric`."""
-        merged: dict[Key, dict[int, Tally]] = {}
-        repetitions = 0
-        for images, repeated in states:
-            repetitions += repeated + sum(add_once(merged, key, tallies) for key, tallies in images.items())
-        self.images, self.repetitions = merged, repetitions
+        self.images, self.repetitions = merge_records(states)

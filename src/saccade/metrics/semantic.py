@@ -17,7 +17,7 @@ import torch
 from numpy.typing import DTypeLike, NDArray
 
 from saccade.errors import DataError, UsageError
-from saccade.metrics.base import Key, add_once, check_classes, image_key, repetition_notes
+from saccade.metrics.base import Key, add_once, check_classes, image_key, merge_records, repetition_notes
 from saccade.results import Prediction, SemanticMap
 from saccade.samples import IGNORE_LABEL, ClassList, Sample
 
@@ -257,11 +257,7 @@ class SemanticMetric:
 
     def merge(self, states: Sequence[Any]) -> None:
         """See :class:`saccade.metrics.base.Metric`."""
-        merged: dict[Key, _Counts] = {}
-        repetitions = 0
-        for images, repeated in states:
-            repetitions += repeated + sum(add_once(merged, key, counts) for key, counts in images.items())
-        self.images, self.repetitions = merged, repetitions
+        self.images, self.repetitions = merge_records(states)
 
 
 @dataclass(kw_only=True, frozen=True)
