@@ -23,7 +23,7 @@ from saccade.errors import UsageError, nearest
 from saccade.layers.precision import Precision, autocast, halve_linears
 from saccade.models.git.model import GiT
 from saccade.models.git.presets import PRESETS as GIT_PRESETS
-from saccade.models.systems import Model, ModelConfig, input_size
+from saccade.models.systems import Model, ModelConfig, backbone_of, input_size
 from saccade.models.vitdet.model import ViTDet
 from saccade.models.vitdet.presets import PRESETS as DETECTORS
 from saccade.samples import Batch, ClassList, Origin
@@ -110,7 +110,7 @@ def run_bench(
         torch.manual_seed(0)
         model = _build(system, preset, Path(scratch)).eval().to(device)
         if dtype == "bf16":
-            halve_linears(model.backbone)
+            halve_linears(backbone_of(model))
         asked = Task.DETECTION if task == BACKBONE else Task(task)
         size = input_size(model.config, asked)
         batch = _batch(asked, size, batch_size, device, named=isinstance(model, GiT))
@@ -118,7 +118,7 @@ def run_bench(
         def answer() -> None:
             with autocast(dtype, device), torch.inference_mode():
                 if task == BACKBONE:
-                    model.backbone(batch.images)
+                    backbone_of(model)(batch.images)
                 else:
                     model.predict(batch)
 
@@ -171,7 +171,7 @@ def precision_cost(task: Task, *, model: str = "git-nano", images: int = 100) ->
     loaded = load_model(model).model
     source = open_source(SourceSpec(task=task, reader="scenes", split="val", limit=images))
     full = evaluate(loaded, source, batch_size=8, precision="float32").metrics
-    halve_linears(loaded.backbone)
+    halve_linears(backbone_of(loaded))
     half = evaluate(loaded, source, batch_size=8, precision="bf16").metrics
     return {"float32": full, "bf16": half, "difference": {name: half[name] - full[name] for name in full}}
 

@@ -24,7 +24,7 @@ from saccade.hub.resolve import load_model
 from saccade.inputs import Input, Inputs, find_inputs
 from saccade.layers.precision import Precision, autocast, halve_linears
 from saccade.models.git.model import GiT
-from saccade.models.systems import fixed_classes
+from saccade.models.systems import backbone_of, fixed_classes
 from saccade.results import Instances, Prediction
 from saccade.samples import ClassList, Origin, Sample
 from saccade.tasks import TASKS, Task, parse_task
@@ -133,7 +133,7 @@ class Predictor:
         self.precision: Precision = precision
         self.model = loaded.model.to(self.device).eval()
         if precision == "bf16":
-            halve_linears(self.model.backbone)
+            halve_linears(backbone_of(self.model))
         self.classes = loaded.classes
         self.card = loaded.card
 

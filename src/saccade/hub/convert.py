@@ -224,7 +224,7 @@ def write_conversion(found: Conversion, out: str | Path, *, vocabulary: str | Pa
     )
 
 
-def _write_without_text(found: Conversion, folder: Path, config: ViTDetConfig | AiTConfig) -> Path:
+def _write_without_text(found: Conversion, folder: Path, config: ModelConfig) -> Path:
     with torch.device("meta"):
         model = build(config)
     return write_checkpoint(

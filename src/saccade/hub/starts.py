@@ -8,13 +8,14 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from saccade.errors import CheckpointError
+from saccade.errors import CheckpointError, ConfigError
 from saccade.hub.checkpoint import WEIGHTS
 from saccade.hub.sizes import count_blocks, variant_notes
 from saccade.hub.unpickle import TensorFile, read_tensor_file
 from saccade.mapping import MappingReport, apply_mapping
 from saccade.models.ait import convert as ait
 from saccade.models.ait.model import AiT
+from saccade.models.ait.vqvae import MapVQVAE
 from saccade.models.git import convert as git
 from saccade.models.git.model import GiT
 from saccade.models.systems import Model
@@ -39,6 +40,8 @@ def load_backbone(model: Model, path: str | Path) -> MappingReport:
     Raises:
         CheckpointError: The file is damaged, or a tensor of the backbone is missing or has another shape.
     """
+    if isinstance(model, MapVQVAE):
+        raise ConfigError("a VQ-VAE has no backbone", where="init_from")
     file, depth = _read_part(path, BACKBONE)
     expected = {k: tuple(v.shape) for k, v in model.state_dict().items() if k.startswith("backbone.")}
     if any(key.startswith(("backbone.blocks.", "backbone.stages.")) for key in file.tensors):

@@ -73,7 +73,7 @@ def _objects(preset: str) -> ZooEntry:
         input_sizes={Task.INSTANCE: 640, **({Task.DEPTH: 480} if joint else {})},
         recipe=f"ait.{preset.replace('-', '_')}",
         results=(*results, *([_nyu("RMSE", rmse)] if rmse is not None else [])),
-        summary=f"boxes and masks{' and depth' if joint else ''} as codes, {preset}, COCO{' and NYUv2' if joint else ''}",
+        summary=f"boxes, masks{' and depth' if joint else ''} as codes, {preset}, COCO{' and NYUv2' if joint else ''}",
     )
 
 

@@ -6,11 +6,14 @@ import dataclasses
 from dataclasses import dataclass
 from typing import TypeAlias
 
+from torch import nn
+
 from saccade.errors import ConfigError, UsageError
 from saccade.layers.vit import ViTConfig
 from saccade.layers.vitae import ViTAEConfig
 from saccade.models.ait.config import AiTConfig
 from saccade.models.ait.model import AiT
+from saccade.models.ait.vqvae import MapVQVAE, MapVQVAEConfig
 from saccade.models.git.config import GiTConfig
 from saccade.models.git.model import GiT
 from saccade.models.vitdet.config import SoftNMS, ViTDetConfig
@@ -19,13 +22,14 @@ from saccade.samples import ClassList
 from saccade.tasks import Task
 from saccade.tokens.vocabulary import TextVocabulary
 
-Model: TypeAlias = GiT | ViTDet | AiT
-ModelConfig: TypeAlias = GiTConfig | ViTDetConfig | AiTConfig
+Model: TypeAlias = GiT | ViTDet | AiT | MapVQVAE
+ModelConfig: TypeAlias = GiTConfig | ViTDetConfig | AiTConfig | MapVQVAEConfig
 
-CONFIGS: dict[str, type[GiTConfig] | type[ViTDetConfig] | type[AiTConfig]] = {
+CONFIGS: dict[str, type[GiTConfig] | type[ViTDetConfig] | type[AiTConfig] | type[MapVQVAEConfig]] = {
     GiT.system: GiTConfig,
     ViTDet.system: ViTDetConfig,
     AiT.system: AiTConfig,
+    MapVQVAE.system: MapVQVAEConfig,
 }
 """Name of a system to the class of its configuration."""
 
@@ -49,9 +53,16 @@ def build(config: ModelConfig, vocabulary: TextVocabulary | None = None) -> Mode
         return ViTDet(config)
     if isinstance(config, AiTConfig):
         return AiT(config)
+    if isinstance(config, MapVQVAEConfig):
+        return MapVQVAE(config)
     if vocabulary is None:
         raise ConfigError("the model needs a text vocabulary", where="vocabulary")
     return GiT(config, vocabulary)
+
+
+def backbone_of(model: Model) -> nn.Module:
+    """The part of a model that looks at the input."""
+    return model.vqvae.encoder if isinstance(model, MapVQVAE) else model.backbone
 
 
 def offers(config: ModelConfig, task: Task) -> bool:
@@ -60,6 +71,8 @@ def offers(config: ModelConfig, task: Task) -> bool:
         return task is Task.DETECTION or (task is Task.INSTANCE and config.roi.mask != "none")
     if isinstance(config, AiTConfig):
         return task in config.lengths
+    if isinstance(config, MapVQVAEConfig):
+        return task is config.task
     return getattr(config, task.value, None) is not None
 
 
@@ -67,6 +80,8 @@ def width_of(config: ModelConfig) -> int:
     """Channels of the backbone where they are most."""
     if isinstance(config, AiTConfig):
         return config.backbone.width_of(len(config.backbone.depths) - 1)
+    if isinstance(config, MapVQVAEConfig):
+        return config.vqvae.base_width * config.vqvae.downsample // 2
     return config.vit.width
 
 
@@ -83,6 +98,8 @@ def input_size(config: ModelConfig, task: Task) -> int:
     """Side of the square network input of a task in pixels."""
     if isinstance(config, ViTDetConfig):
         return config.input_size
+    if isinstance(config, MapVQVAEConfig):
+        return config.vqvae.size
     if isinstance(config, AiTConfig):
         if task is Task.DEPTH and config.depth is not None:
             return config.depth.depth.size

@@ -15,9 +15,8 @@ from saccade.errors import DataError, UsageError
 from saccade.hub.checkpoint import read_card
 from saccade.hub.resolve import resolve
 from saccade.layers.precision import Precision
-from saccade.models.ait.config import AiTConfig
 from saccade.models.git.config import GiTConfig
-from saccade.models.systems import ModelConfig, width_of
+from saccade.models.systems import ModelConfig, system_of, width_of
 from saccade.models.vitdet.config import ViTDetConfig
 from saccade.recipes.git import LAYER_RATES, STEM_RATES, only
 from saccade.samples import ClassList
@@ -169,8 +168,8 @@ def _adapted(model: ModelConfig, task: Task, classes: ClassList | None) -> Model
     """The model for one task; a detector gets the classes of the data, GiT reads their names."""
     if isinstance(model, GiTConfig):
         return only(model, [task])
-    if isinstance(model, AiTConfig):
-        raise UsageError("fine-tuning AiT on own data is not built yet", fix="train it by its own recipe")
+    if not isinstance(model, ViTDetConfig):
+        raise UsageError(f"{system_of(model)} is not fine-tuned by this recipe", fix="train it by its own recipe")
     assert classes is not None  # detection and instance segmentation have classes
     heads = dataclasses.replace(
         model.roi, num_classes=len(classes), mask="none" if task is Task.DETECTION else model.roi.mask

@@ -208,19 +208,31 @@ class VQVAE(nn.Module):
         """The continuous latent map, ``[B, D, h, w]``.
 
         Raises:
-            UsageError: The maps do not have the side that the codes stand for.
+            UsageError: More than one channel, or a side that is no multiple of ``downsample``.
         """
-        size = self.config.size
-        if tuple(maps_B1HW.shape[1:]) != (1, size, size):
+        step = self.config.downsample
+        channels, height, width = maps_B1HW.shape[1:]
+        if channels != 1 or height % step or width % step:
             raise UsageError(
                 f"a map of shape {tuple(maps_B1HW.shape[1:])} cannot be made into codes",
                 where="VQ-VAE",
-                fix=f"bring it to one channel of {size}x{size} pixels",
+                fix=f"bring it to one channel, with sides that are multiples of {step} pixels",
             )
         return self.encoder(2 * (maps_B1HW - 0.5) if self.config.signed else maps_B1HW)
 
     def encode(self, maps_BHW: Tensor) -> Tensor:
-        """Codes ``[B, tokens]`` of maps, row-major; no gradient."""
+        """Codes ``[B, tokens]`` of maps, row-major; no gradient.
+
+        Raises:
+            UsageError: The maps do not have the side that a sequence stands for.
+        """
+        size = self.config.size
+        if tuple(maps_BHW.shape[1:]) != (size, size):
+            raise UsageError(
+                f"maps of {maps_BHW.shape[1]}x{maps_BHW.shape[2]} pixels are no {self.config.tokens} codes",
+                where="VQ-VAE",
+                fix=f"bring them to {size}x{size}",
+            )
         with torch.no_grad():
             latents = self.latents(maps_BHW[:, None])
             return self.codebook.nearest(_rows(latents)).view(len(maps_BHW), -1)

@@ -96,8 +96,8 @@ class OptimConfig:
         no_decay: Shell patterns of further parameters without weight decay.
         clip_norm: Greatest L2 norm of all gradients (0 = no clipping).
         layer_rates: Per-layer multipliers; None = 1 everywhere.
-        schedule: ``cosine`` to ``min_lr``, ``constant``, ``steps``: a tenth from every milestone on, or ``linear``: down
-            to a hundredth of itself at the end, the warm-up counted in (mmcv).
+        schedule: ``cosine`` to ``min_lr``, ``constant``, ``steps``: a tenth from every milestone on, or ``linear``:
+            down to a hundredth of itself at the end, the warm-up counted in (mmcv).
         milestones: Steps (0-based) of the schedule ``steps``.
         warmup_steps: Linear warm-up.
         warmup_start: Share of the rate that the warm-up begins with; 0 = it rises from 1 / warmup_steps to 1.

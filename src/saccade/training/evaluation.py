@@ -14,6 +14,7 @@ from saccade.errors import SaccadeError, UsageError
 from saccade.layers.precision import Precision, autocast
 from saccade.metrics import DETECTION_PROTOCOLS, CaptionMetric, build_metrics, detection_protocol
 from saccade.metrics.detection import Engine
+from saccade.models.ait.vqvae import MapVQVAE
 from saccade.models.systems import Model
 from saccade.models.vitdet.model import ViTDet
 from saccade.tasks import Task
@@ -127,7 +128,12 @@ def evaluate(
     with _evaluation_mode(model):
         for samples, batch in loader:
             with autocast(precision, device):
-                predictions = model.predict(batch.to(device, non_blocking=True))
+                # A VQ-VAE looks at truths: how well they survive the way into codes and back.
+                predictions = (
+                    model.reconstruct(samples)
+                    if isinstance(model, MapVQVAE)
+                    else model.predict(batch.to(device, non_blocking=True))
+                )
             for sample, prediction in zip(samples, predictions, strict=True):
                 metric.update(sample, prediction)
             done += len(samples)

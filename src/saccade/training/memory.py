@@ -14,8 +14,9 @@ from saccade.data.loader import SourceEntry, TrainLoader
 from saccade.data.sources import SourceSpec, open_source
 from saccade.errors import UsageError
 from saccade.layers.precision import Precision, autocast
-from saccade.models.ait.config import AiTConfig
+from saccade.models.git.config import GiTConfig
 from saccade.models.systems import Model, build, input_size, with_vit
+from saccade.models.vitdet.config import ViTDetConfig
 from saccade.samples import Batch
 from saccade.tasks import Task
 from saccade.training.config import SourceConfig, TrainConfig
@@ -96,7 +97,7 @@ def _kept(config: TrainConfig, sources: list[SourceConfig], images: int, checkpo
 def _derived(config: TrainConfig, sources: list[SourceConfig], images: int, checkpointing: bool) -> list[float]:
     """The same, from one windowed block, what a second one adds, and what a global one adds."""
     whole = config.model
-    if isinstance(whole, AiTConfig):
+    if not isinstance(whole, GiTConfig | ViTDetConfig):
         raise UsageError("the memory of a model with stages cannot be derived from blocks", fix="measure it")
 
     def cut(depth: int, global_blocks: tuple[int, ...]) -> list[float]:

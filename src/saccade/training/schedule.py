@@ -6,7 +6,6 @@ import math
 
 from saccade.training.config import OptimConfig
 
-
 _LINEAR_END = 0.01
 
 

@@ -1,0 +1,156 @@
+"""The first stage of AiT: a VQ-VAE of masks or of depth, trained and scored by itself (docs/ait.md).
+
+Shape legend: B maps, H W their side, S side that the VQ-VAE reads, G ground truths.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from saccade.errors import ConfigError, DataError, UsageError
+from saccade.models.ait.config import mask_vqvae
+from saccade.results import DepthMap, Instances, Prediction, encode_masks
+from saccade.samples import Batch, Preprocess, Sample
+from saccade.tasks import Task
+from saccade.tokens.codebook import VQVAE, VQVAEConfig, mask_patches
+
+_LEAST_SIDE = 2  # pixels; smaller boxes are left out, as in the original
+_LEAST_DEPTH_M = 1e-3
+
+
+@dataclass(kw_only=True)
+class MapVQVAEConfig:
+    """A VQ-VAE and what it is trained on.
+
+    Attributes:
+        task: ``instance_segmentation`` (masks in their boxes) or ``depth``.
+        vqvae: The network.
+        hide_patch: Side in pixels of the patches that are hidden from the encoder in training.
+        hide_ratio: Share of them; 0 = nothing is hidden.
+    """
+
+    task: Task = Task.INSTANCE
+    vqvae: VQVAEConfig = field(default_factory=mask_vqvae)
+    hide_patch: int = 16
+    hide_ratio: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.task not in (Task.INSTANCE, Task.DEPTH):
+            raise ConfigError(f"a VQ-VAE is of masks or of depth, not of {self.task}", where="task")
+
+
+class MapVQVAE(nn.Module):
+    """Learns codes of truths; it looks at masks or depth maps, not at pictures.
+
+    Args:
+        config: The network and its data.
+    """
+
+    system = "vqvae"
+
+    def __init__(self, config: MapVQVAEConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.vqvae = VQVAE(config.vqvae)
+
+    @property
+    def tasks(self) -> tuple[Task, ...]:
+        """The one whose truths it learns."""
+        return (self.config.task,)
+
+    def preprocess(self, task: Task) -> Preprocess:
+        """Maps at the side that the network reads; the picture itself is not looked at."""
+        self._require(task)
+        size = self.config.vqvae.size
+        return Preprocess(size_hw=(size, size), keep_ratio=True, cover=True)
+
+    def loss(self, batch: Batch) -> dict[str, Tensor]:
+        """Reconstruction and commitment; in training mode the codebook moves."""
+        self._require(batch.task)
+        wanted = torch.cat([self._maps(batch, index) for index in range(len(batch))])[:, None]
+        read = wanted
+        if self.training and self.config.hide_ratio:
+            generator = torch.Generator().manual_seed(int(torch.randint(2**62, ())))
+            read = mask_patches(wanted, patch=self.config.hide_patch, ratio=self.config.hide_ratio, generator=generator)
+        found = self.vqvae.reconstruct(read, wanted)
+        return {f"{batch.task}_{name}": value for name, value in found.losses.items()}
+
+    def predict(self, batch: Batch) -> list[Prediction]:
+        """Refuses: a picture says nothing to a VQ-VAE.
+
+        Raises:
+            UsageError: Always.
+        """
+        raise UsageError(
+            "a VQ-VAE turns truths into codes and back; it cannot look at a picture",
+            where=batch.origins[0].dataset,
+            fix="evaluate it (`saccade eval`), or train a solver with its codes",
+        )
+
+    def reconstruct(self, samples: Sequence[Sample]) -> list[Prediction]:
+        """The truths of samples after the way into codes and back, as predictions with score 1."""
+        device = self.vqvae.codebook.entries.device
+        restore = self._restore_depth if self.config.task is Task.DEPTH else self._restore_masks
+        with torch.inference_mode():
+            return [restore(sample, device) for sample in samples]
+
+    def set_activation_checkpointing(self, enabled: bool) -> None:
+        """Nothing to do: the network is small."""
+
+    def _maps(self, batch: Batch, index: int) -> Tensor:
+        """Truths of one image as maps ``[G, S, S]``."""
+        target, origin = batch.targets[index], batch.origins[index]
+        maps = target.depth_m if self.config.task is Task.DEPTH else target.masks
+        if maps is None:
+            raise DataError(f"a training sample has no {self.config.task} truth", where=origin.path or origin.image_id)
+        maps = maps.as_subclass(Tensor).float()
+        return maps[None] if self.config.task is Task.DEPTH else maps
+
+    def _restore_depth(self, sample: Sample, device: torch.device) -> DepthMap:
+        truth = sample.target.depth_m
+        if truth is None:
+            raise DataError("a sample has no depth", where=sample.origin.path or sample.origin.image_id)
+        depth = truth.as_subclass(Tensor).float().to(device)[None, None]
+        step = self.config.vqvae.downsample
+        height, width = depth.shape[2:]
+        padded = F.pad(depth, (0, -width % step, 0, -height % step))
+        drawn = self.vqvae.reconstruct(padded, padded).maps_B1HW[0, 0, :height, :width]
+        return DepthMap(depth_m=drawn.clamp(min=_LEAST_DEPTH_M).cpu())
+
+    def _restore_masks(self, sample: Sample, device: torch.device) -> Instances:
+        """Every mask inside its rounded box; what is drawn is pasted back."""
+        target, classes = sample.target, sample.classes
+        if target.masks is None or target.boxes is None or target.class_ids is None or classes is None:
+            raise DataError("a sample has no masks", where=sample.origin.path or sample.origin.image_id)
+        size, kept, restored = self.config.vqvae.size, [], []
+        masks = target.masks.as_subclass(Tensor)
+        for number, box in enumerate(target.boxes.as_subclass(Tensor).round().long().tolist()):
+            x0, y0, x1, y1 = (max(side, 0) for side in box)
+            inside = masks[number, y0:y1, x0:x1]
+            if min(inside.shape) < _LEAST_SIDE:
+                continue
+            small = F.interpolate(inside[None, None].float(), size=(size, size), mode="bilinear") >= 0.5
+            drawn = self.vqvae.reconstruct(small.float().to(device), small.float().to(device)).maps_B1HW
+            whole = torch.zeros_like(masks[number])
+            back = F.interpolate(drawn, size=tuple(inside.shape), mode="bilinear")[0, 0] >= 0.5
+            whole[y0:y1, x0:x1] = back.cpu()
+            kept.append(number)
+            restored.append(whole)
+        stacked = torch.stack(restored) if restored else masks[:0]
+        return Instances(
+            boxes_xyxy=target.boxes.as_subclass(Tensor)[kept].float(),
+            scores=torch.ones(len(kept)),
+            class_ids=target.class_ids[kept],
+            classes=classes,
+            size_hw=sample.size_hw,
+            masks=encode_masks(stacked),
+        )
+
+    def _require(self, task: Task) -> None:
+        if task is not self.config.task:
+            raise UsageError(f"this VQ-VAE is of {self.config.task}, not of {task}", fix=f"task={self.config.task}")
