@@ -1,10 +1,11 @@
 """Makes the committed fixture folder of a system from a full one: the same layout, less of what lies in between.
 
-Usage: python tests/parity/compact.py {git,vitdet} SOURCE TARGET
+Usage: python tests/parity/compact.py {ait,git,vitdet} SOURCE TARGET
 
 Kept: weights, configuration, inputs, targets, tokens, final outputs, losses and gradients, and for GiT the states after
 the last layer. Left out: states of other layers and steps, and cases and tensors that only repeat what others show. Of
-ViTDet one family is kept, detectron2's; the other is compared where ../shared is at hand.
+ViTDet one family is kept, detectron2's; of AiT two solvers, one VQ-VAE and two files of functions.
+The rest is compared where ../shared is at hand.
 """
 
 from __future__ import annotations
@@ -64,13 +65,52 @@ def compact_vitdet(source: Path, target: Path) -> None:
                 save_file(kept, target / folder / path.name)
 
 
+# Per folder of AiT: the files that are kept, and the tensors that are left out of them.
+AIT_KEPT: dict[str, tuple[str, ...]] = {
+    "vqvae_insseg": ("io_eval", "io_solver", "io_train", "io_fresh"),
+    "solver_insseg": ("io_test", "io_nucleus", "io_train", "io_train_hard", "io_train_empty"),
+    "solver_depth_ar": ("io_test", "io_train", "io_train_hard"),
+    "functions": ("seq", "nucleus"),
+}
+AIT_DROPPED = re.compile(
+    r"relative_|.*\.relative_|\w+_head\.transformer\."  # weights that are computed, or copies
+    r"|softvae_only\.|depth_gt$|.*(encoder_in|encoder_out|crop_depth)$|hard\.(step_logits|result\d\.masks)"
+    r"|(grad_clipped|param_after)\.(backbone\.layers\.3|transformer\.dec_embed)"
+    r"|step2\.(grad|param_after)|corrupted\.(rand|real)"
+)
+
+
+def compact_ait(source: Path, target: Path) -> None:
+    for folder, files in AIT_KEPT.items():
+        (target / folder).mkdir(parents=True, exist_ok=True)
+        meta = json.loads((source / folder / "meta.json").read_text())
+        for stem in ("weights", *files):
+            path = source / folder / f"{stem}.safetensors"
+            if not path.is_file():
+                continue
+            kept = {name: value for name, value in load_file(path).items() if not AIT_DROPPED.match(name)}
+            save_file(kept, target / folder / path.name)
+            (target / folder / path.name).chmod(0o644)
+        told = {
+            name: {key: {"desc": value["desc"]} for key, value in values.items() if not AIT_DROPPED.match(key)}
+            for name, values in meta["files"].items()
+            if name.removesuffix(".safetensors") in files
+        }
+        meta = {"files": told, "notes": meta["notes"]}
+        (target / folder / "meta.json").write_text(json.dumps(meta) + "\n")
+        for path in (source / folder).glob("*.json"):
+            if path.name == "config.json" or path.name.endswith("_param_groups.json"):
+                (target / folder / path.name).write_text(json.dumps(json.loads(path.read_text())) + "\n")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("system", choices=("git", "vitdet"))
+    parser.add_argument("system", choices=("ait", "git", "vitdet"))
     parser.add_argument("source", type=Path)
     parser.add_argument("target", type=Path)
     arguments = parser.parse_args()
-    {"git": compact_git, "vitdet": compact_vitdet}[arguments.system](arguments.source, arguments.target)
+    systems = {"ait": compact_ait, "git": compact_git, "vitdet": compact_vitdet}
+    systems[arguments.system](arguments.source, arguments.target)
 
 
 if __name__ == "__main__":

@@ -79,6 +79,58 @@ def test_shared_fixtures_of_vitdet_are_reproduced() -> None:
     assert {row.name.split("/")[0] for row in report.rows} == {p.name for p in (SHARED.parent / "vitdet").iterdir()}
 
 
+def test_committed_fixtures_of_ait_are_reproduced() -> None:
+    report = check.run("ait", COMMITTED.parent / "ait")
+    assert report.passed, explain(report)
+    assert len(report.rows) > 850
+    assert not report.not_yet
+
+
+def test_shared_fixtures_of_ait_are_reproduced() -> None:
+    if not SHARED.is_dir():
+        pytest.skip("../shared/parity/ait is absent")
+    report = check.run("ait", SHARED.parent / "ait")
+    assert report.passed, explain(report)
+    assert {row.name.split("/")[0] for row in report.rows} == {p.name for p in (SHARED.parent / "ait").iterdir()}
+    assert len(report.rows) > 2900
+    # The list of what is missing names nothing that is there.
+    assert set(report.not_yet.values()) == set(sys.modules["ait_pure"].NOT_YET.values())
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "backbone.layers.0.blocks.1.attn.rpe_mlp.2.weight",
+        "backbone.layers.1.downsample.reduction.weight",
+        "backbone.layers.3.blocks.0.attn.v_bias",
+        "transformer.encoder.blocks.0.mlp.fc1.weight",
+        "transformer.decoder.blocks.1.norm2.bias",
+        "transformer.proj_mlp_ln.weight",
+        "transformer.outp_bias",
+        "insseg_head.vqvae._vq_vae._embedding",
+    ],
+)
+def test_a_changed_weight_of_ait_is_noticed(name: str, tmp_path: Path) -> None:
+    for file in ("config.json", "meta.json", "weights.safetensors", "io_test.safetensors"):
+        shutil.copyfile(COMMITTED.parent / "ait/solver_insseg" / file, tmp_path / file)
+    value = load_file(tmp_path / "weights.safetensors")[name]
+    # Norms forgive a factor, and the same number added to all channels.
+    noise = torch.sin(torch.arange(value.numel()) * 7.0).view_as(value)
+    edit(tmp_path / "weights.safetensors", {name: value + 0.05 * noise})
+    report = check.run("ait", tmp_path)
+    assert report.failures and not any("round trip" in row.name for row in report.failures)
+
+
+@pytest.mark.parametrize("name", ["loss.insseg_decoder_aux_ce", "target.0.insseg", "rng.010.torch.rand", "gt0.masks"])
+def test_a_changed_training_tensor_of_ait_is_noticed(name: str, tmp_path: Path) -> None:
+    for path in (COMMITTED.parent / "ait/solver_insseg").iterdir():
+        if not path.name.startswith(("io_test", "io_nucleus", "io_train_hard", "io_train_empty")):
+            shutil.copyfile(path, tmp_path / path.name)
+    value = load_file(tmp_path / "io_train.safetensors")[name]
+    edit(tmp_path / "io_train.safetensors", {name: (1 - value if value.dtype == torch.uint8 else value + 1)})
+    assert check.run("ait", tmp_path).failures
+
+
 # ---------------------------------------------------------------------- the command
 
 
