@@ -179,7 +179,9 @@ class AiT(nn.Module):
             losses["loss_mask"] = config.mask_weight * error
             if config.auxiliary:
                 spoken = (codes != IGNORED).sum() * config.mask_weight
-                drawn = self._drawn_mask_error(per_place[..., _CODES:, self.config.mask_tokens][real], masks, config)
+                seen = real & (torch.arange(config.objects, device=real.device) < config.auxiliary_objects)
+                said = per_place[..., _CODES:, self.config.mask_tokens][seen]
+                drawn = self._drawn_mask_error(said, masks[seen[real]], config)
                 losses["loss_drawn"] = config.auxiliary * spoken * drawn
         return {name: config.weight * value / count for name, value in losses.items()}
 
@@ -196,7 +198,7 @@ class AiT(nn.Module):
         """
         config = self._objects(batch.task)
         vocabulary = self._vocabulary(config)
-        orders = [draws.permutation(len(target.class_ids)) for target in batch.targets if target.class_ids is not None]
+        orders = [draws.permutation(0 if t.class_ids is None else len(t.class_ids)) for t in batch.targets]
         sequences, reals, crops = [], [], []
         for index, order in enumerate(orders):
             boxes, class_ids, masks = self._truth(batch, index, order)
@@ -242,12 +244,9 @@ class AiT(nn.Module):
         if not len(masks_Rss):
             return logits_RmK.sum() * 0.0
         assert self.mask_vqvae is not None and config.masks is not None
-        most = config.auxiliary_objects
         grid = config.masks.grid
-        logits = logits_RmK[:most].mT.unflatten(2, (grid, grid))
-        drawn = self.mask_vqvae.decode_soft(logits, sharpness=config.sharpness)
-        wanted = masks_Rss[:most]
-        return dice_error(drawn, wanted).mean() + F.mse_loss(drawn, wanted)
+        drawn = self.mask_vqvae.decode_soft(logits_RmK.mT.unflatten(2, (grid, grid)), sharpness=config.sharpness)
+        return dice_error(drawn, masks_Rss).mean() + F.mse_loss(drawn, masks_Rss)
 
     # ------------------------------------------------------------------ objects: prediction
 
@@ -405,12 +404,17 @@ class AiT(nn.Module):
         """
         config = self._depth
         side, (height, width) = config.depth.size, images_B3HW.shape[2:]
+        if min(height, width) != side:
+            raise UsageError(
+                f"the shorter side of a picture must have {side} pixels, not {min(height, width)}",
+                where=f"a picture of {height}x{width}",
+                fix="bring it to what preprocess() declares",
+            )
         spare = max(height, width) - side
         count = config.windows if spare else 1
         if spare and count < 2:
             raise UsageError("one window does not cover a picture that is not square", fix="depth.windows=2")
-        step = spare // (count - 1) if spare else 0
-        starts = [min(number * step, spare) for number in range(count)]
+        starts = [spare * number // max(1, count - 1) for number in range(count)]
         boxes = [(0, start) if width >= height else (start, 0) for start in starts]
         windows = torch.cat([images_B3HW[:, :, top : top + side, left : left + side] for top, left in boxes])
         depth = self.depth_of_windows(torch.cat([windows, windows.flip(3)]) if config.flip else windows)
