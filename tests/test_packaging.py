@@ -14,7 +14,7 @@ import saccade
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 
-IMPORT_NAMES = {"pillow": "PIL"}
+IMPORT_NAMES = {"pillow": "PIL", "openexr": "OpenEXR"}
 """Distributions whose import name is not their own with underscores."""
 
 

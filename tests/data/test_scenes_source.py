@@ -15,7 +15,7 @@ from saccade.errors import UsageError
 from saccade.samples import Sample
 from saccade.tasks import TASKS, Task
 
-SCENE_TASKS = (Task.DETECTION, Task.INSTANCE, Task.SEMANTIC, Task.CAPTION, Task.GROUNDING)
+SCENE_TASKS = tuple(Task)
 
 
 def first(task: Task, **options: object) -> Sample:

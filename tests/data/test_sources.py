@@ -457,6 +457,19 @@ def test_ade20k(tmp_path: Path) -> None:
         assert (semantic == np.where(labels == 0, 255, labels - 1)).all()
 
 
+def test_ade20k_with_classes_of_its_own(tmp_path: Path) -> None:
+    save_image(tmp_path / "images" / "training" / "x.jpg")
+    save_mask(tmp_path / "annotations" / "training" / "x.png", np.full((30, 40), 2))
+    lines = [
+        "Idx\tRatio\tTrain\tVal\tStuff\tName",
+        "1\t0.1\t1\t0\t1\twall",
+        "2\t0.9\t1\t0\t0\tswivel chair;seat, stool",
+    ]
+    (tmp_path / "objectInfo150.txt").write_text("\n".join(lines))
+    source = open_("ade20k", tmp_path, Task.SEMANTIC)
+    assert source.classes is not None and source.classes.names == ("wall", "swivel chair")
+
+
 @pytest.mark.skipif(not SHARED.exists(), reason="the shared data is not here")
 def test_real_masks() -> None:
     for split, count in (("train", 240), ("val", 60)):
@@ -697,6 +710,7 @@ def test_records_are_the_list() -> None:
 @pytest.mark.parametrize("reader", [name for name in READERS if name != "scenes"])
 def test_every_reader_refuses_an_empty_folder_with_one_clear_error(tmp_path: Path, reader: str) -> None:
     task = {"karpathy": Task.CAPTION, "refcoco": Task.GROUNDING, "ade20k": Task.SEMANTIC, "mask_folder": Task.SEMANTIC}
+    task |= {"nyu": Task.DEPTH, "depth_folder": Task.DEPTH, "mask_crops": Task.INSTANCE}
     with pytest.raises(SaccadeError) as caught:
         open_(reader, tmp_path, task.get(reader, Task.DETECTION))
     assert str(tmp_path) in str(caught.value)

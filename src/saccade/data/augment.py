@@ -4,15 +4,14 @@ A pipeline is a keyword-only dataclass; ``build(size)`` returns a function that 
 pixels. Every random draw comes from the generator handed to that function, never from a global one: exact resume and
 independence of the number of workers rest on it.
 
-A sample that a pipeline cannot use raises :class:`Redraw`; the loader then draws another index with the same
-generator and counts it.
+A sample that a pipeline cannot use raises :class:`~saccade.data.pipeline.Redraw`; the loader then draws another index
+with the same generator and counts it. Depth and single masks have pipelines in files of their own.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
@@ -20,30 +19,19 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from saccade.data.depth_augment import DepthAugment
 from saccade.data.geometry import View, boxes_tensor, mask_tensor
+from saccade.data.mask_crops import MaskCropAugment
 from saccade.data.photometric import color_jitter, photometric_distortion
+from saccade.data.pipeline import Redraw, Transform
 from saccade.data.resize import resize_bicubic, resize_bilinear, resize_pillow
 from saccade.errors import DataError
 from saccade.samples import IGNORE_LABEL, Sample, Target
 from saccade.tokens.contours import encode_contours
 
-Transform: TypeAlias = Callable[[Sample, np.random.Generator], Sample]
-
 _MIN_BOX_SIDE = 1e-5  # pixels of the network input; specs/git.md 6.2
 _LEAST_JITTERED_SIDE = 0.01  # specs/vitdet.md 11.1
 _CROP_ATTEMPTS = 10
-
-
-class Redraw(Exception):
-    """This sample cannot be used with these draws; take another one.
-
-    Args:
-        reason: A few words, used as the key under which the loader counts it.
-    """
-
-    def __init__(self, reason: str) -> None:
-        self.reason = reason
-        super().__init__(reason)
 
 
 @dataclass(kw_only=True, frozen=True)
@@ -411,7 +399,14 @@ def _boxes_of(masks: NDArray[np.bool_]) -> NDArray[np.float32]:
 
 
 Augment: TypeAlias = (
-    DetectionAugment | SemanticAugment | CaptionAugment | GroundingAugment | LightAugment | ScaleJitterAugment
+    DetectionAugment
+    | SemanticAugment
+    | CaptionAugment
+    | GroundingAugment
+    | LightAugment
+    | ScaleJitterAugment
+    | DepthAugment
+    | MaskCropAugment
 )
 """Any of the pipelines."""
 

@@ -9,10 +9,11 @@ from functools import partial
 from pathlib import Path
 from typing import TypeAlias
 
-from saccade.data.checks import coco, detection_sets, masks, panoptic, text, voc
+from saccade.data.checks import coco, depth, detection_sets, masks, panoptic, text, voc
 from saccade.data.checks.report import DEFECTS, Finding, ImageEntry, Report, check_images
 from saccade.data.sources import ONE_SPLIT_FILES
 from saccade.data.sources.coco_layouts import LVIS, OBJECTS365, V3DET
+from saccade.data.sources.depth_folder import DepthLayout
 from saccade.data.sources.layout import data_root, split_names
 from saccade.data.sources.spec import SourceSpec
 from saccade.data.sources.voc import read_voc_file
@@ -46,6 +47,9 @@ CHECKS: dict[str, Check] = {
     "nuimages": detection_sets.check_nuimages,
     "cityscapes": detection_sets.check_cityscapes,
     "panoptic": panoptic.check,
+    "nyu": depth.check_nyu,
+    "depth_folder": depth.check_folder,
+    "mask_crops": masks.check_crops,
 }
 """Reader name -> function that looks at its annotation files and lists its images."""
 
@@ -59,11 +63,14 @@ _IMAGES: dict[str, List] = {
     "lvis": lambda spec, root: [path for _, path in coco.list_images(spec, root, LVIS)],
     "objects365": lambda spec, root: [path for _, path in coco.list_images(spec, root, OBJECTS365)],
     "v3det": lambda spec, root: [path for _, path in coco.list_images(spec, root, V3DET)],
+    "nyu": lambda spec, root: [image for image, _ in depth.nyu_files(spec, root)],
+    "depth_folder": lambda spec, root: [image for image, _ in DepthLayout(spec, root, must_exist=False).pairs],
 }
 """Reader name -> function that lists the images of a split without looking at its annotations."""
 
 _SPLITS = ("train", "val", "test", "testA", "testB")
 _PARTS = {"trainval": ("train", "val")}
+_ALIKE = ("mask_crops",)  # small masks of different objects are often the same file
 
 
 def check_dataset(
@@ -118,7 +125,7 @@ def check_dataset(
 def _check_leaks(
     spec: SourceSpec, root: Path, entries: list[ImageEntry], other_splits: Sequence[str], report: Report
 ) -> None:
-    if spec.split == "all" or (spec.annotations and spec.reader in ONE_SPLIT_FILES):
+    if spec.split == "all" or spec.reader in _ALIKE or (spec.annotations and spec.reader in ONE_SPLIT_FILES):
         return
     own = {entry.path: entry for entry in entries}
     prints: dict[int, dict[str, ImageEntry]] | None = None

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import io
 import os
+import re
 from functools import cache
 from pathlib import Path
 from typing import TypeAlias
@@ -136,6 +137,37 @@ def read_labels(source: Readable, *, max_pixels: int = MAX_PIXELS) -> NDArray[np
         )
 
 
+def read_grey(source: Readable, *, max_pixels: int = MAX_PIXELS) -> NDArray[np.uint8] | NDArray[np.uint16]:
+    """Reads the stored numbers of a grey picture in the width of the file (depth maps).
+
+    Returns:
+        ``[H, W]`` uint8 or uint16.
+
+    Raises:
+        ImageError: As :func:`read_image`, or the file holds colours, or numbers that 16 bits do not hold.
+    """
+    where = _name(source)
+    with _open(source, max_pixels) as picture:
+        _check_size(picture, where, max_pixels)
+        most = _greatest_grey(source)
+        _decode(picture, where)
+        if picture.mode in ("L", "P", "1"):
+            return np.array(picture, np.uint8)
+        if not picture.mode.startswith("I"):
+            raise ImageError(
+                "a map that holds no whole numbers",
+                where=where,
+                why=f"its mode is {picture.mode}",
+                fix="store 16-bit grey",
+            )
+        numbers = np.array(picture, np.int64)
+        if numbers.min() < 0 or numbers.max() > 65535:
+            raise ImageError("a map with values beyond 0..65535", where=where)
+        if most != 65535:  # Pillow stretches the grey levels of PGM files
+            numbers = np.rint(numbers * (most / 65535)).astype(np.int64)
+        return numbers.astype(np.uint16)
+
+
 def read_rgba(source: Readable, *, max_pixels: int = MAX_PIXELS) -> NDArray[np.uint8]:
     """Reads the four stored channels of a picture that holds numbers, not colours (BDD100K's bit masks).
 
@@ -154,6 +186,18 @@ def read_rgba(source: Readable, *, max_pixels: int = MAX_PIXELS) -> NDArray[np.u
                 "a bit mask without its four channels", where=where, why=f"its mode is {picture.mode}, not RGBA"
             )
         return np.array(picture)
+
+
+def _greatest_grey(source: Readable) -> int:
+    """What a PGM file stores white as; 65535 for all other files."""
+    if isinstance(source, bytes):
+        head = source[:1024]
+    else:
+        with Path(source).open("rb") as file:
+            head = file.read(1024)
+    if head[:2] not in (b"P2", b"P5"):
+        return 65535
+    return int(re.sub(rb"#[^\n]*", b"", head).split(maxsplit=4)[3])
 
 
 def _name(source: Readable) -> str:

@@ -17,9 +17,10 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from saccade.data.augment import Augment, Redraw, Transform
+from saccade.data.augment import Augment
 from saccade.data.mixture import Mixture
 from saccade.data.parcel import Parcel, pack, unpack
+from saccade.data.pipeline import Redraw, Transform
 from saccade.data.sources.base import Repeated, Source
 from saccade.data.transforms import collate, preprocess
 from saccade.errors import DataError, SaccadeError, UsageError

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from PIL import Image
 
+from saccade.data.mask_crops import write_mask_crops
 from saccade.data.sources.base import Source
 from saccade.errors import UsageError
 from saccade.results import encode_masks
@@ -76,7 +77,7 @@ def write_coco(
     }
 
 
-WRITERS: dict[str, Callable[..., dict[str, int]]] = {"coco": write_coco}
+WRITERS: dict[str, Callable[..., dict[str, int]]] = {"coco": write_coco, "mask_crops": write_mask_crops}
 """Format name -> function that writes a source in it."""
 
 

@@ -9,6 +9,7 @@ import numpy as np
 
 from saccade.data.checks.report import UNDIVIDED, ImageEntry, Report
 from saccade.data.images import image_size, read_labels
+from saccade.data.sources.mask_crops import crop_files
 from saccade.data.sources.mask_folder import MaskLayout, ade20k_classes, class_file
 from saccade.data.sources.spec import SourceSpec
 from saccade.errors import ImageError
@@ -76,6 +77,17 @@ def check(spec: SourceSpec, root: Path, report: Report) -> list[ImageEntry]:
         ImageEntry(path=path, declared_hw=None, label=str(path.relative_to(root)))
         for path in sorted([image for image, _ in layout.pairs] + layout.unmatched_images)
     ]
+
+
+def check_crops(spec: SourceSpec, root: Path, report: Report) -> list[ImageEntry]:
+    """Lists the crops of a split; that they can be read is looked at where all images are.
+
+    Returns:
+        The crops.
+    """
+    folder, files = crop_files(spec, root)
+    report.counts |= {"annotations": len(files)}
+    return [ImageEntry(path=path, declared_hw=None, label=str(path.relative_to(folder))) for path in files]
 
 
 def _check_values(

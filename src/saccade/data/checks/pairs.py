@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
@@ -39,7 +40,7 @@ def check_label_maps(
         present.update(class_id_of[value] for value in values & class_id_of.keys())
         return labels.shape
 
-    entries = _check_maps(pairs, look, report)
+    entries = check_maps(pairs, look, report)
     for class_id, name in enumerate(classes):
         if class_id not in present:
             report.add("unused_class", name)
@@ -70,7 +71,7 @@ def check_instance_maps(
         report.note("image without annotations", int(not found.objects))
         return found.values.shape
 
-    entries = _check_maps(pairs, look, report)
+    entries = check_maps(pairs, look, report)
     for category, name in zip(classes.category_ids, classes.names, strict=True):
         if not used[category]:
             report.add("unused_class", name)
@@ -78,28 +79,51 @@ def check_instance_maps(
     return entries
 
 
-def check_partners(unmatched_images: Sequence[Path], unmatched_maps: Sequence[Path], report: Report) -> None:
+def check_partners(
+    unmatched_images: Sequence[Path],
+    unmatched_maps: Sequence[Path],
+    report: Report,
+    *,
+    what: Literal["mask", "depth"] = "mask",
+) -> None:
     """Counts images without a map, and maps without an image."""
     for path in unmatched_images:
-        report.add("missing_mask", path.name)
+        report.add(f"missing_{what}", path.name)
     for path in unmatched_maps:
-        report.add("missing_image_of_mask", path.name)
+        report.add(f"missing_image_of_{what}", path.name)
 
 
-def _check_maps(
-    pairs: Sequence[tuple[Path, Path]], look: Callable[[Path], tuple[int, ...]], report: Report
+def check_maps(
+    pairs: Sequence[tuple[Path, Path]],
+    look: Callable[[Path], tuple[int, ...] | None],
+    report: Report,
+    *,
+    what: Literal["mask", "depth"] = "mask",
 ) -> list[ImageEntry]:
-    """Reads every map and compares its size with that of its image."""
+    """Reads every map and compares its size with that of its image.
+
+    Args:
+        pairs: Images and their maps.
+        look: Reads a map, tells what is wrong with its content, and gives its height and width, None where it has none.
+        report: Where defects go.
+        what: Which kind of map, as the defects call it.
+
+    Returns:
+        The images.
+    """
     for image, path in pairs:
         try:
             shape = look(path)
         except ImageError as error:
-            report.add("unreadable_mask", f"{path.name}: {error.what}" + (f" ({error.why})" if error.why else ""))
+            report.add(f"unreadable_{what}", f"{path.name}: {error.what}" + (f" ({error.why})" if error.why else ""))
+            continue
+        if shape is None:
             continue
         try:
             size_hw = image_size(image)
         except ImageError:
             continue  # told where the images are looked at
         if shape != size_hw:
-            report.add("mask_size_mismatch", f"{path.name}: {shape[1]} x {shape[0]}, image {size_hw[1]} x {size_hw[0]}")
+            sizes = f"{shape[1]} x {shape[0]}, image {size_hw[1]} x {size_hw[0]}"
+            report.add(f"{what}_size_mismatch", f"{path.name}: {sizes}")
     return [ImageEntry(path=image, declared_hw=None, label=image.name) for image, _ in pairs]

@@ -11,9 +11,12 @@ from saccade.data.sources.cityscapes import open_cityscapes
 from saccade.data.sources.coco import open_coco
 from saccade.data.sources.coco_layouts import LVIS, OBJECTS365, V3DET, LvisSource
 from saccade.data.sources.crowdhuman import open_crowdhuman
+from saccade.data.sources.depth_folder import open_depth_folder
 from saccade.data.sources.karpathy import KarpathySource
+from saccade.data.sources.mask_crops import MaskCropsSource
 from saccade.data.sources.mask_folder import MaskFolderSource, ade20k_source
 from saccade.data.sources.nuimages import open_nuimages
+from saccade.data.sources.nyu import open_nyu
 from saccade.data.sources.openimages import OpenImagesSource
 from saccade.data.sources.panoptic import PanopticSource
 from saccade.data.sources.refcoco import RefCocoSource
@@ -99,10 +102,15 @@ READERS: dict[str, Callable[[SourceSpec], Source]] = {
     "nuimages": open_nuimages,
     "cityscapes": open_cityscapes,
     "panoptic": PanopticSource,
+    "nyu": open_nyu,
+    "depth_folder": open_depth_folder,
+    "mask_crops": MaskCropsSource,
 }
 """Reader name -> function that opens a data set."""
 
-ONE_SPLIT_FILES = frozenset(READERS) - {"scenes", "voc", "mask_folder", "ade20k", "refcoco"}
+ONE_SPLIT_FILES = frozenset(READERS) - {
+    "scenes", "voc", "mask_folder", "ade20k", "refcoco", "depth_folder", "mask_crops",
+}  # fmt: skip
 """Readers of which ``annotations`` names the file of a single split."""
 
 

@@ -183,7 +183,13 @@ class InstanceMapSource:
 
 
 def load_pair(
-    image_path: Path, map_path: Path, dataset: str, read: Callable[[Path], tuple[M, tuple[int, ...]]]
+    image_path: Path,
+    map_path: Path,
+    dataset: str,
+    read: Callable[[Path], tuple[M, tuple[int, ...]]],
+    *,
+    image_id: str = "",
+    what: str = "mask",
 ) -> tuple[tv_tensors.Image, Origin, M]:
     """Reads an image and its map.
 
@@ -192,15 +198,17 @@ def load_pair(
         map_path: The map.
         dataset: Name of the source.
         read: Gives the content of a map file, and its height and width.
+        image_id: The data set's id; empty = the stem of the image file.
+        what: What the errors call the map.
 
     Raises:
         DataError: The two have different sizes, or one of them cannot be read.
     """
-    image, origin = load_image(image_path, dataset, image_path.stem, None)
+    image, origin = load_image(image_path, dataset, image_id or image_path.stem, None)
     content, size_hw = read(map_path)
     if size_hw != origin.size_hw:
         raise DataError(
-            "a mask has another size than its image",
+            f"a {what} has another size than its image",
             where=map_path,
             why=f"height and width are {size_hw}, those of the image {origin.size_hw}",
             fix="run `saccade data check` on the data set",

@@ -6,19 +6,22 @@ import hashlib
 import json
 import pickle
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from torchvision import tv_tensors
 
-from saccade.data.images import read_image
+from saccade.data.images import IMAGE_SUFFIXES, read_image
 from saccade.errors import DataError, UsageError, nearest
 from saccade.samples import ClassList, Origin
 
 _VAL_SHARE = 5  # without split files, one image in five is validation
 _SYNONYMS = (("train", "training"), ("val", "valid", "validation"))
+_SPLIT_FILES = ("splits/{}.txt", "{}.txt", "ImageSets/Segmentation/{}.txt", "ImageSets/{}.txt")
+_COMMON_SPLITS = ("train", "training", "val", "valid", "validation", "test", "trainval")
 
 
 class Records:
@@ -114,6 +117,103 @@ def find_images(root: Path, file_names: Sequence[str], given: str, candidates: S
     )
 
 
+def find_folder(
+    root: Path, split: str, given: str, patterns: Sequence[str], what: str, *, exclude: Path | None = None
+) -> Path:
+    """The folder of the images, or of the maps that belong to them: the one that is given, or the first that has files.
+
+    Args:
+        root: Folder of the data set.
+        split: The split.
+        given: Folder relative to root; empty = look for it.
+        patterns: Where it may be, relative to root; ``{}`` is the split.
+        what: What it holds, for the errors: ``"images"``, ``"masks"`` ...
+        exclude: A folder that is not meant.
+
+    Raises:
+        UsageError: It is not found.
+    """
+    if given:
+        if not (root / given).is_dir():
+            raise UsageError(f"the folder of the {what} does not exist", where=root / given)
+        return root / given
+    for candidate in per_split(patterns, split):
+        folder = root / candidate
+        if folder != exclude and folder.is_dir() and any(path.is_file() for path in folder.iterdir()):
+            return folder
+    raise UsageError(
+        f"the folder of the {what} is not found",
+        where=root,
+        why=f"looked for {', '.join(dict.fromkeys(pattern.format(split) for pattern in patterns))}",
+        fix=f"name it, relative to root ({'images' if what == 'images' else 'annotations'}=...)",
+    )
+
+
+def files_of(folder: Path, suffixes: Collection[str] = IMAGE_SUFFIXES) -> list[Path]:
+    """The files of these kinds in a folder, sorted by name; hidden ones are left out."""
+    return [
+        path for path in sorted(folder.iterdir()) if path.suffix.lower() in suffixes and not path.name.startswith(".")
+    ]
+
+
+@dataclass(kw_only=True)
+class Part:
+    """Which images belong to a split.
+
+    Attributes:
+        stems: File stems of the images.
+        missing: Stems that the split file names and that are no images.
+        undivided: The data set has no splits; this one was made from the names.
+    """
+
+    stems: list[str]
+    missing: list[str] = field(default_factory=list)
+    undivided: bool = False
+
+
+def divide(root: Path, split: str, stems: Sequence[str], image_folder: Path, *, must_exist: bool = True) -> Part:
+    """The images of a split: by a split file, by the name of their folder, or by their hash.
+
+    Args:
+        root: Folder of the data set.
+        split: The split, or ``all``.
+        stems: File stems of all images.
+        image_folder: The folder of the images.
+        must_exist: Raise where the split file names an image that does not exist.
+
+    Raises:
+        UsageError: There are split files, but not for this split.
+        DataError: The split file names images that do not exist.
+    """
+    if split == "all":
+        return Part(stems=list(stems))
+    listed = first_existing(root, per_split(_SPLIT_FILES, split))
+    if listed is not None:
+        return _listed(listed, set(stems), must_exist=must_exist)
+    parts = image_folder.relative_to(root).parts
+    if any(name in part for name in split_names(split) for part in parts):
+        return Part(stems=list(stems))
+    others = [root / pattern.format(name) for pattern in _SPLIT_FILES for name in _COMMON_SPLITS]
+    if any(path.is_file() for path in others):
+        known = [path.stem for path in others if path.is_file()]
+        raise UsageError(f"there is no split '{split}'", where=root, fix=nearest(split, known))
+    return Part(stems=[stems[index] for index in hash_split(stems, split, root)], undivided=True)
+
+
+def _listed(split_file: Path, known: Collection[str], *, must_exist: bool) -> Part:
+    names = read_lines(split_file)
+    stems = [Path(name).stem if Path(name).suffix.lower() in IMAGE_SUFFIXES else Path(name).name for name in names]
+    missing = [stem for stem in stems if stem not in known]
+    if missing and must_exist:
+        raise DataError(
+            f"{len(missing)} images of the split do not exist",
+            where=split_file,
+            why=", ".join(missing[:5]),
+            fix="run `saccade data check` on the data set",
+        )
+    return Part(stems=[stem for stem in stems if stem in known], missing=missing)
+
+
 def read_json(path: Path) -> Any:
     """Reads a JSON file.
 
@@ -133,9 +233,22 @@ def read_json(path: Path) -> Any:
 
 
 def read_lines(path: Path) -> list[str]:
-    """The first word of every line that has one (split files)."""
+    """The first word of every line that has one (split files).
+
+    Raises:
+        DataError: The file cannot be read.
+    """
+    return [words[0] for words in read_rows(path)]
+
+
+def read_rows(path: Path) -> list[list[str]]:
+    """The words of every line that has one.
+
+    Raises:
+        DataError: The file cannot be read.
+    """
     try:
-        return [words[0] for line in path.read_text(encoding="utf-8").splitlines() if (words := line.split())]
+        return [words for line in path.read_text(encoding="utf-8").splitlines() if (words := line.split())]
     except (OSError, ValueError) as error:
         raise DataError("the split file cannot be read", where=path, why=str(error)) from error
 

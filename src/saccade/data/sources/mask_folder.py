@@ -12,10 +12,10 @@ from scipy import ndimage
 
 from saccade.data.class_names import CLASS_NAMES
 from saccade.data.geometry import boxes_tensor, mask_tensor
-from saccade.data.images import IMAGE_SUFFIXES, read_labels
+from saccade.data.images import read_labels
 from saccade.data.sources.label_maps import load_pair
-from saccade.data.sources.layout import Records, data_root, hash_split, read_lines, split_names
-from saccade.errors import DataError, UsageError, nearest
+from saccade.data.sources.layout import Records, data_root, divide, files_of, find_folder, read_rows
+from saccade.errors import DataError, UsageError
 from saccade.samples import IGNORE_LABEL, ClassList, Sample, Target
 from saccade.tasks import Task
 
@@ -24,16 +24,16 @@ _MASK_FOLDERS = (
     "masks/{}", "annotations/{}", "labels/{}", "{}/masks", "{}/labels", "{}annot", "{}_masks", "{}_labels",
     "{}_labelTrainIds", "masks", "labels", "annotations", "SegmentationClass", "gt", "mask",
 )  # fmt: skip
-_SPLIT_FILES = ("splits/{}.txt", "{}.txt", "ImageSets/Segmentation/{}.txt", "ImageSets/{}.txt")
 _SUFFIXES = ("", "_segmentation", "_mask", "_masks", "_gt", "_label", "_labels", "_labelTrainIds", "_labelIds", "_seg")
 _CLASS_FILES = ("classes.txt", "labels.txt", "class_names.txt")
-_COMMON_SPLITS = ("train", "training", "val", "valid", "validation", "test", "trainval")
 _BACKGROUND = "background"
 _ENOUGH_MASKS = 200
 
 
 ADE20K_CLASS_FILE = "objectInfo150.txt"
 """What tells ADE20K's layout from any other folder of images and label maps."""
+
+_ADE20K_NUMBERS = 5  # columns of that file before the name
 
 
 class MaskFolderSource:
@@ -212,7 +212,7 @@ def ade20k_classes(root: str | Path) -> tuple[str, ...]:
     path = Path(root) / ADE20K_CLASS_FILE
     if not path.is_file():
         return CLASS_NAMES["ade20k"]
-    rows = [line.split("\t")[-1] for line in read_lines(path)[1:]]
+    rows = [" ".join(words[_ADE20K_NUMBERS:]) for words in read_rows(path)[1:]]
     names = tuple(row.split(",")[0].split(";")[0].strip() for row in rows)
     return CLASS_NAMES["ade20k"] if len(names) == len(CLASS_NAMES["ade20k"]) else names
 
@@ -243,18 +243,16 @@ class MaskLayout:
     def __init__(
         self, root: Path, split: str, *, images: str, masks: str, suffix: str, must_exist: bool = True
     ) -> None:
-        self.missing_images: list[str] = []
-        self.undivided = False
-        self._must_exist = must_exist
-        self._root = root
-        self._image_folder = _folder(root, split, images, _IMAGE_FOLDERS, "images", exclude=None)
-        self._mask_folder = _folder(root, split, masks, _MASK_FOLDERS, "masks", exclude=self._image_folder)
-        self._images = _files(self._image_folder)
-        self._masks = {path.stem: path for path in _files(self._mask_folder).values()}
+        self._image_folder = find_folder(root, split, images, _IMAGE_FOLDERS, "images")
+        self._mask_folder = find_folder(root, split, masks, _MASK_FOLDERS, "masks", exclude=self._image_folder)
+        self._images = {path.stem: path for path in files_of(self._image_folder)}
+        self._masks = {path.stem: path for path in files_of(self._mask_folder)}
         if suffix and not suffix.startswith(("_", "-", ".")) and f"_{suffix}" in _SUFFIXES:
             suffix = f"_{suffix}"
         self._suffix = suffix or self._find_suffix()
-        stems = self._stems_of(split)
+        part = divide(root, split, list(self._images), self._image_folder, must_exist=must_exist)
+        self.missing_images, self.undivided = part.missing, part.undivided
+        stems = part.stems
         self.pairs = [
             (self._images[stem], self._masks[stem + self._suffix])
             for stem in stems
@@ -289,39 +287,6 @@ class MaskLayout:
             )
         return best
 
-    def _stems_of(self, split: str) -> list[str]:
-        stems = list(self._images)
-        if split == "all":
-            return stems
-        for pattern in _SPLIT_FILES:
-            for name in split_names(split):
-                listed = self._root / pattern.format(name)
-                if listed.is_file():
-                    return self._listed(listed)
-        if any(
-            name in part for name in split_names(split) for part in self._image_folder.relative_to(self._root).parts
-        ):
-            return stems
-        others = [self._root / pattern.format(name) for pattern in _SPLIT_FILES for name in _COMMON_SPLITS]
-        if any(path.is_file() for path in others):
-            known = [path.stem for path in others if path.is_file()]
-            raise UsageError(f"there is no split '{split}'", where=self._root, fix=nearest(split, known))
-        self.undivided = True
-        return [stems[index] for index in hash_split(stems, split, self._root)]
-
-    def _listed(self, split_file: Path) -> list[str]:
-        names = read_lines(split_file)
-        stems = [Path(name).stem if Path(name).suffix.lower() in IMAGE_SUFFIXES else Path(name).name for name in names]
-        self.missing_images = [stem for stem in stems if stem not in self._images]
-        if self.missing_images and self._must_exist:
-            raise DataError(
-                f"{len(self.missing_images)} images of the split do not exist",
-                where=split_file,
-                why=", ".join(self.missing_images[:5]),
-                fix="run `saccade data check` on the data set",
-            )
-        return [stem for stem in stems if stem in self._images]
-
 
 def values_of(masks: Iterable[Path]) -> set[int]:
     """Values that occur in mask files; stops early where the first 200 hold nothing but 0 and 255 (or 0 and 1)."""
@@ -331,32 +296,6 @@ def values_of(masks: Iterable[Path]) -> set[int]:
             break
         values.update(np.flatnonzero(np.bincount(read_labels(mask).ravel())).tolist())
     return values
-
-
-def _folder(root: Path, split: str, given: str, patterns: Sequence[str], what: str, exclude: Path | None) -> Path:
-    if given:
-        if not (root / given).is_dir():
-            raise UsageError(f"the folder of the {what} does not exist", where=root / given)
-        return root / given
-    candidates = [root / pattern.format(name) for pattern in patterns for name in split_names(split)]
-    for folder in candidates:
-        if folder != exclude and folder.is_dir() and any(path.is_file() for path in folder.iterdir()):
-            return folder
-    raise UsageError(
-        f"the folder of the {what} is not found",
-        where=root,
-        why=f"looked for {', '.join(dict.fromkeys(pattern.format(split) for pattern in patterns))}",
-        fix=f"name it, relative to root ({'images' if what == 'images' else 'annotations'}=...)",
-    )
-
-
-def _files(folder: Path) -> dict[str, Path]:
-    """Image files by stem, sorted by name."""
-    return {
-        path.stem: path
-        for path in sorted(folder.iterdir())
-        if path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".")
-    }
 
 
 def class_file(root: Path) -> tuple[str, ...]:

@@ -103,6 +103,8 @@ def _target(scene: Scene, task: Task) -> Target:
         return Target(semantic=tv_tensors.Mask(torch.from_numpy(scene.semantic).to(torch.int64)))
     if task is Task.CAPTION:
         return Target(captions=scene.captions)
+    if task is Task.DEPTH:
+        return Target(depth_m=torch.from_numpy(scene.depth_m))
     boxes = torch.from_numpy(scene.boxes_xyxy)
     if task is Task.GROUNDING:
         return Target(boxes=_boxes(boxes[list(scene.phrases[0].targets)], scene.size_hw))

@@ -34,6 +34,7 @@ class SourceSpec:
         min_side: Leave out images whose shorter side is below this, in pixels (GiT: 32).
         min_box: Boxes with a side below this, in pixels, are ignored regions (GiT: 17 in WIDER FACE, 32 in VOC); read
             by formats that list plain boxes.
+        depth_scale: What the whole numbers of depth maps are divided by to give metres (1000: millimetres; TUM: 5000).
         per_caption: One sample per caption instead of one per image.
     """
 
@@ -57,4 +58,5 @@ class SourceSpec:
     drop_empty: bool = False
     min_side: int = 0
     min_box: float = 0.0
+    depth_scale: float = 1000.0
     per_caption: bool = False
