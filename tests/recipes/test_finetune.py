@@ -14,6 +14,7 @@ from PIL import Image
 from rich.console import Console
 
 from saccade.data.scenes import write_scenes
+from saccade.data.sources import SourceSpec
 from saccade.errors import DataError, UsageError
 from saccade.hub.checkpoint import load_folder, save_model
 from saccade.hub.resolve import ASSETS
@@ -26,6 +27,7 @@ from saccade.models.git.model import GiT
 from saccade.models.vitdet.config import ViTDetConfig
 from saccade.models.vitdet.model import ViTDet
 from saccade.recipes import get_recipe
+from saccade.recipes.finetune import _open_training
 from saccade.recipes.git import LAYER_RATES, STEM_RATES
 from saccade.tasks import Task
 from saccade.tokens.vocabulary import TextVocabulary
@@ -225,6 +227,23 @@ def test_nothing_recognised_says_what_was_tried(start: Path, tmp_path: Path) -> 
         finetune(data_root=str(tmp_path), task="detection", model=str(start))
     for part in ("as coco", "as voc", "as mask_folder", "reader=..."):
         assert part in str(caught.value)
+
+
+def test_depth_folders_are_recognised(start: Path, tmp_path: Path) -> None:
+    """As far as the data goes; the models that offer the task cannot be fine-tuned yet."""
+    write_scenes(tmp_path / "nyu", format="nyu", count=2, split="train", size=64)
+    for number in range(6):
+        for name, pixels in (("rgb", np.zeros((8, 8, 3), np.uint8)), ("depth", np.full((8, 8), 10_000, np.uint16))):
+            path = tmp_path / "own" / name / f"{number}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(pixels).save(path)
+    for root, reader in (("nyu", "nyu"), ("own", "depth_folder")):
+        wanted = SourceSpec(task=Task.DEPTH, reader="", root=str(tmp_path / root), depth_scale=5000.0)
+        found, source = _open_training(wanted)
+        assert found.reader == reader and source[0].target.depth_m is not None
+    assert source[0].target.depth_m.max() == 2
+    with pytest.raises(UsageError, match="does not offer the task depth"):
+        finetune(data_root=str(tmp_path / "own"), task="depth", model=str(start))
 
 
 def test_wrong_use(start: Path, coco: Path, tmp_path: Path) -> None:
