@@ -140,6 +140,8 @@ def test_image_that_comes_twice_counts_once() -> None:
     metric.update(*_pair([1.0], [2.0]))
     assert metric.compute()["abs_rel"] == 0
     assert metric.notes[-1].startswith("1 images came more than once")
+    merged = through_ranks([metric, metric], DepthMetric())  # type: ignore[list-item, arg-type]
+    assert merged.notes[-1].startswith("3 images came more than once"), "within each rank, and between the two"
 
 
 def test_every_deviation_stands_in_the_protocol() -> None:
