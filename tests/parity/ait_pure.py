@@ -6,6 +6,7 @@ import dataclasses
 import itertools
 import json
 import math
+import random
 import re
 import shutil
 import tempfile
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from unittest import mock
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image
@@ -24,7 +26,11 @@ from torchvision.ops import roi_align
 from vitdet_pure import Recorded
 
 from saccade.data.augment import ScaleJitterAugment
+from saccade.data.depth_augment import DepthAugment
+from saccade.data.photometric import change_brightness_contrast, change_gamma, shift_hsv
 from saccade.data.sources.coco import CocoSource
+from saccade.data.sources.nyu import open_nyu
+from saccade.data.sources.spec import SourceSpec
 from saccade.data.transforms import collate, preprocess
 from saccade.layers import swin
 from saccade.layers.boxes import paste_masks
@@ -65,7 +71,6 @@ THRESHOLDS = (0.1, 0.3, 0.5, 0.7, 0.9)
 NOT_YET: dict[str, str] = {
     r"seq/corrupted\.(rand|real).*": "other corruptions of class tokens (no config of the original has them)",
     r"posenc/sine_norm\..*": "sine positions scaled to the size of the map (no config of the original has them)",
-    r"nyu/(?!img|file\.rgb|test\.img).*|values/nyu_.*": "NYUv2: reader, colour changes, vertical CutDepth",
     r"coco/annotations below 1 px": "leaving out annotations with a side below 1 px (ours trains on them)",
     r"values/vae_.*": "a cosine that does not begin after the warm-up",
     r"values/sampler_.*": "a mixture that takes a fixed number of each task in turn",
@@ -404,19 +409,74 @@ def _scores(report: Report, name: str, ours: dict[str, float], told: dict[str, A
     report.close(name, torch.tensor(list(ours.values()), dtype=torch.float64), wanted, EXACT * 10)
 
 
+# ---------------------------------------------------------------------- NYU Depth v2
+
+
 def check_nyu(file: File, values: dict[str, Any]) -> None:
-    """The picture of the test; all else has no code yet."""
-    image = file["file.rgb"].permute(2, 0, 1)
-    file["img"]
-    side = min(image.shape[1:])
-    # What a model of this size declares.
-    downsample = 4
-    assert side % downsample == 0
-    depth = VQVAEConfig(size=side, downsample=downsample, base_width=1, codebook=CodebookConfig(codes=2, width=2))
+    """Pictures, depth and every training sample, read from files as the data set lays them out."""
+    image = file["img"].permute(2, 0, 1).contiguous().numpy()
+    for name in file.tensors:
+        kind, _, rest = name.partition(".")
+        numbers = [float(number) for number in re.findall(r"-?\d+(?:\.\d+)?", rest)]
+        if kind == "brightness_contrast":
+            changed = change_brightness_contrast(image, gain=numbers[0], shift=numbers[1])
+        elif kind == "gamma":
+            changed = change_gamma(image, numbers[0])
+        elif kind == "hsv":
+            changed = shift_hsv(image, hue=numbers[0], saturation=numbers[1], value=numbers[2])
+        else:
+            continue
+        file.same(name, torch.from_numpy(changed).permute(1, 2, 0))
+    rgb, millimetres = file["file.rgb"].numpy(), file["file.depth_mm"].numpy().astype(np.uint16)
+    with tempfile.TemporaryDirectory() as folder:
+        room = Path(folder) / "official_splits/test/room"
+        room.mkdir(parents=True)
+        Image.fromarray(rgb).save(room / "rgb.png")
+        Image.fromarray(millimetres).save(room / "depth.png")
+        (Path(folder) / "test_list.txt").write_text("/room/rgb.png /room/depth.png 518.8579\n")
+        sample = open_nyu(SourceSpec(task=Task.DEPTH, reader="nyu", root=folder, split="test"))[0]
+    depth = VQVAEConfig(size=4, downsample=4, base_width=1, codebook=CodebookConfig(codes=2, width=2))
     declared = AiT(dataclasses.replace(SMALL, depth=DepthConfig(depth=depth))).preprocess(Task.DEPTH)
-    origin = Origin(dataset="", image_id=0, path=None, size_hw=(int(image.shape[1]), int(image.shape[2])))
-    sample = Sample(image=tv_tensors.Image(image), task=Task.DEPTH, origin=origin)
-    file.close("test.img", collate([preprocess(sample, declared)], declared).images[0], EXACT)
+    declared = dataclasses.replace(declared, size_hw=(min(sample.size_hw),) * 2)
+    tested = collate([preprocess(sample, declared)], declared)
+    file.close("test.img", tested.images[0], EXACT)
+    file.close("test.depth", _depth_of(tested), EXACT)
+    for name in [name.removesuffix(".img") for name in file.tensors if re.fullmatch(r"train\d+\.img", name)]:
+        told = value(file, values, f"nyu_{name}")
+        # The original counts the samples of a process, and lays the strip over every fourth one.
+        draws = NyuDraws(told["seed"], pasted=told["count_before"] % 4 == 0)
+        size = int(file.tensors[f"{name}.img"].shape[-1])
+        done = DepthAugment(resize=False).build(size)(sample, draws)  # type: ignore[arg-type]
+        trained = collate([done], declared)
+        file.close(f"{name}.img", trained.images[0], EXACT)
+        file.close(f"{name}.depth", _depth_of(trained), EXACT)
+
+
+def _depth_of(batch: Batch) -> Tensor:
+    depth_m = batch.targets[0].depth_m
+    assert depth_m is not None
+    return depth_m[None]
+
+
+class NyuDraws:
+    """The stream of the original, without the two draws that ours does not make: for the chain, and for the crop.
+
+    Args:
+        seed: Of Python's generator.
+        pasted: Whether the strip is laid over this sample, which is no draw in the original.
+    """
+
+    def __init__(self, seed: int, *, pasted: bool) -> None:
+        self._stream = random.Random(seed)
+        strip = [self._stream.random(), self._stream.random()] if pasted else []
+        _chain, flip, _crop = (self._stream.random() for _ in range(3))
+        self._first = [0.0 if pasted else 1.0, *strip, flip]
+
+    def random(self) -> float:
+        return self._first.pop(0) if self._first else self._stream.random()
+
+    def uniform(self, low: float, high: float) -> float:
+        return self._stream.uniform(low, high)
 
 
 # ---------------------------------------------------------------------- COCO

@@ -178,11 +178,13 @@ def test_masks_are_trained_between_minus_1_and_1_and_depth_in_metres_where_it_is
     net, image = vqvae().eval(), maps()
     found = net.reconstruct(image, image)
     raw = 2 * (found.maps_B1HW - 0.5)
+    torch.testing.assert_close(net.latents(image), net.encoder(2 * image - 1))
     assert float(found.losses["loss_reconstruction"].detach()) == pytest.approx(
         float((raw - (2 * image - 1)).square().mean().detach()), rel=1e-5
     )
     depth = 8 * torch.rand(3, 1, 16, 16) * maps()
     metric = vqvae(DEPTH).eval()
+    torch.testing.assert_close(metric.latents(depth), metric.encoder(depth))
     found = metric.reconstruct(torch.zeros_like(depth), depth)
     known = depth > 0
     assert float(found.losses["loss_reconstruction"].detach()) == pytest.approx(

@@ -41,6 +41,7 @@ OBJECT_FORMS = [(form, task) for form, task in EVERY if task is not Task.DEPTH]
 @pytest.fixture(autouse=True)
 def one_thread() -> None:
     torch.set_num_threads(1)
+    torch.manual_seed(0)
 
 
 # ---------------------------------------------------------------------- training
@@ -224,6 +225,10 @@ def test_a_weight_scales_a_task_and_its_parts() -> None:
         drawn = f"{task}_loss_drawn"
         torch.testing.assert_close(more[drawn], plain[drawn] * (2.0 if task is Task.INSTANCE else 10.0))
         assert drawn not in model(form, auxiliary=0.0).loss(batch(task), draws=Fixed())
+    heavy = model("instance", mask_weight=0.4).loss(batch(Task.INSTANCE), draws=Fixed())
+    plain = model("instance").loss(batch(Task.INSTANCE), draws=Fixed())
+    for name, value in plain.items():
+        torch.testing.assert_close(heavy[name], value * (2.0 if name.endswith(("mask", "drawn")) else 1.0))
 
 
 # ---------------------------------------------------------------------- decoding
