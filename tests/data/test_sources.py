@@ -25,6 +25,7 @@ from helpers_layouts import (
 )
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
 from saccade.data.sources import READERS, Source, SourceSpec, open_source
 from saccade.data.sources.base import Repeated, balance_classes
@@ -444,6 +445,19 @@ def test_mask_layouts_with_split_folders(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="folder of the images is not found"):
         (tmp_path / "void").mkdir()
         open_("mask_folder", tmp_path / "void", Task.SEMANTIC)
+
+
+def test_ade20k_with_classes_of_its_own(tmp_path: Path) -> None:
+    for kind in ("images", "annotations"):
+        (tmp_path / kind / "training").mkdir(parents=True)
+    Image.fromarray(np.zeros((8, 9, 3), np.uint8)).save(tmp_path / "images" / "training" / "a.jpg")
+    Image.fromarray(np.full((8, 9), 2, np.uint8)).save(tmp_path / "annotations" / "training" / "a.png")
+    lines = ["Idx\tRatio\tTrain\tVal\tStuff\tName"]
+    lines += ["1\t0.5\t1\t0\t0\ttraffic light", "2\t0.5\t1\t0\t1\tsky, heavens"]
+    (tmp_path / "objectInfo150.txt").write_text("\n".join(lines))
+    source = open_("ade20k", tmp_path, Task.SEMANTIC)
+    assert source.classes is not None and source.classes.names == ("traffic light", "sky")
+    assert source[0].target.semantic.unique().tolist() == [1]
 
 
 def test_ade20k(tmp_path: Path) -> None:

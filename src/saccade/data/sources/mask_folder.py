@@ -212,7 +212,8 @@ def ade20k_classes(root: str | Path) -> tuple[str, ...]:
     path = Path(root) / ADE20K_CLASS_FILE
     if not path.is_file():
         return CLASS_NAMES["ade20k"]
-    rows = [line.split("\t")[-1] for line in read_lines(path)[1:]]
+    lines = path.read_text(encoding="utf-8").splitlines()[1:]
+    rows = [line.split("\t")[-1] for line in lines if line.strip()]
     names = tuple(row.split(",")[0].split(";")[0].strip() for row in rows)
     return CLASS_NAMES["ade20k"] if len(names) == len(CLASS_NAMES["ade20k"]) else names
 
