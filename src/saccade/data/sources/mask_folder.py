@@ -14,7 +14,7 @@ from saccade.data.class_names import CLASS_NAMES
 from saccade.data.geometry import boxes_tensor, mask_tensor
 from saccade.data.images import read_labels
 from saccade.data.sources.label_maps import load_pair
-from saccade.data.sources.layout import Records, data_root, divide, files_of, find_folder, read_rows
+from saccade.data.sources.layout import Records, data_root, divide, files_of, find_folder
 from saccade.errors import DataError, UsageError
 from saccade.samples import IGNORE_LABEL, ClassList, Sample, Target
 from saccade.tasks import Task
@@ -32,8 +32,6 @@ _ENOUGH_MASKS = 200
 
 ADE20K_CLASS_FILE = "objectInfo150.txt"
 """What tells ADE20K's layout from any other folder of images and label maps."""
-
-_ADE20K_NUMBERS = 5  # columns of that file before the name
 
 
 class MaskFolderSource:
@@ -212,7 +210,8 @@ def ade20k_classes(root: str | Path) -> tuple[str, ...]:
     path = Path(root) / ADE20K_CLASS_FILE
     if not path.is_file():
         return CLASS_NAMES["ade20k"]
-    rows = [" ".join(words[_ADE20K_NUMBERS:]) for words in read_rows(path)[1:]]
+    lines = path.read_text(encoding="utf-8").splitlines()[1:]
+    rows = [line.split("\t")[-1] for line in lines if line.strip()]
     names = tuple(row.split(",")[0].split(";")[0].strip() for row in rows)
     return CLASS_NAMES["ade20k"] if len(names) == len(CLASS_NAMES["ade20k"]) else names
 

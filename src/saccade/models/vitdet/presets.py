@@ -155,7 +155,7 @@ def nano() -> ViTDetConfig:
         ),
         pyramid=PyramidConfig(channels=64),
         rpn=detectron2_rpn(channels=64, candidates=(500, 300), proposals=(200, 100), scale=6.0),
-        roi=detectron2_roi(channels=64, conv_channels=64, hidden=256, batch=32),
+        roi=detectron2_roi(channels=64, conv_channels=64, hidden=200, batch=32),
         input_size=224,
     )
 
