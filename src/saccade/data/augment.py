@@ -327,18 +327,20 @@ class ScaleJitterAugment:
     """Large-scale jitter of the plain-backbone detectors (specs/vitdet.md 11): resize by a random factor, crop, flip.
 
     The aspect ratio is kept; what is smaller than the network input is padded by the batch. Boxes are taken from the
-    cropped masks where there are masks. A crop without objects is drawn again with another picture.
+    cropped masks where there are masks (not by AiT, specs/ait.md 8.1). A crop without objects is drawn again with
+    another picture by ``mmdet`` only.
 
     Attributes:
         flip: Probability of the horizontal flip.
         scales: Least and greatest factor, 1 = the picture fits the network input.
         rules: ``mmdet``: OpenCV resize, row and column of the crop drawn apart, flip last; ``detectron2``: flip first,
-            Pillow resize, one draw for row and column.
+            Pillow resize, one draw for row and column; ``ait``: drawn as by ``mmdet``, but boxes stay cut annotations,
+            and a crop of nothing but background is learned from.
     """
 
     flip: float = 0.5
     scales: tuple[float, float] = (0.1, 2.0)
-    rules: Literal["mmdet", "detectron2"] = "mmdet"
+    rules: Literal["mmdet", "detectron2", "ait"] = "mmdet"
 
     def build(self, size: int) -> Transform:
         """A function from a sample and a generator to a sample of at most ``size`` x ``size`` pixels."""
@@ -378,13 +380,19 @@ class ScaleJitterAugment:
     def _finish(self, view: View, sample: Sample) -> Sample:
         inside: NDArray[np.bool_] = np.all(view.boxes[:, 2:] > view.boxes[:, :2], axis=1)
         done = _finish_instances(
-            view, sample, inside=inside, contour_rays=0, redraw_empty=False, least_side=_LEAST_JITTERED_SIDE
+            view,
+            sample,
+            inside=inside,
+            contour_rays=0,
+            redraw_empty=self.rules == "ait",
+            least_side=_LEAST_JITTERED_SIDE,
+            keep_unseen=self.rules == "ait",
         )
         target = done.target
-        # detectron2 trains on what is left of the background, mmdet draws another image.
+        # detectron2 and AiT train on what is left of the background, mmdet draws another image.
         if self.rules == "mmdet" and (target.boxes is None or not len(target.boxes)):
             raise Redraw("no object is left after the crop")
-        if target.masks is not None:
+        if target.masks is not None and self.rules != "ait":
             target.boxes = boxes_tensor(_boxes_of(target.masks.as_subclass(torch.Tensor).numpy()), view.size_hw)
         return done
 
@@ -464,8 +472,12 @@ def _finish_instances(
     contour_rays: int,
     redraw_empty: bool,
     least_side: float = _MIN_BOX_SIDE,
+    keep_unseen: bool = False,
 ) -> Sample:
-    """Filters the instances in the frame of the network input and builds the target."""
+    """Filters the instances in the frame of the network input and builds the target.
+
+    An instance of whose mask no pixel is left goes, too, unless it is kept for its box.
+    """
     target = sample.target
     present = inside.copy()
     if target.is_crowd is not None:
@@ -475,7 +487,7 @@ def _finish_instances(
     masks = None
     if target.masks is not None:
         masks = view.gather_masks(keep)
-        seen = masks.any(axis=(1, 2))
+        seen = masks.any(axis=(1, 2)) | keep_unseen
         keep, masks = keep[seen], masks[seen]
     if redraw_empty and present.any() and not len(keep):
         raise Redraw("every box was filtered")

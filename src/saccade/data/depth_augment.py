@@ -20,6 +20,7 @@ _MOST_CUT = 0.75  # of what is left of the width behind the strip's begin
 _LIGHT = 0.2  # greatest change of brightness and contrast
 _GAMMA = (80.0, 120.0)  # per cent
 _HUE, _SATURATION, _VALUE = 20.0, 30.0, 20.0  # greatest shifts in OpenCV's 8-bit HSV
+_HOLE = (0.03, 0.15)  # half axes of a lost ellipse, as shares of the sides
 _NYU_WIDTH = 640
 _NYU_COLUMNS = (41, 601)  # inside the white frame of the pictures
 
@@ -39,6 +40,7 @@ class DepthAugment:
         resize: Resize first, so that the crop has one whole side of the picture (480 of NYU's 480 rows: no resize);
             otherwise the crop is cut from the picture as it is, and only a smaller picture is enlarged to cover it.
         columns: ``"nyu"`` keeps the columns 41..600 before all else, as the original does for its depth VQ-VAE.
+        holes: Share of the map whose depth is lost, in ellipses, as a depth sensor loses it (our addition).
     """
 
     flip: float = 0.5
@@ -46,6 +48,7 @@ class DepthAugment:
     light: float = 0.5
     resize: bool = True
     columns: Literal["all", "nyu"] = "all"
+    holes: float = 0.0
 
     def build(self, size: int) -> Transform:
         """A function from a sample and a generator to a sample of ``size`` x ``size`` pixels."""
@@ -65,7 +68,10 @@ class DepthAugment:
             top, left = (int((side - size + 1) * rng.random()) for side in (height, width))
             view.crop(top, left, size, size)
             view.image = self._relight(view.image, rng)
-            return view.to_sample(Target(depth_m=torch.from_numpy(np.ascontiguousarray(view.gather(depth_m)))))
+            cut = np.ascontiguousarray(view.gather(depth_m))
+            if self.holes:
+                cut = lose_depth(cut, self.holes, rng)
+            return view.to_sample(Target(depth_m=torch.from_numpy(cut)))
 
         return transform
 
@@ -104,6 +110,28 @@ def cut_depth(image: Image8, depth_m: NDArray[np.float32], *, alpha: float, beta
     millimetres = np.rint(depth_m[:, left : left + strip] * 1000.0).astype(np.int64)
     cut[:, :, left : left + strip] = millimetres.astype(np.uint8)
     return cut
+
+
+def lose_depth(depth_m: NDArray[np.float32], share: float, rng: np.random.Generator) -> NDArray[np.float32]:
+    """Sets ellipses of a depth map to 0 (unknown) until so much of it is lost.
+
+    Args:
+        depth_m: ``[H, W]`` metres.
+        share: At least this share of the pixels, of those that were known.
+        rng: Draws centres, and half axes of 3 to 15 per cent of the sides.
+
+    Returns:
+        A new map.
+    """
+    height, width = depth_m.shape
+    rows, columns = np.ogrid[:height, :width]
+    known = depth_m > 0
+    kept = known.copy()
+    while known.any() and kept.sum() > (1 - share) * known.sum():
+        (y, x), (tall, wide) = rng.random(2), rng.uniform(*_HOLE, size=2)
+        inside = ((rows / height - y) / tall) ** 2 + ((columns / width - x) / wide) ** 2 < 1
+        kept &= ~inside
+    return np.where(kept, depth_m, np.float32(0.0))
 
 
 def _keep_nyu_columns(view: View, sample: Sample) -> None:

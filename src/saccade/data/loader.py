@@ -61,6 +61,7 @@ class TrainLoader:
         world_size: Number of processes.
         workers: Loader processes (0 = load in this process).
         start_step: Number of the first batch.
+        rounds: Batches of every source in a round; None = sources are drawn by weight.
         pin_memory: Pin the tensors for the copy to a GPU.
 
     Attributes:
@@ -76,6 +77,7 @@ class TrainLoader:
         world_size: int = 1,
         workers: int = 0,
         start_step: int = 0,
+        rounds: Sequence[int] | None = None,
         pin_memory: bool = False,
     ) -> None:
         mixture = Mixture(
@@ -86,6 +88,7 @@ class TrainLoader:
             seed=seed,
             rank=rank,
             world_size=world_size,
+            rounds=rounds,
         )
         self.redraws: Counter[str] = Counter()
         self._steps = _Steps(sources, mixture)

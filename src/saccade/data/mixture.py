@@ -1,8 +1,8 @@
 """Which samples a training step sees: a pure function of (seed, step, rank).
 
-Every step draws one source by weight and takes the next positions of that source's own endless shuffled stream
-(specs/git.md 6.7). Nothing is remembered from one step to the next, so a run continues exactly by starting at step N,
-and neither the number of workers nor a crash changes the data.
+Every step draws one source by weight, or takes the sources in rounds, and reads the next positions of that source's own
+endless shuffled stream (specs/git.md 6.7). Nothing is remembered from one step to the next, so a run continues exactly
+by starting at step N, and neither the number of workers nor a crash changes the data.
 """
 
 from __future__ import annotations
@@ -44,6 +44,7 @@ class Mixture:
         batch_sizes: Samples per rank and step of each source.
         factors: How often each sample of a source is seen per pass on average; None = once. Factors between whole
             numbers are rounded up or down anew in every pass.
+        rounds: Steps of each source in a round, one source after the other, instead of draws by weight.
         seed: Seeds the choice of sources, the order and the augmentation.
         rank: This process.
         world_size: Number of processes; all see the same source in the same step.
@@ -59,6 +60,7 @@ class Mixture:
         weights: Sequence[float],
         batch_sizes: Sequence[int],
         factors: Sequence[Sequence[float] | None] | None = None,
+        rounds: Sequence[int] | None = None,
         seed: int,
         rank: int = 0,
         world_size: int = 1,
@@ -82,6 +84,7 @@ class Mixture:
         self._batch_sizes = tuple(batch_sizes)
         self._seed, self._rank, self._world_size = seed, rank, world_size
         self._cumulative = np.cumsum(np.asarray(weights, np.float64) / np.sum(weights))
+        self._round = None if rounds is None else np.repeat(np.arange(len(lengths)), rounds)
         self._before: list[NDArray[np.int64]] = [np.zeros(len(lengths), np.int64)]
         self._block: tuple[int, NDArray[np.intp]] = (-1, np.zeros(0, np.intp))
         self._orders: dict[int, tuple[int, NDArray[np.int32]]] = {}
@@ -119,7 +122,9 @@ class Mixture:
         return np.random.default_rng([_SAMPLE, self._seed, source, position])
 
     def _sources_of_block(self, block: int) -> NDArray[np.intp]:
-        if self._block[0] != block:
+        if self._block[0] != block and self._round is not None:
+            self._block = (block, self._round[np.arange(block * _BLOCK, (block + 1) * _BLOCK) % len(self._round)])
+        elif self._block[0] != block:
             draws = np.random.default_rng([_CHOICE, self._seed, block]).random(_BLOCK)
             # Rounding may leave the last sum below 1: a draw above it belongs to the last source that has a weight.
             last = int(np.flatnonzero(np.diff(self._cumulative, prepend=0.0))[-1])

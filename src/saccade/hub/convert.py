@@ -27,7 +27,9 @@ from saccade.models.ait import convert as ait
 from saccade.models.ait.config import AiTConfig
 from saccade.models.ait.model import AiT
 from saccade.models.ait.presets import PRESETS as SOLVERS
+from saccade.models.ait.presets import VQVAES
 from saccade.models.ait.presets import preset_of as solver_preset_of
+from saccade.models.ait.vqvae import MapVQVAE, MapVQVAEConfig
 from saccade.models.git import convert as git
 from saccade.models.git.config import GIT_TASKS, GiTConfig
 from saccade.models.systems import ModelConfig, build, fixed_classes
@@ -105,6 +107,8 @@ def map_file(path: str | Path, *, preset: str | None = None) -> Conversion:
         return _map_detector(file, preset)
     if ait.is_solver(file.tensors):
         return _map_solver(file, preset)
+    if ait.is_vqvae(file.tensors):
+        return _map_vqvae(file, preset)
     kind = _kind(file)
     name, config, notes = choose_config(file, kind, preset)
     expected = expected_shapes(config)
@@ -174,6 +178,20 @@ def _map_solver(file: TensorFile, preset: str | None) -> Conversion:
         report.notes.append(
             f"taken for a model with soft tokens; one without them has the same tensors: --preset {name}-hard"
         )
+    return Conversion(file=file, kind="checkpoint", preset=name, config=config, state=state, report=report)
+
+
+def _map_vqvae(file: TensorFile, preset: str | None) -> Conversion:
+    """A released VQ-VAE, of masks or of depth: the latter halves its maps once more."""
+    name = preset or ("vqvae-depth" if "encoder.12.weight" in file.tensors else "vqvae-masks")
+    if name not in VQVAES:
+        raise UsageError(f"'{name}' is no preset of a VQ-VAE", fix=nearest(name, VQVAES))
+    config = VQVAES[name]()
+    with torch.device("meta"):
+        expected = {key: tuple(value.shape) for key, value in MapVQVAE(config).vqvae.state_dict().items()}
+    state, report = ait.from_vqvae(file.tensors, expected, source=str(file.path))
+    report.dropped |= {key: reason for key, reason in file.skipped.items() if key not in report.dropped}
+    state = {f"vqvae.{key}": value for key, value in state.items()}
     return Conversion(file=file, kind="checkpoint", preset=name, config=config, state=state, report=report)
 
 
@@ -285,6 +303,10 @@ def export_official(folder: str | Path, out: str | Path) -> MappingReport:
         official = ait.to_official(whole, card.config)
         _write_official(official, target, wrapper="state_dict")
         return MappingReport(source=str(card.folder), matched={key: str(ait.official_key(key)) for key in state})
+    if isinstance(card.config, MapVQVAEConfig):
+        official = ait.vqvae_to_official({key.removeprefix("vqvae."): value.float() for key, value in state.items()})
+        _write_official(official, target, wrapper="weights")
+        return MappingReport(source=str(card.folder), matched=dict(zip(state, official, strict=True)))
     unknown = [key for key in state if git.official_key(key) is None]
     if unknown:
         raise CheckpointError("the official model has no such tensor", where=card.folder / WEIGHTS, why=unknown[0])

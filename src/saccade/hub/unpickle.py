@@ -52,7 +52,7 @@ _DTYPES: dict[str, torch.dtype] = {
     name: getattr(torch, name)
     for name in ("float64", "float32", "float16", "bfloat16", "int64", "int32", "int16", "int8", "uint8", "bool")
 }
-_STATE_NAMES = ("state_dict", "model", "model_state_dict", "module", "state_dict_ema", "model_ema")
+_STATE_NAMES = ("state_dict", "model", "weights", "model_state_dict", "module", "state_dict_ema", "model_ema")
 
 
 class Inert:

@@ -81,6 +81,24 @@ def _nyu(metric: str, value: float) -> Published:
     return Published(task=Task.DEPTH, data="NYUv2 test", metric=metric, value=value, setting="single-task")
 
 
+def _vqvae(task: Task, file: str, parameters: int, tensors: int) -> ZooEntry:
+    kind = "depth" if task is Task.DEPTH else "masks"
+    return ZooEntry(
+        name=f"ait-vqvae-{kind}",
+        system="vqvae",
+        kind="checkpoint",
+        preset=f"vqvae-{kind}",
+        file=file,
+        page=_PAGE,
+        tasks=(task,),
+        parameters=parameters,
+        tensors=tensors,
+        input_sizes={task: 480 if task is Task.DEPTH else 64},
+        recipe=f"ait.vqvae_{kind}",
+        summary=f"codes of {kind} that the solvers say ({'depth' if task is Task.DEPTH else 'mask'}_vqvae)",
+    )
+
+
 def _start(size: str) -> ZooEntry:
     file = f"swin_v2_{size}_densesimmim.pth"
     return ZooEntry(
@@ -97,6 +115,8 @@ def _start(size: str) -> ZooEntry:
 ENTRIES: tuple[ZooEntry, ...] = (
     *(_depth(preset) for preset in _DEPTH),
     *(_objects(preset) for preset in _OBJECTS),
+    _vqvae(Task.INSTANCE, "vqvae_insseg.pt", 1_985_393, 49),
+    _vqvae(Task.DEPTH, "vqvae_depth.pt", 7_689_201, 53),
     *(_start(size) for size in ("base", "large")),
 )
 """The released solvers, and the backbones that their training starts from."""

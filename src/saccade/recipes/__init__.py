@@ -11,7 +11,7 @@ from functools import partial
 
 from saccade.errors import UsageError, nearest
 from saccade.models.git.config import GIT_TASKS
-from saccade.recipes import git, vitdet
+from saccade.recipes import ait, ait_scenes, git, vitdet
 from saccade.recipes.finetune import finetune as _finetune
 from saccade.recipes.git import multi_fivetask
 from saccade.recipes.git_scenes import nano_scenes, nano_scenes_single
@@ -40,8 +40,22 @@ _FEW_SHOT: tuple[FewShot, ...] = ("drive", "loveda", "potsdam", "widerface", "de
 _FORMS: tuple[vitdet.Form, ...] = ("vit-b", "vitae-b", "vitae-s")
 _LETTERS: tuple[vitdet.Size, ...] = ("b", "l", "h")
 
+_DEPTH: tuple[ait.DepthForm, ...] = ("depth-b", "depth-b-hard", "depth-b-parallel", "depth-l", "depth-l-parallel")
+_INSTANCE: tuple[ait.InstanceForm, ...] = ("instance-b", "instance-b-hard")
+
 RECIPES: dict[str, Recipe] = {
     "finetune": _finetune,
+    **{f"ait.{form.replace('-', '_')}": partial(ait.depth, form) for form in _DEPTH},
+    "ait.detection_b": ait.detection_b,
+    **{f"ait.{form.replace('-', '_')}": partial(ait.instance, form) for form in _INSTANCE},
+    "ait.joint_b": ait.joint_b,
+    "ait.vqvae_masks": ait.vqvae_masks,
+    "ait.vqvae_depth": ait.vqvae_depth,
+    "ait.nano_vqvae_masks": ait_scenes.nano_vqvae_masks,
+    "ait.nano_vqvae_depth": ait_scenes.nano_vqvae_depth,
+    "ait.nano_depth": ait_scenes.nano_depth,
+    "ait.nano_instance": ait_scenes.nano_instance,
+    "ait.nano_joint": ait_scenes.nano_joint,
     "git.nano_scenes": nano_scenes,
     **{f"git.nano_scenes_single_{TASKS[task].alias}": partial(nano_scenes_single, task) for task in GIT_TASKS},
     "git.single_detection_base": git.single_detection_base,

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 from typing import Literal, TypeAlias
 
 from saccade.data.augment import ScaleJitterAugment
 from saccade.data.class_names import CLASS_NAMES, COCO_CATEGORY_IDS
 from saccade.data.sources.scenes import ScenesSource
-from saccade.errors import UsageError
 from saccade.models.vitdet import presets
 from saccade.models.vitdet.config import ViTDetConfig
 from saccade.recipes.git import STEM_RATES
 from saccade.recipes.git_scenes import scenes_source, scenes_validation
+from saccade.recipes.steps import batches_per_step
 from saccade.tasks import Task
 from saccade.training.config import LayerDecay, OptimConfig, SourceConfig, TrainConfig
 
@@ -50,7 +49,7 @@ def vitae_repository(
         init_from=pretrained,
         train=(_source(task, "coco", data, "train", batch_size=images, augment=ScaleJitterAugment()),),
         val=(_source(task, "coco", data, "val", batch_size=1),),
-        accumulate=_accumulate(processes, images),
+        accumulate=batches_per_step(_IMAGES_PER_STEP, processes=processes, images=images),
         steps=25 * 7_330,
         optim=OptimConfig(
             lr=1e-4,
@@ -109,7 +108,7 @@ def detectron2(
         init_from=pretrained,
         train=(dataclasses.replace(train, repeat_threshold=0.001, repeat_rounding="random") if lvis else train,),
         val=(_source(task, name, data, "val", batch_size=1),),
-        accumulate=_accumulate(processes, images),
+        accumulate=batches_per_step(_IMAGES_PER_STEP, processes=processes, images=images),
         steps=steps,
         optim=OptimConfig(
             lr=(1e-4 if size == "h" else 2e-4) if lvis else 1e-4,
@@ -174,18 +173,6 @@ def nano_scenes(*, steps: int = 5_500, size: int = 224) -> TrainConfig:
 def with_coco_classes(model: ViTDetConfig) -> ViTDetConfig:
     """The model with COCO's names and category ids."""
     return dataclasses.replace(model, classes=CLASS_NAMES["coco"], category_ids=COCO_CATEGORY_IDS)
-
-
-def _accumulate(processes: int, images: int) -> int:
-    """Batches per step that make 64 images."""
-    together = (processes or int(os.environ.get("WORLD_SIZE", "1"))) * images
-    if together < 1 or _IMAGES_PER_STEP % together:
-        raise UsageError(
-            f"{together} images at a time do not make a step of {_IMAGES_PER_STEP}",
-            where="processes, images",
-            fix=f"choose processes and images whose product divides {_IMAGES_PER_STEP}",
-        )
-    return _IMAGES_PER_STEP // together
 
 
 def _source(

@@ -10,6 +10,8 @@ from saccade.data.augment import Augment
 from saccade.data.sources.spec import SourceSpec
 from saccade.errors import ConfigError, nearest
 from saccade.layers.precision import Precision
+from saccade.metrics.depth import SCORE_NAMES as DEPTH_SCORES
+from saccade.models.ait.config import AiTConfig
 from saccade.models.systems import ModelConfig, offers
 from saccade.tasks import Task
 
@@ -24,8 +26,11 @@ METRICS: dict[Task, tuple[str, ...]] = {
     ),
     Task.CAPTION: ("Bleu_1", "Bleu_2", "Bleu_3", "Bleu_4", "ROUGE_L", "CIDEr"),
     Task.GROUNDING: ("Acc@0.5", "mIoU"),
+    Task.DEPTH: DEPTH_SCORES,
 }
 """What the metric of each task reports in training, and ``monitor`` may name."""
+
+_FALLING = frozenset(DEPTH_SCORES) - {"d1", "d2", "d3"}
 
 
 @dataclass(kw_only=True)
@@ -35,12 +40,15 @@ class SourceConfig(SourceSpec):
     Attributes:
         weight: Probability weight of this source in the mixture.
         batch_size: Images per process and step; in evaluation, images per forward pass.
+        per_step: Batches of this source in a step of a mixture that takes its sources ``together``.
         augment: Training augmentation; None for evaluation.
-        protocol: How evaluation scores boxes (:data:`saccade.metrics.DETECTION_PROTOCOLS`); empty = as the data set is.
+        protocol: How evaluation scores boxes (:data:`saccade.metrics.DETECTION_PROTOCOLS`) or depth
+            (:func:`saccade.metrics.depth.depth_protocol`); empty = as the data set is.
     """
 
     weight: float = 1.0
     batch_size: int = 1
+    per_step: int = 1
     augment: Augment | None = None
     protocol: str = ""
 
@@ -96,10 +104,12 @@ class OptimConfig:
         no_decay: Shell patterns of further parameters without weight decay.
         clip_norm: Greatest L2 norm of all gradients (0 = no clipping).
         layer_rates: Per-layer multipliers; None = 1 everywhere.
-        schedule: ``cosine`` to ``min_lr``, ``constant``, ``steps``: a tenth from every milestone on, or ``linear``:
-            down to a hundredth of itself at the end, the warm-up counted in (mmcv).
+        schedule: ``cosine`` to ``min_lr``, ``constant``, ``steps``: a factor (a tenth) from every milestone on, or
+            ``linear``: down to a hundredth of itself at the end, the warm-up counted in (mmcv).
         milestones: Steps (0-based) of the schedule ``steps``.
+        milestone_factor: What the rate is multiplied by at each of them.
         warmup_steps: Linear warm-up.
+        warmup_counted: The cosine begins with the warm-up, which covers its first part (timm); otherwise behind it.
         warmup_start: Share of the rate that the warm-up begins with; 0 = it rises from 1 / warmup_steps to 1.
         min_lr: Absolute learning rate at the end of the cosine, the same for every group.
     """
@@ -114,7 +124,9 @@ class OptimConfig:
     layer_rates: LayerRates | LayerDecay | None = None
     schedule: Literal["cosine", "constant", "steps", "linear"] = "cosine"
     milestones: tuple[int, ...] = ()
+    milestone_factor: float = 0.1
     warmup_steps: int = 0
+    warmup_counted: bool = False
     warmup_start: float = 0.0
     min_lr: float = 2e-6
 
@@ -126,7 +138,7 @@ class TrainConfig:
     Attributes:
         name: Name of the run; the run folder is ``out/name``.
         model: The model to build.
-        train: The mixture; every step draws one source by weight.
+        train: The mixture.
         val: What is evaluated, each with the metric of its task.
         steps: Optimiser steps. 0 with an empty mixture only evaluates ``val``.
         optim: Optimiser and schedule.
@@ -134,9 +146,14 @@ class TrainConfig:
             (:func:`saccade.layers.local_start.start_local`).
         weights: A checkpoint folder or zoo name whose whole model is the start (fine-tuning).
         init_from: A pre-training file whose backbone is the start (e.g. a SAM ViT).
+        mask_vqvae: A trained VQ-VAE of masks, whose codes AiT learns to say: a checkpoint folder, or a released file.
+        depth_vqvae: The same of depth.
         text_init: A BERT embedding file for ``text_embed`` (GiT's ``bert_embed*.pt``).
         vocabulary: A WordPiece vocabulary file; empty = the bundled one.
-        accumulate: Batches per optimiser step.
+        mixture: ``drawn``: every batch comes from one source, drawn by weight, and gradients are the mean over the
+            batches of a step; ``together``: every step takes ``per_step`` batches of every source, the losses of
+            different tasks are added, and those of one task averaged.
+        accumulate: Batches per optimiser step; rounds of all sources with ``together``.
         precision: Arithmetic of the forward pass, in training and evaluation.
         activation_checkpointing: Recompute activations in the backward pass.
         ema_decay: Decay of the averaged weights that are evaluated and saved (0 = off).
@@ -164,8 +181,11 @@ class TrainConfig:
     initialise: Literal["plain", "local"] = "plain"
     weights: str = ""
     init_from: str = ""
+    mask_vqvae: str = ""
+    depth_vqvae: str = ""
     text_init: str = ""
     vocabulary: str = ""
+    mixture: Literal["drawn", "together"] = "drawn"
     accumulate: int = 1
     precision: Precision = "float32"
     activation_checkpointing: bool = False
@@ -182,6 +202,12 @@ class TrainConfig:
     out: str = "runs"
     resume: Literal["auto", "never"] = "auto"
     device: str = "auto"
+
+    @property
+    def batches_per_step(self) -> int:
+        """Batches that every process reads for an optimiser step."""
+        together = self.mixture == "together"
+        return self.accumulate * (sum(source.per_step for source in self.train) if together else 1)
 
 
 def source_labels(sources: tuple[SourceConfig, ...]) -> list[str]:
@@ -236,14 +262,36 @@ def validate(config: TrainConfig) -> None:
     for index, source in enumerate(config.train):
         if source.weight < 0 or source.batch_size < 1:
             raise ConfigError("weight must not be negative and batch_size at least 1", where=f"train.{index}")
+        if source.per_step < 1:
+            raise ConfigError(f"per_step must be at least 1, got {source.per_step}", where=f"train.{index}")
+        if config.mixture == "drawn" and source.per_step != 1:
+            raise ConfigError("per_step is for a mixture of sources together", where=f"train.{index}.per_step")
     if config.train and not any(source.weight > 0 for source in config.train):
         raise ConfigError("every source of the mixture has weight 0", where="train")
     for part, sources in (("train", config.train), ("val", config.val)):
         for index, source in enumerate(sources):
             if not offers(config.model, source.task):
                 raise ConfigError(f"the model does not offer the task {source.task}", where=f"{part}.{index}.task")
+    _validate_vqvaes(config)
     if config.monitor:
         _validate_monitor(config)
+
+
+def _validate_vqvaes(config: TrainConfig) -> None:
+    model = config.model
+    for kind, needed in (
+        ("mask", isinstance(model, AiTConfig) and model.instance is not None),
+        ("depth", isinstance(model, AiTConfig) and model.depth is not None),
+    ):
+        given = getattr(config, f"{kind}_vqvae")
+        if given and not needed:
+            raise ConfigError(f"the model says no {kind} codes", where=f"{kind}_vqvae", fix="leave it out")
+        if needed and not given and not config.weights and config.train:
+            raise ConfigError(
+                f"the model is to say {kind} codes, and there is no VQ-VAE that gives them a meaning",
+                where=f"{kind}_vqvae",
+                fix=f"train one (recipe=ait.vqvae_{'masks' if kind == 'mask' else kind}), and pass {kind}_vqvae=FOLDER",
+            )
 
 
 def _validate_monitor(config: TrainConfig) -> None:
@@ -253,6 +301,12 @@ def _validate_monitor(config: TrainConfig) -> None:
         for label, source in zip(source_labels(config.val), config.val, strict=True)
         for metric in METRICS[source.task]
     ]
+    if config.monitor.rpartition("/")[2] in _FALLING and config.monitor in known:
+        raise ConfigError(
+            f"monitor '{config.monitor}' is an error: the best checkpoint would be the worst",
+            where="monitor",
+            fix="choose a metric that rises, e.g. d1",
+        )
     if config.monitor not in known:
         raise ConfigError(
             f"monitor '{config.monitor}' names nothing that is evaluated",

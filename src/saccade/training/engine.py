@@ -58,7 +58,8 @@ class Engine:
     """A model and everything that changes when it learns: weights, optimiser, averaged weights.
 
     Gradients are the mean over the batches of a step and over the ranks, so two ranks with one batch each take the same
-    step as one process that accumulates the same two batches. A parameter that no batch of any rank used keeps
+    step as one process that accumulates the same two batches. In a mixture of sources ``together`` they are means over
+    the batches of each task, added over the tasks. A parameter that no batch of any rank used keeps
     ``grad = None`` and is skipped by AdamW (no decay either), with one process and with many.
 
     Args:
@@ -123,7 +124,10 @@ class Engine:
             with autocast(self.config.precision, world.device):
                 losses: dict[str, Tensor] = self._replica(batches[number])
                 total = torch.stack([loss.float() for loss in losses.values()]).sum()
-            torch.autograd.backward(total / len(batches))
+            alike = len(batches)
+            if self.config.mixture == "together":
+                alike = sum(batch.task is batches[number].task for batch in batches)
+            torch.autograd.backward(total / alike)
         return {**{name: loss.detach() for name, loss in losses.items()}, "total": total.detach()}
 
     @staticmethod

@@ -12,8 +12,9 @@ from saccade.data.loader import EvalLoader
 from saccade.data.sources.base import Source, select_range
 from saccade.errors import SaccadeError, UsageError
 from saccade.layers.precision import Precision, autocast
-from saccade.metrics import DETECTION_PROTOCOLS, CaptionMetric, build_metrics, detection_protocol
+from saccade.metrics import DETECTION_PROTOCOLS, CaptionMetric, build_metrics, depth_protocol, detection_protocol
 from saccade.metrics.detection import Engine
+from saccade.models.ait.model import AiT
 from saccade.models.ait.vqvae import MapVQVAE
 from saccade.models.systems import Model
 from saccade.models.vitdet.model import ViTDet
@@ -158,14 +159,20 @@ def evaluate(
             "notes": list(metric.notes),
             "input_hw": list(declared.size_hw),
             "precision": precision,
-            **_detector_stamp(model),
+            **_answer_stamp(model, source.task),
             "checkpoint": checkpoint,
         },
     )
 
 
-def _detector_stamp(model: Model) -> dict[str, Any]:
-    """How a detector predicted, where that is not the plain way."""
+def _answer_stamp(model: Model, task: Task) -> dict[str, Any]:
+    """How a detector predicted, where that is not the plain way, and how tokens were chosen."""
+    if isinstance(model, AiT):
+        depth = model.config.depth
+        if task is Task.DEPTH and depth is not None:
+            return {"windows": depth.windows, "flip": depth.flip, "top_p": depth.top_p}
+        objects = model.config.detection if task is Task.DETECTION else model.config.instance
+        return {} if objects is None else {"top_p": objects.top_p, "seed": objects.seed}
     if not isinstance(model, ViTDet):
         return {}
     config = model.config
@@ -174,6 +181,8 @@ def _detector_stamp(model: Model) -> dict[str, Any]:
 
 
 def _protocol_line(source: Source, asked: str, engine: Engine) -> str:
+    if source.task is Task.DEPTH:
+        return str(depth_protocol(asked))
     if source.classes is None or source.task in PROTOCOLS:
         return PROTOCOLS[source.task]
     chosen = detection_protocol(source.classes, asked)

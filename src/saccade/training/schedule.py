@@ -15,8 +15,9 @@ def learning_rate(step: int, *, steps: int, optim: OptimConfig, multiplier: floa
     Without warm-up the cosine is that of the GiT recipes:
     ``lr(t) = min_lr + (base - min_lr) * (1 + cos(pi * t / T)) / 2`` with ``base = lr * multiplier``. ``min_lr`` is
     absolute: groups with a small multiplier end at the same rate as the others. With warm-up the first ``warmup_steps``
-    steps rise linearly to ``base`` and the cosine spans the rest. With ``warmup_start`` the rise is that of mmcv and
-    detectron2: it begins with that share and reaches ``base`` at step ``warmup_steps``.
+    steps rise linearly to ``base`` and the cosine spans the rest (or the whole, with ``warmup_counted``). With
+    ``warmup_start`` the rise is that of mmcv and detectron2: it begins with that share and reaches ``base`` at step
+    ``warmup_steps``.
 
     Args:
         step: 0-based optimiser step.
@@ -27,7 +28,7 @@ def learning_rate(step: int, *, steps: int, optim: OptimConfig, multiplier: floa
     base = optim.lr * multiplier
     warmup = min(optim.warmup_steps, steps)
     drops = sum(step >= milestone for milestone in optim.milestones) if optim.schedule == "steps" else 0
-    base *= 0.1**drops
+    base *= optim.milestone_factor**drops
     if optim.schedule == "linear":
         base *= 1 - (1 - _LINEAR_END) * step / steps
     if step < warmup:
@@ -36,5 +37,6 @@ def learning_rate(step: int, *, steps: int, optim: OptimConfig, multiplier: floa
         return base * (step + 1) / warmup
     if optim.schedule != "cosine":
         return base
-    progress = (step - warmup) / max(1, steps - warmup)
+    before = 0 if optim.warmup_counted else warmup
+    progress = (step - before) / max(1, steps - before)
     return optim.min_lr + (base - optim.min_lr) * (1 + math.cos(math.pi * min(1.0, progress))) / 2

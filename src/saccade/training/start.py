@@ -12,18 +12,22 @@ import torch
 from saccade.data.sources.base import Source, class_counts
 from saccade.errors import ConfigError
 from saccade.hub.checkpoint import VOCABULARY
+from saccade.hub.convert import map_file
 from saccade.hub.resolve import ASSETS, fetch_file, load_model, resolve
 from saccade.hub.starts import load_backbone, load_text_embedding
 from saccade.hub.zoo import ZOO
 from saccade.layers.local_start import start_local
 from saccade.layers.vit import PlainViT
 from saccade.mapping import MappingReport
+from saccade.models.ait.model import AiT
+from saccade.models.ait.vqvae import MapVQVAE
 from saccade.models.git.config import GiTConfig
 from saccade.models.git.initialise import initialise_local
 from saccade.models.git.model import GiT
 from saccade.models.systems import Model, build
 from saccade.models.vitdet.initialise import initialise_published
 from saccade.models.vitdet.model import ViTDet
+from saccade.tasks import Task
 from saccade.tokens.vocabulary import TextVocabulary
 from saccade.training.config import TrainConfig
 
@@ -47,7 +51,9 @@ def build_model(config: TrainConfig) -> tuple[Model, list[MappingReport]]:
         ConfigError: ``weights`` names a model of another shape, or no bundled vocabulary fits the model.
     """
     if config.weights:
-        return _whole_model(config), []
+        model = _whole_model(config)
+        _load_vqvaes(model, config)
+        return model, []
     model = build(config.model, vocabulary_of(config))
     if config.initialise == "local":
         _start_local(model)
@@ -60,7 +66,54 @@ def build_model(config: TrainConfig) -> tuple[Model, list[MappingReport]]:
         if not isinstance(model, GiT):
             raise ConfigError(f"a {model.system} model has no text embedding", where="text_init")
         reports.append(load_text_embedding(model, _file(config.text_init)))
+    _load_vqvaes(model, config)
     return model, reports
+
+
+def _load_vqvaes(model: Model, config: TrainConfig) -> None:
+    """The trained VQ-VAEs whose codes a solver says.
+
+    Raises:
+        ConfigError: One is of another task, or of another form than the configured one.
+    """
+    for task, source in ((Task.INSTANCE, config.mask_vqvae), (Task.DEPTH, config.depth_vqvae)):
+        if not source:
+            continue
+        assert isinstance(model, AiT)  # validated
+        into = model.mask_vqvae if task is Task.INSTANCE else model.depth_vqvae
+        loaded = _vqvae(source)
+        assert into is not None
+        if not isinstance(loaded, MapVQVAE) or loaded.config.task is not task:
+            raise ConfigError(f"it is no VQ-VAE of {task}", where=source, why=f"it is {_kind(loaded)}")
+        found, expected = loaded.config.vqvae, into.config
+        form = ("size", "downsample", "base_width", "residual_blocks", "signed")
+        odd = [name for name in form if getattr(found, name) != getattr(expected, name)]
+        odd += [
+            f"codebook.{n}" for n in ("codes", "width") if getattr(found.codebook, n) != getattr(expected.codebook, n)
+        ]
+        if odd:
+            raise ConfigError(
+                "the VQ-VAE has another form than the model expects",
+                where=source,
+                why=f"{', '.join(odd)} differ",
+                fix="train one of that form, or configure the model's as it is",
+            )
+        into.load_state_dict(loaded.vqvae.state_dict())
+
+
+def _vqvae(source: str) -> Model:
+    """Of a checkpoint folder, a zoo name, or a released file as it is."""
+    if not Path(source).is_file():
+        return load_model(source).model
+    found = map_file(source)
+    found.report.check(allow=found.allowed)
+    model = build(found.config)
+    model.load_state_dict(found.state)
+    return model
+
+
+def _kind(model: Model) -> str:
+    return f"a VQ-VAE of {model.config.task}" if isinstance(model, MapVQVAE) else f"a {model.system} model"
 
 
 def _start_local(model: Model) -> None:

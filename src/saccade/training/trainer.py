@@ -155,7 +155,8 @@ class _Run:
             rank=self.world.rank,
             world_size=self.world.size,
             workers=self.config.workers,
-            start_step=self.step * self.config.accumulate,
+            start_step=self.step * self.config.batches_per_step,
+            rounds=[s.per_step for s in self.config.train] if self.config.mixture == "together" else None,
             pin_memory=self.world.device.type == "cuda",
         )
         try:
@@ -203,7 +204,7 @@ class _Run:
         started_s = time.perf_counter()
         while self.step < goal and not self.world.any([self.stop.requested])[0]:
             before_s = time.perf_counter()
-            fetched = [next(batches) for _ in range(config.accumulate)]
+            fetched = [next(batches) for _ in range(config.batches_per_step)]
             waited_s = time.perf_counter() - before_s
             report = self.engine.step(self.step, [b.to(self.world.device, non_blocking=True) for b in fetched])
             meter.add(report, waited_s=waited_s, seconds=time.perf_counter() - before_s)

@@ -108,6 +108,7 @@ class CocoSource:
         classes: Class names, a choice among the file's; empty = all.
         drop_empty: Leave out images without an annotation.
         min_side: Leave out images whose shorter side is below this, in pixels.
+        min_box: Boxes with a side below this, in pixels, are marked as if they were crowds.
         layout: Where the data set keeps its files.
 
     Raises:
@@ -126,6 +127,7 @@ class CocoSource:
         classes: Sequence[str] = (),
         drop_empty: bool = False,
         min_side: int = 0,
+        min_box: float = 0.0,
         layout: CocoLayout = COCO,
     ) -> None:
         if task not in (Task.DETECTION, Task.INSTANCE):
@@ -139,7 +141,7 @@ class CocoSource:
         self.task = task
         skipped: Counter[str] = Counter()
         categories = read_categories(content, path, skipped)
-        self._path, self._layout = path, layout
+        self._path, self._layout, self._min_box = path, layout, min_box
         self.classes: ClassList = self._read_classes(content, categories, classes)
         self._class_id_of = {category: class_id for class_id, category in enumerate(self.classes.category_ids)}
         listed = list_of(content, "images", path)
@@ -231,7 +233,8 @@ class CocoSource:
                 shapes.append(shape)
             boxes.append(box)
             class_ids.append(self._class_id_of[category])
-            crowd.append(bool(annotation.get("iscrowd")) or bool(annotation.get("ignore")))
+            small = min(box[2] - box[0], box[3] - box[1]) < self._min_box
+            crowd.append(bool(annotation.get("iscrowd")) or bool(annotation.get("ignore")) or small)
             area = annotation.get("area")
             areas.append(float((box[2] - box[0]) * (box[3] - box[1]) if area is None else area))
         return {
@@ -296,6 +299,7 @@ def open_coco(spec: SourceSpec, *, layout: CocoLayout = COCO, source: type[CocoS
         classes=spec.classes,
         drop_empty=spec.drop_empty,
         min_side=spec.min_side,
+        min_box=spec.min_box,
         layout=layout,
     )
 

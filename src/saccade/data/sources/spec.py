@@ -33,7 +33,7 @@ class SourceSpec:
         drop_empty: Leave out images without an annotation (GiT's training filter).
         min_side: Leave out images whose shorter side is below this, in pixels (GiT: 32).
         min_box: Boxes with a side below this, in pixels, are ignored regions (GiT: 17 in WIDER FACE, 32 in VOC); read
-            by formats that list plain boxes.
+            by COCO and by formats that list plain boxes.
         depth_scale: What the whole numbers of depth maps are divided by to give metres (1000: millimetres; TUM: 5000).
         per_caption: One sample per caption instead of one per image.
     """

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping
 from functools import partial
 
 from torch import Tensor
 
 from saccade.layers.swin import SwinV2Config
-from saccade.models.ait.config import AiTConfig, DepthConfig, ObjectsConfig, mask_vqvae
+from saccade.models.ait.config import AiTConfig, DepthConfig, ObjectsConfig, depth_vqvae, mask_vqvae
 from saccade.models.ait.transformer import TransformerConfig
+from saccade.models.ait.vqvae import MapVQVAEConfig
+from saccade.tasks import Task
+from saccade.tokens.codebook import CodebookConfig, VQVAEConfig
 
 _SPARE = 128
 
@@ -68,6 +72,77 @@ PRESETS: dict[str, Callable[[], AiTConfig]] = {
     "instance-b-hard": partial(instance, soft=False),
     "joint-b": joint,
 }
+
+
+def vqvae(task: Task) -> MapVQVAEConfig:
+    """The published VQ-VAE of masks, or of depth with half of its patches hidden in training."""
+    if task is Task.DEPTH:
+        return MapVQVAEConfig(task=task, vqvae=depth_vqvae(), hide_patch=16, hide_ratio=0.5)
+    return MapVQVAEConfig(task=task, vqvae=mask_vqvae())
+
+
+VQVAES: dict[str, Callable[[], MapVQVAEConfig]] = {
+    "vqvae-masks": partial(vqvae, Task.INSTANCE),
+    "vqvae-depth": partial(vqvae, Task.DEPTH),
+}
+
+
+def nano(*, parallel: bool = False, soft: bool = True) -> AiTConfig:
+    """Ours, for 192 px: a backbone of three stages, 12 x 12 codes of depth, eight objects with 4 x 4 codes each.
+
+    It has all three tasks; a recipe takes out what it does not train.
+    """
+    masks = ObjectsConfig(
+        input_size=192,
+        objects=8,
+        top_p=0.0,
+        masks=nano_vqvae(Task.INSTANCE),
+        soft_tokens=soft,
+        soft_masks=soft,
+        auxiliary=5.0 if soft else 0.0,
+    )
+    return AiTConfig(
+        num_classes=8,
+        bins=384,
+        backbone=SwinV2Config(
+            width=32,
+            depths=(2, 2, 6),
+            heads=(1, 2, 4),
+            windows=(12, 12, 12),
+            pretrained_windows=(12, 12, 12),
+            shifted=(True, True, False),
+            drop_path=0.0,
+            out_stages=(2,),
+        ),
+        transformer=TransformerConfig(
+            width=96,
+            heads=4,
+            mlp_width=384,
+            encoder_blocks=2,
+            decoder_blocks=3,
+            grid=12,
+            length=masks.length,
+            dropout=0.0,
+            drop_path=0.0,
+            parallel=parallel,
+        ),
+        instance=masks,
+        depth=DepthConfig(
+            depth=nano_vqvae(Task.DEPTH),
+            soft_tokens=soft and not parallel,
+            soft_maps=soft,
+            sharpness=1.0,
+            auxiliary=1.0 if soft else 0.0,
+        ),
+    )
+
+
+def nano_vqvae(task: Task) -> VQVAEConfig:
+    """The VQ-VAEs of :func:`nano`; dead codes are revived, for there is no time to try other starts."""
+    codebook = CodebookConfig(width=64, revive_below=0.5)
+    if task is Task.DEPTH:
+        return dataclasses.replace(depth_vqvae(), size=192, downsample=16, base_width=8, codebook=codebook)
+    return dataclasses.replace(mask_vqvae(), base_width=8, codebook=codebook)
 
 
 def preset_of(state: Mapping[str, Tensor]) -> str | None:

@@ -64,15 +64,17 @@ class MapVQVAE(nn.Module):
         return (self.config.task,)
 
     def preprocess(self, task: Task) -> Preprocess:
-        """Maps at the side that the network reads; the picture itself is not looked at."""
+        """Maps at the side that the network reads: crops of masks as pictures of 0..1, depth as the target."""
         self._require(task)
         size = self.config.vqvae.size
-        return Preprocess(size_hw=(size, size), keep_ratio=True, cover=True)
+        return Preprocess(
+            size_hw=(size, size), keep_ratio=True, cover=True, mean=(0.0, 0.0, 0.0), std=(255.0, 255.0, 255.0)
+        )
 
     def loss(self, batch: Batch) -> dict[str, Tensor]:
         """Reconstruction and commitment; in training mode the codebook moves."""
         self._require(batch.task)
-        wanted = torch.cat([self._maps(batch, index) for index in range(len(batch))])[:, None]
+        wanted = self._depth_maps(batch) if self.config.task is Task.DEPTH else self._mask_crops(batch)
         read = wanted
         if self.training and self.config.hide_ratio:
             generator = torch.Generator().manual_seed(int(torch.randint(2**62, ())))
@@ -102,14 +104,29 @@ class MapVQVAE(nn.Module):
     def set_activation_checkpointing(self, enabled: bool) -> None:
         """Nothing to do: the network is small."""
 
-    def _maps(self, batch: Batch, index: int) -> Tensor:
-        """Truths of one image as maps ``[G, S, S]``."""
-        target, origin = batch.targets[index], batch.origins[index]
-        maps = target.depth_m if self.config.task is Task.DEPTH else target.masks
-        if maps is None:
-            raise DataError(f"a training sample has no {self.config.task} truth", where=origin.path or origin.image_id)
-        maps = maps.as_subclass(Tensor).float()
-        return maps[None] if self.config.task is Task.DEPTH else maps
+    def _depth_maps(self, batch: Batch) -> Tensor:
+        """``[B, 1, S, S]`` metres."""
+        maps = []
+        for target, origin in zip(batch.targets, batch.origins, strict=True):
+            if target.depth_m is None:
+                raise DataError("a training sample has no depth", where=origin.path or origin.image_id)
+            maps.append(target.depth_m.as_subclass(Tensor).float())
+        return torch.stack(maps)[:, None]
+
+    def _mask_crops(self, batch: Batch) -> Tensor:
+        """``[B, 1, S, S]`` in 0..1: the pictures themselves, which are crops of masks.
+
+        Raises:
+            DataError: The pictures are photographs with their objects.
+        """
+        for target, origin in zip(batch.targets, batch.origins, strict=True):
+            if target.boxes is not None or target.masks is not None:
+                raise DataError(
+                    "a VQ-VAE of masks learns from masks that are cut out, not from pictures",
+                    where=origin.path or origin.image_id,
+                    fix="train with MaskCropAugment, or on crops that `saccade data convert --to mask_crops` wrote",
+                )
+        return batch.images[:, :1].float()
 
     def _restore_depth(self, sample: Sample, device: torch.device) -> DepthMap:
         truth = sample.target.depth_m

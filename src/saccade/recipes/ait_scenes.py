@@ -1,0 +1,174 @@
+"""AiT-nano on drawn scenes: the two VQ-VAEs, then depth, instances, and both together."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from saccade.data.augment import ScaleJitterAugment
+from saccade.data.depth_augment import DepthAugment
+from saccade.data.mask_crops import MaskCropAugment
+from saccade.data.sources.scenes import ScenesSource
+from saccade.models.ait import presets
+from saccade.models.ait.config import AiTConfig
+from saccade.models.ait.vqvae import MapVQVAEConfig
+from saccade.recipes.ait import NO_DECAY
+from saccade.tasks import Task
+from saccade.training.config import OptimConfig, SourceConfig, TrainConfig
+
+FAR_M = 80.0
+"""No truth of a scene lies farther away, in metres; the official limit is that of rooms."""
+
+
+def nano_vqvae_masks(*, steps: int = 3_000) -> TrainConfig:
+    """Codes of masks, learned from crops of drawn objects."""
+    train = SourceConfig(task=Task.INSTANCE, reader="scenes", size=192, batch_size=64, augment=MaskCropAugment())
+    return _vqvae("nano_vqvae_masks", Task.INSTANCE, train, steps=steps)
+
+
+def nano_vqvae_depth(*, steps: int = 4_000, hidden: float = 0.5, holes: float = 0.0) -> TrainConfig:
+    """Codes of depth, learned from depth maps of scenes.
+
+    Args:
+        steps: Optimiser steps.
+        hidden: Share of the patches that are hidden from the encoder.
+        holes: Share of the depth that is lost, as a sensor loses it.
+    """
+    config = _vqvae("nano_vqvae_depth", Task.DEPTH, _depth_source(16, holes), steps=steps)
+    assert isinstance(config.model, MapVQVAEConfig)
+    return dataclasses.replace(config, model=dataclasses.replace(config.model, hide_patch=16, hide_ratio=hidden))
+
+
+def nano_depth(
+    *, depth_vqvae: str = "", steps: int = 6_000, parallel: bool = False, soft: bool = True, holes: float = 0.0
+) -> TrainConfig:
+    """Metric depth of scenes, as the bundled ``ait-nano`` was trained.
+
+    Args:
+        depth_vqvae: What ``ait.nano_vqvae_depth`` trained.
+        steps: Optimiser steps.
+        parallel: All codes in one pass instead of one after the other.
+        soft: Soft tokens, in prediction and by the loss of what they draw.
+        holes: Share of the depth that is lost in training, as a sensor loses it.
+    """
+    model = dataclasses.replace(presets.nano(parallel=parallel, soft=soft), instance=None)
+    return _solver(
+        "nano_depth", model, (_depth_source(12, holes),), (_depth_validation(),), depth_vqvae=depth_vqvae, steps=steps
+    )
+
+
+def nano_instance(*, mask_vqvae: str = "", steps: int = 6_000, soft: bool = True) -> TrainConfig:
+    """Boxes and masks of scenes.
+
+    Args:
+        mask_vqvae: What ``ait.nano_vqvae_masks`` trained.
+        steps: Optimiser steps.
+        soft: Soft tokens, in prediction and by the loss of what they draw.
+    """
+    model = dataclasses.replace(presets.nano(soft=soft), depth=None)
+    return _solver(
+        "nano_instance", model, (_instances(12),), (_instances_validation(),), mask_vqvae=mask_vqvae, steps=steps
+    )
+
+
+def nano_joint(*, mask_vqvae: str = "", depth_vqvae: str = "", steps: int = 6_000) -> TrainConfig:
+    """Boxes, masks and depth with one set of weights; a step has as many pictures of each as when trained alone.
+
+    Args:
+        mask_vqvae: What ``ait.nano_vqvae_masks`` trained.
+        depth_vqvae: What ``ait.nano_vqvae_depth`` trained.
+        steps: Optimiser steps.
+    """
+    config = _solver(
+        "nano_joint",
+        presets.nano(),
+        (_instances(12), _depth_source(12, 0.0)),
+        (_instances_validation(), _depth_validation()),
+        mask_vqvae=mask_vqvae,
+        depth_vqvae=depth_vqvae,
+        steps=steps,
+    )
+    return dataclasses.replace(config, mixture="together")
+
+
+def _solver(
+    name: str,
+    model: AiTConfig,
+    train: tuple[SourceConfig, ...],
+    val: tuple[SourceConfig, ...],
+    *,
+    mask_vqvae: str = "",
+    depth_vqvae: str = "",
+    steps: int,
+) -> TrainConfig:
+    if model.instance is not None:
+        classes = ScenesSource(task=Task.INSTANCE).classes
+        assert classes is not None
+        model = dataclasses.replace(
+            model, classes=classes.names, category_ids=classes.category_ids, num_classes=len(classes)
+        )
+    return TrainConfig(
+        name=f"ait/{name}",
+        model=model,
+        mask_vqvae=mask_vqvae,
+        depth_vqvae=depth_vqvae,
+        train=train,
+        val=val,
+        steps=steps,
+        optim=OptimConfig(
+            lr=1e-3,
+            betas=(0.9, 0.98),
+            weight_decay=0.05,
+            decay_matrices_only=True,
+            no_decay=NO_DECAY,
+            clip_norm=1.0,
+            warmup_steps=min(300, steps // 10),
+            min_lr=1e-5,
+        ),
+        precision="bf16",
+        ema_decay=0.999,
+        save_every=500,
+        log_every=50,
+        workers=1,
+    )
+
+
+def _vqvae(name: str, task: Task, train: SourceConfig, *, steps: int) -> TrainConfig:
+    model = MapVQVAEConfig(task=task, vqvae=presets.nano_vqvae(task))
+    return TrainConfig(
+        name=f"ait/{name}",
+        model=model,
+        train=(train,),
+        val=(_depth_validation() if task is Task.DEPTH else _instances_validation(),),
+        steps=steps,
+        optim=OptimConfig(lr=1e-3, weight_decay=0.0, clip_norm=1.0, warmup_steps=100, min_lr=1e-5),
+        save_every=500,
+        log_every=50,
+        workers=1,
+    )
+
+
+def _depth_source(images: int, holes: float) -> SourceConfig:
+    augment = DepthAugment(cut_depth=0.0, light=0.0, resize=False, holes=holes)
+    return SourceConfig(task=Task.DEPTH, reader="scenes", size=192, batch_size=images, augment=augment)
+
+
+def _depth_validation() -> SourceConfig:
+    return SourceConfig(
+        task=Task.DEPTH,
+        reader="scenes",
+        split="val",
+        size=192,
+        limit=500,
+        batch_size=16,
+        protocol=f"crop=none,max_m={FAR_M:g}",
+    )
+
+
+def _instances(images: int) -> SourceConfig:
+    # Scenes never end, and nothing is drawn twice; flips and mild scaling still teach that place and size are free.
+    augment = ScaleJitterAugment(scales=(0.8, 1.3), rules="ait")
+    return SourceConfig(task=Task.INSTANCE, reader="scenes", size=192, batch_size=images, augment=augment)
+
+
+def _instances_validation() -> SourceConfig:
+    return SourceConfig(task=Task.INSTANCE, reader="scenes", split="val", size=192, limit=500, batch_size=16)
