@@ -84,16 +84,16 @@ def _show_card(card: CheckpointCard) -> None:
 
 def _backbone(config: ModelConfig) -> str:
     """What the backbone is, in a line."""
+    from saccade.layers.swin import SwinV2Config
     from saccade.models.ait.config import AiTConfig
     from saccade.models.ait.vqvae import MapVQVAEConfig
 
     if isinstance(config, MapVQVAEConfig):
         net = config.vqvae
         return f"VQ-VAE of {config.task}: {net.size} x {net.size} px in {net.tokens} of {net.codebook.codes} codes"
-    if isinstance(config, AiTConfig):
-        swin = config.backbone
-        return f"SwinV2, {' + '.join(map(str, swin.depths))} blocks, width {swin.width}, windows of {swin.windows[0]}"
-    vit = config.vit
+    vit = config.backbone if isinstance(config, AiTConfig) else config.vit
+    if isinstance(vit, SwinV2Config):
+        return f"SwinV2, {' + '.join(map(str, vit.depths))} blocks, width {vit.width}, windows of {vit.windows[0]}"
     return f"{vit.depth} blocks, width {vit.width}, {vit.heads} heads, patch {vit.patch_size}"
 
 

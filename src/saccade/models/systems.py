@@ -79,7 +79,7 @@ def offers(config: ModelConfig, task: Task) -> bool:
 def width_of(config: ModelConfig) -> int:
     """Channels of the backbone where they are most."""
     if isinstance(config, AiTConfig):
-        return config.backbone.width_of(len(config.backbone.depths) - 1)
+        return config.map_width
     if isinstance(config, MapVQVAEConfig):
         return config.vqvae.base_width * config.vqvae.downsample // 2
     return config.vit.width

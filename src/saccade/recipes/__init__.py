@@ -54,6 +54,7 @@ RECIPES: dict[str, Recipe] = {
     "ait.nano_vqvae_masks": ait_scenes.nano_vqvae_masks,
     "ait.nano_vqvae_depth": ait_scenes.nano_vqvae_depth,
     "ait.nano_depth": ait_scenes.nano_depth,
+    "ait.nano_depth_plain": ait_scenes.nano_depth_plain,
     "ait.nano_instance": ait_scenes.nano_instance,
     "ait.nano_joint": ait_scenes.nano_joint,
     "git.nano_scenes": nano_scenes,

@@ -56,6 +56,25 @@ def nano_depth(
     )
 
 
+def nano_depth_plain(*, depth_vqvae: str = "", init_from: str = "git-nano", steps: int = 3_000) -> TrainConfig:
+    """Depth as soft tokens on a plain ViT: what GiT-nano sees, said in AiT's codes.
+
+    Args:
+        depth_vqvae: What ``ait.nano_vqvae_depth`` trained.
+        init_from: Where the backbone comes from; empty = fresh weights.
+        steps: Optimiser steps.
+    """
+    config = _solver(
+        "nano_depth_plain",
+        presets.nano_plain(),
+        (_depth_source(12, 0.0),),
+        (_depth_validation(),),
+        depth_vqvae=depth_vqvae,
+        steps=steps,
+    )
+    return dataclasses.replace(config, init_from=init_from, initialise="plain" if init_from else "local")
+
+
 def nano_instance(*, mask_vqvae: str = "", steps: int = 6_000, soft: bool = True) -> TrainConfig:
     """Boxes and masks of scenes.
 

@@ -13,7 +13,7 @@ from saccade.data.sources.base import Source, class_counts
 from saccade.errors import ConfigError
 from saccade.hub.checkpoint import VOCABULARY
 from saccade.hub.convert import map_file
-from saccade.hub.resolve import ASSETS, fetch_file, load_model, resolve
+from saccade.hub.resolve import ASSETS, bundled_checkpoints, fetch_file, load_model, resolve
 from saccade.hub.starts import load_backbone, load_text_embedding
 from saccade.hub.zoo import ZOO
 from saccade.layers.local_start import start_local
@@ -204,5 +204,7 @@ def vocabulary_of(config: TrainConfig) -> TextVocabulary | None:
 
 
 def _file(name: str) -> Path:
-    """A path, or the name of a zoo entry, which is fetched at first use."""
+    """A path, or the name of a bundled checkpoint or of a zoo entry, which is fetched at first use."""
+    if name in bundled_checkpoints() and not Path(name).exists():
+        return bundled_checkpoints()[name]
     return fetch_file(ZOO[name]) if name in ZOO and not Path(name).exists() else Path(name)

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 from saccade.errors import ConfigError
 from saccade.layers.swin import SwinV2Config
+from saccade.layers.vit import ViTConfig
 from saccade.models.ait.transformer import TransformerConfig
 from saccade.tasks import Task
 from saccade.tokens.codebook import CodebookConfig, VQVAEConfig
@@ -110,7 +111,7 @@ class AiTConfig:
         mask_codes: Rows of the vocabulary for mask codes (kept in models without masks, too).
         depth_codes: Rows for depth codes.
         spare_rows: Rows that nothing uses (the joint and the instance models have them).
-        backbone: The backbone.
+        backbone: A SwinV2, as published, or a plain ViT.
         transformer: The encoder and the decoder.
         detection: Boxes, or None.
         instance: Boxes and masks, or None.
@@ -124,7 +125,7 @@ class AiTConfig:
     mask_codes: int = 128
     depth_codes: int = 128
     spare_rows: int = 0
-    backbone: SwinV2Config = field(default_factory=SwinV2Config)
+    backbone: SwinV2Config | ViTConfig = field(default_factory=SwinV2Config)
     transformer: TransformerConfig = field(default_factory=TransformerConfig)
     detection: ObjectsConfig | None = None
     instance: ObjectsConfig | None = None
@@ -141,6 +142,13 @@ class AiTConfig:
                     f"{length} tokens of {task} are more than the {self.transformer.length} positions",
                     where="transformer.length",
                 )
+
+    @property
+    def map_width(self) -> int:
+        """Channels of the map that the transformer reads."""
+        if isinstance(self.backbone, ViTConfig):
+            return self.backbone.width
+        return self.backbone.width_of(len(self.backbone.depths) - 1)
 
     @property
     def lengths(self) -> dict[Task, int]:

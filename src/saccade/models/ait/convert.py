@@ -13,6 +13,7 @@ from torch import Tensor
 
 from saccade.errors import CheckpointError
 from saccade.layers.swin import SwinV2Config, log_offsets
+from saccade.layers.vit import ViTConfig
 from saccade.mapping import MappingReport, Rule, apply_mapping, rename
 from saccade.models.ait.config import AiTConfig
 from saccade.models.ait.transformer import sine_positions
@@ -182,8 +183,11 @@ def to_official(state: Mapping[str, Tensor], config: AiTConfig) -> dict[str, Ten
         config: Of the model.
 
     Raises:
+        CheckpointError: The backbone is a plain ViT, which the original does not know.
         KeyError: A name is not AiT's.
     """
+    if isinstance(config.backbone, ViTConfig):
+        raise CheckpointError("the official model has a SwinV2 as its backbone, and this one a plain ViT")
     official: dict[str, Tensor] = {}
     for key, tensor in state.items():
         name = official_key(key)

@@ -20,6 +20,7 @@ from saccade.layers.distributed import mean_over_ranks
 from saccade.layers.losses import dice_error, scale_invariant_log_error
 from saccade.layers.roi import Frame, frames_of, mask_targets
 from saccade.layers.swin import SwinV2
+from saccade.layers.vit import PlainViT, ViTConfig
 from saccade.models.ait.config import TASK_ROWS, AiTConfig, DepthConfig, ObjectsConfig
 from saccade.models.ait.sequences import (
     IGNORED,
@@ -71,9 +72,10 @@ class AiT(nn.Module):
     def __init__(self, config: AiTConfig) -> None:
         super().__init__()
         self.config = config
-        self.backbone = SwinV2(config.backbone)
-        last = config.backbone.width_of(len(config.backbone.depths) - 1)
-        self.transformer = Transformer(config.transformer, last, config.vocabulary)
+        self.backbone: SwinV2 | PlainViT = (
+            PlainViT(config.backbone) if isinstance(config.backbone, ViTConfig) else SwinV2(config.backbone)
+        )
+        self.transformer = Transformer(config.transformer, config.map_width, config.vocabulary)
         self.mask_vqvae = VQVAE(config.instance.masks) if config.instance and config.instance.masks else None
         self.depth_vqvae = VQVAE(config.depth.depth) if config.depth else None
         for vqvae in (self.mask_vqvae, self.depth_vqvae):

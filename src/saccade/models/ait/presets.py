@@ -9,6 +9,7 @@ from functools import partial
 from torch import Tensor
 
 from saccade.layers.swin import SwinV2Config
+from saccade.layers.vit import ViTConfig
 from saccade.models.ait.config import AiTConfig, DepthConfig, ObjectsConfig, depth_vqvae, mask_vqvae
 from saccade.models.ait.transformer import TransformerConfig
 from saccade.models.ait.vqvae import MapVQVAEConfig
@@ -135,6 +136,23 @@ def nano(*, parallel: bool = False, soft: bool = True) -> AiTConfig:
             auxiliary=1.0 if soft else 0.0,
         ),
     )
+
+
+def nano_plain() -> AiTConfig:
+    """Depth on a plain ViT: the backbone of GiT-nano under AiT's encoder, codes and decoder.
+
+    ``init_from=git-nano`` fills the backbone with what GiT learned.
+    """
+    vit = ViTConfig(
+        width=192,
+        depth=8,
+        heads=3,
+        mlp_width=672,
+        image_size=192,
+        window_size=12,
+        global_blocks=(2, 5),
+    )
+    return dataclasses.replace(nano(), backbone=vit, instance=None)
 
 
 def nano_vqvae(task: Task) -> VQVAEConfig:
