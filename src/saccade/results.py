@@ -608,8 +608,8 @@ class DepthMap:
 
     def to_dict(self) -> dict[str, Any]:
         """Size, share of known pixels, and the least, middle and greatest depth, as plain JSON values."""
-        known = self.depth_m[self.depth_m > 0].float()
-        spread = known.quantile(torch.tensor([0.0, 0.5, 1.0])).tolist() if len(known) else [None] * 3
+        known = self.depth_m[self.depth_m > 0].float().cpu().numpy()
+        spread = np.quantile(known, [0.0, 0.5, 1.0]).tolist() if len(known) else [None] * 3
         return {
             "type": "depth_map",
             "size_hw": list(self.size_hw),

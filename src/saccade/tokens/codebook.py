@@ -61,7 +61,11 @@ class Codebook(nn.Module):
         self.register_buffer("sums", torch.randn(config.codes, config.width))
 
     def distances(self, latents_ND: Tensor) -> Tensor:
-        """Squared distances to every entry, ``[N, K]``."""
+        """Squared distances to every entry, ``[N, K]``; in float32 also under autocast, for codes are near each other."""
+        with torch.autocast(latents_ND.device.type, enabled=False):
+            return self._distances(latents_ND.to(self.entries.dtype))
+
+    def _distances(self, latents_ND: Tensor) -> Tensor:
         squares = latents_ND.square().sum(1, keepdim=True) + self.entries.square().sum(1)
         return squares - 2 * latents_ND @ self.entries.T
 
