@@ -17,7 +17,6 @@ from PIL import Image
 from saccade.demo import run_demo
 from saccade.errors import UsageError
 from saccade.models.git.config import GIT_TASKS
-from saccade.tasks import Task
 
 
 class Page(HTMLParser):
@@ -69,7 +68,7 @@ def test_the_page_is_whole_and_needs_nothing_else(demo: Path) -> None:
     text = demo.read_text()
     page = Page(text)
     assert page.open == []
-    assert len(page.images) == 2 * 2 * len(Task)
+    assert len(page.images) == 2 * 2 * len(GIT_TASKS)
     for image in page.images:
         kind, _, data = (image["src"] or "").partition(",")
         assert kind == "data:image/jpeg;base64"

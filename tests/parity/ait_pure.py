@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bisect
 import dataclasses
 import itertools
 import json
@@ -27,6 +28,7 @@ from vitdet_pure import Recorded
 
 from saccade.data.augment import ScaleJitterAugment
 from saccade.data.depth_augment import DepthAugment
+from saccade.data.mixture import Mixture
 from saccade.data.photometric import change_brightness_contrast, change_gamma, shift_hsv
 from saccade.data.sources.coco import CocoSource
 from saccade.data.sources.nyu import open_nyu
@@ -71,9 +73,6 @@ THRESHOLDS = (0.1, 0.3, 0.5, 0.7, 0.9)
 NOT_YET: dict[str, str] = {
     r"seq/corrupted\.(rand|real).*": "other corruptions of class tokens (no config of the original has them)",
     r"posenc/sine_norm\..*": "sine positions scaled to the size of the map (no config of the original has them)",
-    r"coco/annotations below 1 px": "leaving out annotations with a side below 1 px (ours trains on them)",
-    r"values/vae_.*": "a cosine that does not begin after the warm-up",
-    r"values/sampler_.*": "a mixture that takes a fixed number of each task in turn",
 }
 """What no code of ours makes so far, and why: names of tensors and values of ``functions/``."""
 
@@ -189,6 +188,7 @@ def check(folder: Path, report: Report) -> None:
     for path in sorted(folder.glob("*.safetensors")):
         checks[path.stem](File(path, report), values)
     check_schedules(f"{folder.name}/values", values, report)
+    check_samplers(f"{folder.name}/values", values, report)
     for name in sorted(report.pending):
         kind = name.removeprefix(f"{folder.name}/")
         reasons = [reason for pattern, reason in NOT_YET.items() if re.fullmatch(pattern, kind)]
@@ -493,7 +493,7 @@ def check_coco(file: File, values: dict[str, Any]) -> None:
             Image.fromarray(file[f"file{index}.rgb"].numpy()).save(Path(folder) / entry["file_name"])
         shutil.copyfile(path, Path(folder) / "all.json")
         tested = CocoSource(task=Task.INSTANCE, root=folder, split="all")
-        kept = CocoSource(task=Task.INSTANCE, root=folder, split="all", drop_empty=True, min_side=32)
+        kept = CocoSource(task=Task.INSTANCE, root=folder, split="all", drop_empty=True, min_side=32, min_box=1.0)
         tests = {sample.origin.image_id: sample for sample in (tested[i] for i in range(len(tested)))}
         trains = [kept[i] for i in range(len(kept))]
     numbers = values["coco_cat2label_sample"]
@@ -523,7 +523,6 @@ def _coco_train(file: File, name: str, sample: Sample, told: dict[str, Any], dec
     """The draws of the original in ours; boxes come from the annotations, which ours takes where it has no masks."""
     low, high = 0.1, 3.0
     (_, drawn), *offsets, (_, flipped) = told["draws"]
-    sample = _without_slivers(sample, file)
     numbers = [int(offset) for _, offset in offsets]
     augment = ScaleJitterAugment(scales=(low, high)).build(declared.size_hw[0])
     for masks in (True, False):
@@ -545,25 +544,6 @@ def _coco_train(file: File, name: str, sample: Sample, told: dict[str, Any], dec
         else:
             file.close(f"{name}.bboxes", own.boxes.as_subclass(Tensor), EXACT)
             file.same(f"{name}.labels", own.class_ids)
-
-
-def _without_slivers(sample: Sample, file: File) -> Sample:
-    """The annotations that the reader of the original keeps."""
-    target = sample.target
-    assert target.boxes is not None and target.class_ids is not None and target.masks is not None
-    boxes = target.boxes.as_subclass(Tensor)
-    keep = ((boxes[:, 2:] - boxes[:, :2]) >= 1).all(1)
-    if not bool(keep.all()) and file.report is not None:
-        file.report.expect(file.name, ["annotations below 1 px"])
-    kept = dataclasses.replace(
-        target,
-        boxes=tv_tensors.BoundingBoxes(boxes[keep], format="XYXY", canvas_size=sample.size_hw),
-        class_ids=target.class_ids[keep],
-        masks=tv_tensors.Mask(target.masks.as_subclass(Tensor)[keep]),
-        is_crowd=None if target.is_crowd is None else target.is_crowd[keep],
-        areas=None,
-    )
-    return dataclasses.replace(sample, target=kept)
 
 
 def _coco_eval(at: str, values: dict[str, Any], told: dict[str, Any], report: Report) -> None:
@@ -599,3 +579,41 @@ def check_schedules(at: str, values: dict[str, Any], report: Report) -> None:
             ours = [learning_rate(int(step), steps=steps, optim=optim) for step in told]
             wanted = torch.tensor(list(told.values()), dtype=torch.float64)
             report.close(f"{at}/{name}", torch.tensor(ours, dtype=torch.float64), wanted, EXACT)
+    if "vae_insseg_cosine" in values:
+        # What the original has computed after step i is the rate of step i + 1, and its first two steps have the same
+        # one. Ours is not one step late: its rate of step i is that value itself.
+        told = values["vae_insseg_cosine"]
+        optim = OptimConfig(lr=3e-4, min_lr=1e-6, warmup_steps=500, warmup_start=1e-3, warmup_counted=True)
+        steps = [0 if step == "initial" else int(step) for step in told["lr"]]
+        ours = [learning_rate(step, steps=told["t_initial"], optim=optim) for step in steps]
+        wanted = torch.tensor(list(told["lr"].values()), dtype=torch.float64)
+        report.close(f"{at}/vae_insseg_cosine", torch.tensor(ours, dtype=torch.float64), wanted, EXACT)
+
+
+def check_samplers(at: str, values: dict[str, Any], report: Report) -> None:
+    """Streams that take a number of samples of every task in turn, dealt out to the processes one by one.
+
+    What is compared is whose turn it is, and that a pass over a task meets each of its samples once: which sample comes
+    when is drawn by another generator.
+    """
+    if "sampler_seed" in values:
+        report.skip(f"{at}/sampler_seed")
+    for name, ranks in values.items():
+        if not (found := re.fullmatch(r"sampler_bs\d+_ws\d+_(\[.*?\])_(\[.*?\])", name)):
+            continue
+        lengths, rounds = json.loads(found[1]), json.loads(found[2])
+        dealt = [list(itertools.chain(*batches)) for batches in ranks.values()]
+        stream = [index for turn in zip(*dealt, strict=True) for index in turn]
+        ends = list(itertools.accumulate(lengths))
+        theirs = [bisect.bisect_right(ends, index) for index in stream]
+        ours = Mixture(
+            lengths=lengths, weights=[1.0] * len(lengths), batch_sizes=[1] * len(lengths), rounds=rounds, seed=0
+        )
+        plans = [ours.plan(step) for step in range(len(stream))]
+        report.equal(f"{at}/{name}", [plan.source for plan in plans], theirs)
+        for task, (length, end) in enumerate(zip(lengths, ends, strict=True)):
+            first = [index - end + length for index, whose in zip(stream, theirs, strict=True) if whose == task][
+                :length
+            ]
+            own = [ours.index(task, plan.positions[0]) for plan in plans if plan.source == task][:length]
+            report.equal(f"{at}/{name} (task {task}, one pass)", len(set(own)), len(set(first)))

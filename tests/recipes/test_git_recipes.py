@@ -12,6 +12,7 @@ from saccade.configs import from_dict, to_dict
 from saccade.data.augment import CaptionAugment, DetectionAugment, GroundingAugment, SemanticAugment
 from saccade.data.sources import READERS
 from saccade.errors import ConfigError, UsageError
+from saccade.hub.resolve import bundled_checkpoints
 from saccade.hub.zoo import ZOO
 from saccade.models.git.convert import our_key
 from saccade.models.systems import offers
@@ -97,6 +98,7 @@ ZERO_SHOT = {
 OUR_OWN = {
     "finetune",
     "git.nano_scenes",
+    *(f"ait.nano_{name}" for name in ("vqvae_masks", "vqvae_depth", "depth", "depth_plain", "instance", "joint")),
     "vitdet.nano_scenes",
     *(f"git.nano_scenes_single_{task}" for task in ("detection", "instance", "semantic", "caption", "grounding")),
 }
@@ -111,6 +113,9 @@ def test_names() -> None:
         | {f"git.few_shot_{name}_{size}" for name in FEW_SHOT for size in SIZES}
         | {f"vitdet.vitae_repo_{form}" for form in ("vit-b", "vitae-b", "vitae-s")}
         | {f"vitdet.{s}{head}_rcnn_vit_{z}" for s in ("", "lvis_") for head in ("mask", "cascade") for z in "blh"}
+        | {f"ait.depth_{form}" for form in ("b", "b_hard", "b_parallel", "l", "l_parallel")}
+        | {f"ait.{form}" for form in ("detection_b", "instance_b", "instance_b_hard", "joint_b")}
+        | {"ait.vqvae_masks", "ait.vqvae_depth"}
     )
     assert set(RECIPES) == published | OUR_OWN
     with pytest.raises(UsageError, match=r"did you mean 'git\.multi_fivetask_base'"):
@@ -120,7 +125,9 @@ def test_names() -> None:
 
 @pytest.mark.parametrize("name", GIT)
 def test_builds_is_whole_and_survives_json(name: str) -> None:
-    config = get_recipe(name)()
+    # AiT's solvers of drawn scenes say codes that must have been trained before: there is no name for them.
+    vqvaes = {key: "somewhere" for key in recipe_arguments(name) if key.endswith("_vqvae")}
+    config = get_recipe(name)(**vqvaes)
     assert config.name == name.replace(".", "/")
     assert from_dict(TrainConfig, json.loads(json.dumps(to_dict(config)))) == config
     if config.steps:
@@ -129,10 +136,11 @@ def test_builds_is_whole_and_survives_json(name: str) -> None:
         assert offers(config.model, source.task)
         assert source.reader in READERS or source.reader in LATER_READERS, source.reader
     for file in (config.init_from, config.text_init, config.weights):
-        assert not file or file in ZOO
+        assert not file or file in ZOO or file in bundled_checkpoints()
     # Two calls give two trees: changing one must not change the other.
-    config.model.vit.width = 1
-    assert get_recipe(name)().model.vit.width > 1
+    again = get_recipe(name)(**vqvaes).model
+    parts = [value for value in vars(config.model).values() if dataclasses.is_dataclass(value)]
+    assert parts and not any(one is other for one in parts for other in vars(again).values())
 
 
 @pytest.mark.parametrize("name", sorted(PUBLISHED))

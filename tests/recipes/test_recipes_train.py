@@ -11,12 +11,20 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
+from saccade.data.depth_augment import DepthAugment
 from saccade.data.scenes import THING_CLASSES
+from saccade.hub.checkpoint import save_model
+from saccade.layers.swin import SwinV2Config
 from saccade.layers.vit import ViTConfig
 from saccade.layers.vitae import ViTAEConfig
+from saccade.models.ait.config import AiTConfig, ObjectsConfig
+from saccade.models.ait.vqvae import MapVQVAE, MapVQVAEConfig
 from saccade.models.git.config import DetectionConfig, GiTConfig
+from saccade.models.systems import ModelConfig
 from saccade.models.vitdet.config import ViTDetConfig
 from saccade.recipes import RECIPES, get_recipe
+from saccade.tasks import Task
+from saccade.tokens.codebook import VQVAEConfig
 from saccade.training.config import SourceConfig, TrainConfig
 from saccade.training.trainer import Trainer
 
@@ -25,9 +33,11 @@ SIDE = 64
 
 def scaled_down(config: TrainConfig, out: Path) -> TrainConfig:
     """The same run in miniature: tasks, mixture, augmentation, optimiser and precision stay, sizes and data shrink."""
+    model = _small_model(config.model)
     return dataclasses.replace(
         config,
-        model=_small_model(config.model),
+        model=model,
+        **_vqvaes(model, out),
         train=tuple(_scenes(source, "train") for source in config.train),
         val=tuple(_scenes(source, "val") for source in config.val),
         steps=min(config.steps, 2),
@@ -77,9 +87,68 @@ def _small_detector(model: ViTDetConfig) -> ViTDetConfig:
     )
 
 
-def _small_model(model: GiTConfig | ViTDetConfig) -> GiTConfig | ViTDetConfig:
+def _small_vqvae(vqvae: VQVAEConfig) -> VQVAEConfig:
+    small = {"downsample": 16, "base_width": 2, "residual_blocks": 1}
+    codebook = dataclasses.replace(vqvae.codebook, codes=8, width=4)
+    return dataclasses.replace(vqvae, size=SIDE, codebook=codebook, **small)
+
+
+def _small_solver(model: AiTConfig) -> AiTConfig:
+    def objects(task: ObjectsConfig | None) -> ObjectsConfig | None:
+        masks = None if task is None or task.masks is None else _small_vqvae(task.masks)
+        return None if task is None else dataclasses.replace(task, input_size=SIDE, objects=12, masks=masks)
+
+    depth = model.depth
+    if depth is not None:
+        depth = dataclasses.replace(depth, depth=_small_vqvae(depth.depth), pad_to=SIDE if depth.pad_to else 0)
+    backbone = model.backbone
+    if isinstance(backbone, SwinV2Config):
+        few = len(backbone.depths)
+        backbone = dataclasses.replace(
+            backbone, width=8, depths=(1,) * few, heads=(1,) * few, windows=(4,) * few, pretrained_windows=(4,) * few
+        )
+    else:
+        backbone = ViTConfig(width=16, depth=2, heads=2, mlp_width=16, image_size=SIDE, window_size=2)
+    return dataclasses.replace(
+        model,
+        classes=THING_CLASSES if model.classes else (),
+        category_ids=(),
+        num_classes=len(THING_CLASSES),
+        bins=SIDE,
+        mask_codes=8,
+        depth_codes=8,
+        backbone=backbone,
+        transformer=dataclasses.replace(
+            model.transformer, width=16, heads=2, mlp_width=16, encoder_blocks=1, decoder_blocks=1, grid=8, length=300
+        ),
+        detection=objects(model.detection),
+        instance=objects(model.instance),
+        depth=depth,
+    )
+
+
+def _vqvaes(model: ModelConfig, folder: Path) -> dict[str, str]:
+    """What a solver says the codes of; here they mean nothing."""
+    if not isinstance(model, AiTConfig):
+        return {}
+    made = {}
+    for name, task, vqvae in (
+        ("mask", Task.INSTANCE, model.instance.masks if model.instance else None),
+        ("depth", Task.DEPTH, model.depth.depth if model.depth else None),
+    ):
+        if vqvae is not None:
+            net = MapVQVAE(MapVQVAEConfig(task=task, vqvae=vqvae))
+            made[f"{name}_vqvae"] = str(save_model(net, folder / name, classes={}, provenance={}))
+    return made
+
+
+def _small_model(model: ModelConfig) -> ModelConfig:
     if isinstance(model, ViTDetConfig):
         return _small_detector(model)
+    if isinstance(model, AiTConfig):
+        return _small_solver(model)
+    if isinstance(model, MapVQVAEConfig):
+        return dataclasses.replace(model, vqvae=_small_vqvae(model.vqvae))
 
     def boxes(task: DetectionConfig | None) -> DetectionConfig | None:
         return None if task is None else dataclasses.replace(task, input_size=2 * SIDE, num_bins=4 * SIDE)
@@ -111,6 +180,9 @@ def _small_model(model: GiTConfig | ViTDetConfig) -> GiTConfig | ViTDetConfig:
 
 
 def _scenes(source: SourceConfig, split: str) -> SourceConfig:
+    augment = source.augment
+    if isinstance(augment, DepthAugment):
+        augment = dataclasses.replace(augment, columns="all")  # of NYU, whose pictures have 640
     return SourceConfig(
         task=source.task,
         reader="scenes",
@@ -119,7 +191,8 @@ def _scenes(source: SourceConfig, split: str) -> SourceConfig:
         limit=100 if split == "train" else 2,
         weight=source.weight,
         batch_size=min(source.batch_size, 2),
-        augment=source.augment,
+        per_step=min(source.per_step, 2),
+        augment=augment,
     )
 
 

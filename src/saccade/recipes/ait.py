@@ -91,7 +91,7 @@ def depth(
     large = form.startswith("depth-l")
     schedule = dataclasses.replace(_DEPTH, lr=1e-4, weight_decay=0.075) if large else _DEPTH
     return TrainConfig(
-        name=f"ait/{form}",
+        name=f"ait/{form.replace('-', '_')}",
         model=presets.PRESETS[form](),
         init_from=pretrained,
         depth_vqvae=depth_vqvae,
@@ -117,7 +117,7 @@ def detection_b(*, data: str = "data", pretrained: str = "", processes: int = 0,
         images: Images per GPU at a time; a step gathers them until it has 128.
     """
     return TrainConfig(
-        name="ait/detection-b",
+        name="ait/detection_b",
         model=_with_coco(presets.detection()),
         init_from=pretrained,
         train=(_coco(Task.DETECTION, data, images),),
@@ -151,7 +151,7 @@ def instance(
         processes: GPUs; 0 = those that torchrun started.
     """
     return TrainConfig(
-        name=f"ait/{form}",
+        name=f"ait/{form.replace('-', '_')}",
         model=_with_coco(presets.PRESETS[form]()),
         init_from=pretrained,
         mask_vqvae=mask_vqvae,
@@ -193,7 +193,7 @@ def joint_b(
     masks = dataclasses.replace(_coco(Task.INSTANCE, data, 1), per_step=60 // together)
     metres = dataclasses.replace(_nyu(data, 1), per_step=4 // together)
     return TrainConfig(
-        name="ait/joint-b",
+        name="ait/joint_b",
         model=_with_coco(presets.joint()),
         init_from=pretrained,
         mask_vqvae=mask_vqvae,
