@@ -46,7 +46,7 @@ class Page(HTMLParser):
 def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.set_num_threads(1)
     root = tmp_path_factory.mktemp("demo")
-    return run_demo(root / "out", model=str(tiny_checkpoint(root / "model <b> &amp; x")), images=2, device="cpu")
+    return run_demo(root / "out", models=[str(tiny_checkpoint(root / "model <b> &amp; x"))], images=2, device="cpu")
 
 
 def test_every_task_is_written(demo: Path) -> None:
@@ -90,8 +90,8 @@ def test_running_again_changes_nothing_but_times(demo: Path) -> None:
         return [(r["prediction"], r["truth"]) for r in results]
 
     before, files = answers(), sorted(demo.parent.rglob("*"))
-    model = json.loads((demo.parent / "results.json").read_text())["about"]["model"]
-    run_demo(demo.parent, model=model, images=2, device="cpu")
+    models = list(json.loads((demo.parent / "results.json").read_text())["about"]["models"])
+    run_demo(demo.parent, models=models, images=2, device="cpu")
     assert answers() == before and sorted(demo.parent.rglob("*")) == files
 
 
@@ -99,4 +99,4 @@ def test_wrong_use(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="at least one picture"):
         run_demo(tmp_path, images=0)
     with pytest.raises(UsageError, match="git-nanno"):
-        run_demo(tmp_path, model="git-nanno")
+        run_demo(tmp_path, models=["git-nanno"])

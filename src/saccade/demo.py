@@ -1,4 +1,4 @@
-"""The demonstration: every task of a model on drawn pictures, beside the truth, as one self-contained page."""
+"""The demonstration: every task of some models on drawn pictures, beside the truth, as one self-contained page."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import io
 import json
 import platform
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from string import Template
@@ -30,6 +30,9 @@ from saccade.tasks import TASKS, Task
 SPLIT = "val"
 """The scenes of the demonstration: the first ones of a split that nothing is trained on."""
 
+MODELS = ("git-nano", "ait-nano")
+"""What is shown where no model is named: together they have every task."""
+
 PICTURE_SIZE = 448
 """Height and width of the drawn pictures: large enough to read what is written on them."""
 
@@ -39,6 +42,7 @@ _TITLES = {
     Task.SEMANTIC: ("Semantic segmentation", "Give every pixel a class."),
     Task.CAPTION: ("Captioning", "Say in a sentence what the picture shows."),
     Task.GROUNDING: ("Visual grounding", "Find the one object that a phrase describes."),
+    Task.DEPTH: ("Depth", "Say how far away every pixel is, in metres."),
 }
 
 
@@ -47,6 +51,7 @@ class _Shown:
     """One picture of one task, with everything that the page says about it."""
 
     task: Task
+    model: str
     scene: int
     answer: Answer
     truth: Prediction
@@ -62,8 +67,8 @@ class _Shown:
         return self.answer.prediction
 
 
-def run_demo(out: Path, *, model: str = "git-nano", images: int = 6, device: str = "auto") -> Path:
-    """Runs every task of a model on drawn pictures and writes what it says, beside the truth.
+def run_demo(out: Path, *, models: Sequence[str] = MODELS, images: int = 6, device: str = "auto") -> Path:
+    """Runs every task of the models on drawn pictures and writes what they say, beside the truth.
 
     Written are ``pictures/`` (the drawn pictures), one folder per task with the annotated PNGs of prediction and truth,
     ``results.json``, and ``index.html``, which has its pictures inside. Nothing is downloaded. Running it again
@@ -71,7 +76,7 @@ def run_demo(out: Path, *, model: str = "git-nano", images: int = 6, device: str
 
     Args:
         out: Folder to write to; made where it is missing.
-        model: A bundled checkpoint or a checkpoint folder.
+        models: Bundled checkpoints or checkpoint folders; a task is shown by the first one that offers it.
         images: Pictures per task.
         device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
 
@@ -83,24 +88,28 @@ def run_demo(out: Path, *, model: str = "git-nano", images: int = 6, device: str
     """
     if images < 1:
         raise UsageError(f"the demonstration needs at least one picture, not {images}")
-    predictor = load(model, device=device)
+    predictors = {model: load(model, device=device) for model in models}
+    speakers: dict[Task, str] = {}
+    for model, predictor in predictors.items():
+        for task in predictor.tasks:
+            speakers.setdefault(task, model)
     out.mkdir(parents=True, exist_ok=True)
     _remove_earlier(out)
     (out / "pictures").mkdir(exist_ok=True)
     shown: list[_Shown] = []
-    for task in predictor.tasks:
+    for task, model in speakers.items():
         scenes = ScenesSource(task=task, split=SPLIT, size=PICTURE_SIZE)
         samples = [scenes[number] for number in range(images)]
         if not shown:  # the scenes are the same for every task
             for sample in samples:
                 to_pil(sample.image).save(out / _picture(sample))
-        _ask(predictor, out, samples[0])  # once before the times count: the first call fills caches
-        shown += [_show(predictor, sample, out, model) for sample in samples]
-    facts = _facts(predictor, out, model, images)
+        _ask(predictors[model], out, samples[0])  # once before the times count: the first call fills caches
+        shown += [_show(predictors[model], sample, out, model) for sample in samples]
+    facts = _facts(predictors, out, images)
     results = {"about": facts, "results": [_describe(one) for one in shown]}
     write_json(out / "results.json", results)
     page = out / "index.html"
-    page.write_text(_page(facts, shown, predictor.tasks), encoding="utf-8")
+    page.write_text(_page(facts, shown, tuple(speakers)), encoding="utf-8")
     return page
 
 
@@ -137,6 +146,7 @@ def _show(predictor: Predictor, sample: Sample, out: Path, model: str) -> _Shown
     task = sample.task
     shown = _Shown(
         task=task,
+        model=model,
         scene=int(sample.origin.image_id),
         answer=_ask(predictor, out, sample),
         truth=from_truth(sample),
@@ -167,18 +177,23 @@ def _command(picture: Path, model: str, sample: Sample) -> str:
     return shlex.join(words)
 
 
-def _facts(predictor: Predictor, out: Path, model: str, images: int) -> dict[str, Any]:
-    device = torch.cuda.get_device_name(predictor.device) if predictor.device.type == "cuda" else "CPU"
+def _facts(predictors: Mapping[str, Predictor], out: Path, images: int) -> dict[str, Any]:
+    device = next(iter(predictors.values())).device
+    words = ["saccade", "demo", "--out", str(out), "--model", *predictors, "--images", str(images)]
     return {
-        "model": model,
-        "parameters": sum(parameter.numel() for parameter in predictor.model.parameters()),
-        "weights_bytes": predictor.card.weights.get("bytes"),
-        "provenance": predictor.card.provenance,
+        "models": {
+            model: {
+                "parameters": sum(parameter.numel() for parameter in predictor.model.parameters()),
+                "weights_bytes": predictor.card.weights.get("bytes"),
+                "provenance": predictor.card.provenance,
+            }
+            for model, predictor in predictors.items()
+        },
         "pictures": f"drawn scenes 0 to {images - 1} of the split '{SPLIT}', {PICTURE_SIZE} x {PICTURE_SIZE} pixels",
-        "command": shlex.join(["saccade", "demo", "--out", str(out), "--model", model, "--images", str(images)]),
+        "command": shlex.join(words),
         "saccade": saccade.__version__,
         "torch": torch.__version__,
-        "device": device,
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU",
         "threads": torch.get_num_threads(),
         "machine": f"{platform.system()} {platform.machine()}",
     }
@@ -188,6 +203,7 @@ def _describe(shown: _Shown) -> dict[str, Any]:
     prediction = shown.prediction
     described: dict[str, Any] = {
         "task": str(shown.task),
+        "model": shown.model,
         "scene": shown.scene,
         "prompt": _prompt(prediction),
         "seconds": round(shown.answer.seconds, 4),
@@ -252,14 +268,14 @@ def _seconds(values: Sequence[float]) -> str:
 
 
 def _page(facts: dict[str, Any], shown: Sequence[_Shown], tasks: Sequence[Task]) -> str:
-    size = facts["weights_bytes"]
     rows, sections = [], []
     for task in tasks:
         title, purpose = _TITLES[task]
         cards = [one for one in shown if one.task is task]
         time = _seconds([one.answer.seconds for one in cards])
         rows.append(
-            f'<tr><td><a href="#{task}">{_e(title)}</a></td><td>{_e(purpose)}</td><td class="n">{_e(time)}</td></tr>'
+            f'<tr><td><a href="#{task}">{_e(title)}</a></td><td>{_e(purpose)}</td>'
+            f'<td>{_e(cards[0].model)}</td><td class="n">{_e(time)}</td></tr>'
         )
         body = "\n".join(_card(one) for one in cards)
         prompt = _prompt(cards[0].prediction) if TASKS[task].prompt == "classes" else ""
@@ -268,20 +284,29 @@ def _page(facts: dict[str, Any], shown: Sequence[_Shown], tasks: Sequence[Task])
         sections.append(f'<section id="{task}">{head}<div class="cards">{body}</div></section>')
     threads = "1 thread" if facts["threads"] == 1 else f"{facts['threads']} threads"
     about = {
-        "Parameters": f"{facts['parameters']:,}"
-        + (f" ({size / 1e6:.1f} MB of weights)" if isinstance(size, int) else ""),
+        **{f"Parameters of {model}": _size(told) for model, told in facts["models"].items()},
         "Pictures": facts["pictures"],
         "Computed on": f"{facts['device']}, {threads}, {facts['machine']}, torch {facts['torch']}",
         "Saccade": facts["saccade"],
     }
     return _PAGE.substitute(
-        model=_e(facts["model"]),
-        count="one task" if len(tasks) == 1 else f"{len(tasks)} tasks",
+        models=_e(" and ".join(facts["models"])),
+        count=f"{_count(len(tasks), 'task')} of {_count(len(facts['models']), 'model')}".capitalize(),
         about="".join(f"<dt>{_e(key)}</dt><dd>{_e(value)}</dd>" for key, value in about.items()),
         command=_e(facts["command"]),
         rows="".join(rows),
         sections="\n".join(sections),
     )
+
+
+def _size(told: Mapping[str, Any]) -> str:
+    """Parameters of a model, and the size of its file."""
+    size = told["weights_bytes"]
+    return f"{told['parameters']:,}" + (f" ({size / 1e6:.1f} MB of weights)" if isinstance(size, int) else "")
+
+
+def _count(number: int, noun: str) -> str:
+    return f"one {noun}" if number == 1 else f"{number} {noun}s"
 
 
 def _card(shown: _Shown) -> str:
@@ -325,7 +350,7 @@ _PAGE = Template("""<!doctype html>
 <meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <meta name="color-scheme" content="light dark">
-<title>Saccade: every task of $model</title>
+<title>Saccade: $models</title>
 <style>
 :root { --back: #fafaf8; --card: #ffffff; --text: #1c1e21; --soft: #5d636b; --line: #dcdcd6; --mark: #005f99; }
 @media (prefers-color-scheme: dark) {
@@ -359,13 +384,13 @@ pre { margin: .8rem 0 0; padding: .55rem .7rem; background: var(--back); border:
 </head>
 <body>
 <main>
-<h1>Every task of $model</h1>
-<p>One model, one set of weights, $count. The pictures are drawn by Saccade itself from seeds that were never
+<h1>Every task of $models</h1>
+<p>$count. The pictures are drawn by Saccade itself from seeds that were never
 trained on, so that the truth beside each prediction is exact.</p>
 <dl>$about</dl>
 <pre><code>$command</code></pre>
 <table>
-<thead><tr><th>Task</th><th>What it does</th><th class="n">Median time<br>per picture</th></tr></thead>
+<thead><tr><th>Task</th><th>What it does</th><th>Model</th><th class="n">Median time<br>per picture</th></tr></thead>
 <tbody>$rows</tbody>
 </table>
 $sections

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from saccade.cli.parser import Verbs, add_model, positive
+from saccade.cli.parser import Verbs, add_device, positive
 
 
 def add(verbs: Verbs) -> None:
@@ -18,13 +18,20 @@ def add(verbs: Verbs) -> None:
     )
     parser.add_argument("--out", type=Path, default=Path("demo"), metavar="DIR", help="where to write (default: demo)")
     parser.add_argument("--images", type=positive, default=6, metavar="N", help="pictures per task (default: 6)")
-    add_model(parser)
+    parser.add_argument(
+        "--model",
+        nargs="+",
+        metavar="MODEL",
+        help="names from `saccade models list`, or checkpoint folders; a task is shown by the first model that offers "
+        "it (default: the bundled ones that have every task together)",
+    )
+    add_device(parser)
 
 
 def _run(arguments: argparse.Namespace) -> int:
     from saccade.cli import screen
-    from saccade.demo import run_demo
+    from saccade.demo import MODELS, run_demo
 
-    page = run_demo(arguments.out, model=arguments.model, images=arguments.images, device=arguments.device)
+    page = run_demo(arguments.out, models=arguments.model or MODELS, images=arguments.images, device=arguments.device)
     screen.say(f"open {page}")
     return 0

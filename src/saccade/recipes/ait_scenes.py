@@ -161,6 +161,7 @@ def _vqvae(name: str, task: Task, train: SourceConfig, *, steps: int) -> TrainCo
         steps=steps,
         optim=OptimConfig(lr=1e-3, weight_decay=0.0, clip_norm=1.0, warmup_steps=100, min_lr=1e-5),
         precision="bf16",
+        initialise="local",
         save_every=500,
         log_every=50,
         workers=1,

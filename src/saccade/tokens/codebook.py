@@ -5,8 +5,9 @@ Shape legend: B maps, H W their side, D channels of the latent map, h w its size
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
-from typing import Literal, TypeAlias
+from typing import Literal, TypeAlias, cast
 
 import torch
 import torch.distributed as dist
@@ -61,7 +62,7 @@ class Codebook(nn.Module):
         self.register_buffer("sums", torch.randn(config.codes, config.width))
 
     def distances(self, latents_ND: Tensor) -> Tensor:
-        """Squared distances to every entry, ``[N, K]``; in float32 also under autocast, for codes are near each other."""
+        """Squared distances to every entry, ``[N, K]``; in float32 under autocast, too: codes are near each other."""
         with torch.autocast(latents_ND.device.type, enabled=False):
             return self._distances(latents_ND.to(self.entries.dtype))
 
@@ -72,6 +73,15 @@ class Codebook(nn.Module):
     def nearest(self, latents_ND: Tensor) -> Tensor:
         """Codes ``[N]`` of latent vectors."""
         return self.distances(latents_ND).argmin(1)
+
+    @torch.no_grad()
+    def begin(self, latents_ND: Tensor) -> None:
+        """Where dead entries are revived, the first batch gives all of them their places: random ones are far away.
+
+        Far entries push the decoder into a corner (all its ReLUs dead) before it has learned anything.
+        """
+        if self.config.revive_below and not self.uses.any():
+            self._revive(latents_ND.detach().float())
 
     @torch.no_grad()
     def update(self, latents_ND: Tensor, codes_N: Tensor) -> None:
@@ -119,6 +129,7 @@ class VQVAEConfig:
         residual_blocks: At the finest latent resolution, in the encoder and in the decoder.
         codebook: The codebook.
         signed: Maps of 0..1 are brought to -1..1 inside (masks); depth in metres stays as it is.
+        scale: Values of the maps are divided by it inside; 1 as published, more where they are far from 1.
         reconstruction: The reconstruction loss; those of depth leave out what is 0.
     """
 
@@ -128,6 +139,7 @@ class VQVAEConfig:
     residual_blocks: int = 2
     codebook: CodebookConfig
     signed: bool = True
+    scale: float = 1.0
     reconstruction: Reconstruction = "squared"
 
     def __post_init__(self) -> None:
@@ -208,6 +220,26 @@ class VQVAE(nn.Module):
         )
         self.codebook = Codebook(config.codebook)
 
+    def start_alive(self) -> None:
+        """Fresh weights in which no channel begins dead: He's variances, no biases, residual blocks that add nothing.
+
+        With torch's own start (the original's) biases are greater than signals, so that half of the ReLUs are shut for
+        every input; a narrow network may never come out of it.
+        """
+        for module in self.modules():
+            if not isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
+                continue
+            # Of the taps of a transposed convolution every output meets one in stride^2.
+            taps = module.in_channels * math.prod(module.kernel_size)
+            if isinstance(module, nn.ConvTranspose2d):
+                taps //= math.prod(module.stride)
+            nn.init.normal_(module.weight, std=math.sqrt(2 / taps))
+            assert module.bias is not None
+            nn.init.zeros_(module.bias)
+        for block in self.modules():
+            if isinstance(block, ResidualConvs):
+                nn.init.zeros_(cast(nn.Conv2d, block.layers[-1]).weight)
+
     def latents(self, maps_B1HW: Tensor) -> Tensor:
         """The continuous latent map, ``[B, D, h, w]``.
 
@@ -222,7 +254,7 @@ class VQVAE(nn.Module):
                 where="VQ-VAE",
                 fix=f"bring it to one channel, with sides that are multiples of {step} pixels",
             )
-        return self.encoder(2 * (maps_B1HW - 0.5) if self.config.signed else maps_B1HW)
+        return self.encoder(2 * (maps_B1HW - 0.5) if self.config.signed else maps_B1HW / self.config.scale)
 
     def encode(self, maps_BHW: Tensor) -> Tensor:
         """Codes ``[B, tokens]`` of maps, row-major; no gradient.
@@ -259,7 +291,7 @@ class VQVAE(nn.Module):
 
     def _draw(self, latents_BDhw: Tensor) -> Tensor:
         drawn = self.decoder(latents_BDhw)
-        return 0.5 * drawn + 0.5 if self.config.signed else drawn
+        return 0.5 * drawn + 0.5 if self.config.signed else drawn * self.config.scale
 
     def reconstruct(self, maps_B1HW: Tensor, wanted_B1HW: Tensor) -> Reconstructed:
         """One pass with its losses; in training mode the codebook moves, after it was used.
@@ -270,23 +302,24 @@ class VQVAE(nn.Module):
         """
         latents = self.latents(maps_B1HW)
         rows = _rows(latents)
+        if self.training:
+            self.codebook.begin(rows)
         codes = self.codebook.nearest(rows)
         entries = self.codebook.entries[codes].view(latents.shape[0], *latents.shape[2:], -1).permute(0, 3, 1, 2)
         commitment = _COMMITMENT * F.mse_loss(latents, entries)
-        drawn = self.decoder(latents + (entries - latents).detach())
+        drawn = self._draw(latents + (entries - latents).detach())
         losses = {"loss_reconstruction": self._reconstruction(drawn, wanted_B1HW), "loss_commitment": commitment}
         if self.training:
             self.codebook.update(rows, codes)
         shares = torch.bincount(codes, minlength=self.config.codebook.codes) / len(codes)
         perplexity = (-(shares * (shares + 1e-10).log()).sum()).exp()
-        out = 0.5 * drawn + 0.5 if self.config.signed else drawn
-        return Reconstructed(out, codes.view(latents.shape[0], *latents.shape[2:]), losses, perplexity)
+        return Reconstructed(drawn, codes.view(latents.shape[0], *latents.shape[2:]), losses, perplexity)
 
     def _reconstruction(self, drawn: Tensor, wanted: Tensor) -> Tensor:
-        wanted = 2 * (wanted - 0.5) if self.config.signed else wanted
         match self.config.reconstruction:
             case "squared":
-                return F.mse_loss(drawn, wanted)
+                unit = 2.0 if self.config.signed else 1.0
+                return F.mse_loss(unit * drawn, unit * wanted)
             case "valid_squared":
                 return valid_squared_error(drawn, wanted)
             case "scale_invariant_log":
