@@ -25,7 +25,6 @@ from helpers_layouts import (
 )
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image
 
 from saccade.data.sources import READERS, Source, SourceSpec, open_source
 from saccade.data.sources.base import Repeated, balance_classes

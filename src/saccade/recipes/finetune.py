@@ -12,15 +12,19 @@ import torch
 from saccade.data.augment import Augment, LightAugment, ScaleJitterAugment
 from saccade.data.depth_augment import DepthAugment
 from saccade.data.sources import ONE_SPLIT_FILES, Source, SourceSpec, open_source
+from saccade.data.sources.base import most_objects
 from saccade.errors import DataError, UsageError
 from saccade.hub.checkpoint import read_card
 from saccade.hub.resolve import resolve
 from saccade.layers.precision import Precision
+from saccade.layers.swin import SwinV2Config
+from saccade.models.ait.adapt import for_depth, for_objects
+from saccade.models.ait.config import AiTConfig
 from saccade.models.git.config import GiTConfig
 from saccade.models.systems import ModelConfig, system_of, width_of
 from saccade.models.vitdet.config import ViTDetConfig
+from saccade.recipes.ait import NO_DECAY
 from saccade.recipes.git import LAYER_RATES, STEM_RATES, only
-from saccade.samples import ClassList
 from saccade.tasks import TASKS, Task, parse_task
 from saccade.training.config import LayerDecay, LayerRates, OptimConfig, SourceConfig, TrainConfig
 
@@ -40,7 +44,9 @@ _MONITOR = {
 }
 _PASSES = 60
 _JITTER = (0.6, 1.5)  # milder than the published 0.1 to 2, which is meant for a hundred thousand pictures
+_SWIN_DECAY = 0.85  # AiT's, of its objects
 _LEAST_STEPS, _MOST_STEPS = 600, 12_000
+_FAR_M = 1000
 _HELD_OUT = 5  # without a validation part, the last fifth of the training part is held out
 
 
@@ -60,13 +66,13 @@ def finetune(
 ) -> TrainConfig:
     """Fine-tunes a model on 50 to 5,000 images of a folder.
 
-    The folder may hold a COCO JSON, PASCAL VOC files, or images with mask files. Its own split is used; a data set
-    without one is divided by the reader, and where there is no validation part the last fifth of the training part is
-    held out. The checkpoint with the best validation metric is kept.
+    The folder may hold a COCO JSON, PASCAL VOC files, images with mask files, or images with depth maps. Its own split
+    is used; a data set without one is divided by the reader, and where there is no validation part the last fifth of
+    the training part is held out. The checkpoint with the best validation metric is kept.
 
     Args:
         data_root: The folder.
-        task: ``detection``, ``instance`` or ``semantic``.
+        task: ``detection``, ``instance``, ``semantic`` or ``depth``.
         model: A bundled name, a zoo name or a checkpoint folder.
         classes: Class names: a choice among those of the files, or the names of label values where files carry none.
         reader: The format; empty = recognised.
@@ -110,10 +116,10 @@ def finetune(
     steps = steps or min(max(_PASSES * count // (batch_size * accumulate), _LEAST_STEPS), _MOST_STEPS)
     return TrainConfig(
         name=f"finetune/{_word(Path(data_root).resolve().name)}-{TASKS[chosen].alias}-{_word(Path(model).name)}",
-        model=_adapted(card.config, chosen, opened.classes),
+        model=_adapted(card.config, chosen, opened),
         weights=model,
         train=(_source(train, batch_size=batch_size, augment=_augment(chosen, card.config)),),
-        val=(_source(val, batch_size=batch_size),),
+        val=(dataclasses.replace(_source(val, batch_size=batch_size), protocol=_protocol(val)),),
         steps=steps,
         optim=_optim(card.config, steps),
         accumulate=accumulate,
@@ -165,18 +171,30 @@ def _divide(train: SourceSpec, count: int, val_annotations: str) -> tuple[Source
     return dataclasses.replace(train, limit=kept), dataclasses.replace(train, offset=kept), kept
 
 
+def _protocol(val: SourceSpec) -> str:
+    """The Eigen crop and the limit of 10 m are NYU's: of other depth every known pixel counts."""
+    return f"crop=none,max_m={_FAR_M}" if val.task is Task.DEPTH and val.reader != "nyu" else ""
+
+
 def _source(spec: SourceSpec, *, batch_size: int, augment: Augment | None = None) -> SourceConfig:
     fields = {field.name: getattr(spec, field.name) for field in dataclasses.fields(SourceSpec)}
     return SourceConfig(**fields, batch_size=batch_size, augment=augment)
 
 
-def _adapted(model: ModelConfig, task: Task, classes: ClassList | None) -> ModelConfig:
-    """The model for one task; a detector gets the classes of the data, GiT reads their names."""
+def _adapted(model: ModelConfig, task: Task, source: Source) -> ModelConfig:
+    """The model for one task; a detector and AiT get the classes of the data, GiT reads their names."""
     if isinstance(model, GiTConfig):
         return only(model, [task])
-    if not isinstance(model, ViTDetConfig):
-        raise UsageError(f"{system_of(model)} is not fine-tuned by this recipe", fix="train it by its own recipe")
+    if isinstance(model, AiTConfig) and task is Task.DEPTH:
+        return for_depth(model)
+    if not isinstance(model, ViTDetConfig | AiTConfig):
+        raise UsageError(
+            f"a {system_of(model)} model is not fine-tuned by this recipe", fix="train it by its own recipe"
+        )
+    classes = source.classes
     assert classes is not None  # detection and instance segmentation have classes
+    if isinstance(model, AiTConfig):
+        return for_objects(model, task, classes, most_objects(source))
     heads = dataclasses.replace(
         model.roi, num_classes=len(classes), mask="none" if task is Task.DETECTION else model.roi.mask
     )
@@ -186,6 +204,8 @@ def _adapted(model: ModelConfig, task: Task, classes: ClassList | None) -> Model
 def _augment(task: Task, model: ModelConfig) -> Augment:
     if task is Task.DEPTH:
         return DepthAugment()
+    if isinstance(model, AiTConfig):
+        return ScaleJitterAugment(scales=_JITTER, rules="ait")
     if isinstance(model, ViTDetConfig):
         rules: Literal["mmdet", "detectron2"] = "detectron2" if model.resize == "pillow" else "mmdet"
         return ScaleJitterAugment(scales=_JITTER, rules=rules)
@@ -207,6 +227,7 @@ def _optim(model: ModelConfig, steps: int) -> OptimConfig:
         lr=5e-4 if small else 1e-4,
         weight_decay=0.05,
         decay_matrices_only=True,
+        no_decay=NO_DECAY if isinstance(model, AiTConfig) else (),
         clip_norm=1.0,
         layer_rates=STEM_RATES if small else _rates(model),
         warmup_steps=steps // 20,
@@ -218,6 +239,9 @@ def _rates(model: ModelConfig) -> LayerRates | LayerDecay | None:
     """The published ramp of the model's size: the lower blocks know more than a small data set can teach them."""
     if isinstance(model, ViTDetConfig):
         return LayerDecay(layers=model.vit.depth, cells=len(getattr(model.backbone, "cells", ())))
+    if isinstance(model, AiTConfig) and isinstance(model.backbone, SwinV2Config):
+        stages = model.backbone.depths
+        return LayerDecay(rate=_SWIN_DECAY, layers=sum(stages) + len(stages) - 1, stages=stages)
     return {768: LAYER_RATES["base"], 1024: LAYER_RATES["large"], 1280: LAYER_RATES["huge"]}.get(width_of(model))
 
 

@@ -19,6 +19,7 @@ from saccade.hub.zoo import ZOO
 from saccade.layers.local_start import start_local
 from saccade.layers.vit import PlainViT
 from saccade.mapping import MappingReport
+from saccade.models.ait.adapt import adapted_state
 from saccade.models.ait.model import AiT
 from saccade.models.ait.vqvae import MapVQVAE
 from saccade.models.git.config import GiTConfig
@@ -86,7 +87,7 @@ def _load_vqvaes(model: Model, config: TrainConfig) -> None:
         if not isinstance(loaded, MapVQVAE) or loaded.config.task is not task:
             raise ConfigError(f"it is no VQ-VAE of {task}", where=source, why=f"it is {_kind(loaded)}")
         found, expected = loaded.config.vqvae, into.config
-        form = ("size", "downsample", "base_width", "residual_blocks", "signed")
+        form = ("size", "downsample", "base_width", "residual_blocks", "signed", "scale")
         odd = [name for name in form if getattr(found, name) != getattr(expected, name)]
         odd += [
             f"codebook.{n}" for n in ("codes", "width") if getattr(found.codebook, n) != getattr(expected.codebook, n)
@@ -119,20 +120,28 @@ def _kind(model: Model) -> str:
 def _start_local(model: Model) -> None:
     if isinstance(model, GiT):
         initialise_local(model)
+    elif isinstance(model, MapVQVAE):
+        model.vqvae.start_alive()
     elif isinstance(model.backbone, PlainViT):
         start_local(model.backbone)
     else:
-        raise ConfigError("the local start is for plain ViTs", where="initialise", fix="set initialise=plain")
+        raise ConfigError(
+            "the local start is for plain ViTs and VQ-VAEs", where="initialise", fix="set initialise=plain"
+        )
 
 
 def _whole_model(config: TrainConfig) -> Model:
     """``weights``: every tensor must find its place in the configured model.
 
-    A detector with other classes than those of ``weights`` keeps fresh what depends on the classes.
+    A detector with other classes than those of ``weights`` keeps fresh what depends on the classes; AiT keeps what both
+    know (:func:`saccade.models.ait.adapt.adapted_state`).
     """
     loaded = load_model(config.weights).model
     model = build(config.model, vocabulary_of(config))
-    found = {key: tuple(value.shape) for key, value in loaded.state_dict().items()}
+    state = loaded.state_dict()
+    if isinstance(model, AiT) and isinstance(loaded, AiT):
+        state = adapted_state(loaded, model)
+    found = {key: tuple(value.shape) for key, value in state.items()}
     expected = {key: tuple(value.shape) for key, value in model.state_dict().items()}
     odd = sorted(key for key in found.keys() | expected.keys() if found.get(key) != expected.get(key))
     if isinstance(model, ViTDet) and isinstance(loaded, ViTDet):
@@ -144,7 +153,7 @@ def _whole_model(config: TrainConfig) -> Model:
             why=f"{len(odd)} tensors differ in name or shape, e.g. {', '.join(odd[:3])}",
             fix="use that model's own configuration (recipe=finetune does), or start its backbone only, with init_from",
         )
-    fitting = {key: value for key, value in loaded.state_dict().items() if found[key] == expected.get(key)}
+    fitting = {key: value for key, value in state.items() if found[key] == expected.get(key)}
     model.load_state_dict(fitting, strict=False)
     return model
 

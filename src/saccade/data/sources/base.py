@@ -50,6 +50,15 @@ class CountsClasses(Protocol):
         ...
 
 
+@runtime_checkable
+class CountsObjects(Protocol):
+    """A source that knows the number of objects of a sample without reading its image."""
+
+    def object_count(self, index: int) -> int:
+        """Objects of the sample that are learned, crowds and ignored ones left out."""
+        ...
+
+
 class _CannotCountError(UsageError):
     """A part of another source was asked for classes that the other one does not list."""
 
@@ -88,6 +97,18 @@ def class_counts(source: Source) -> Counter[int] | None:
     except _CannotCountError:
         pass
     return None
+
+
+def most_objects(source: Source) -> int:
+    """Objects of the sample that has most of them; images are read where the source cannot say."""
+    if isinstance(source, CountsObjects):
+        return max(source.object_count(index) for index in range(len(source)))
+    most = 0
+    for index in range(len(source)):
+        target = source[index].target
+        crowd = 0 if target.is_crowd is None else int(target.is_crowd.sum())
+        most = max(most, (0 if target.class_ids is None else len(target.class_ids)) - crowd)
+    return most
 
 
 def select_range(source: Source, *, offset: int = 0, limit: int = 0) -> Source:

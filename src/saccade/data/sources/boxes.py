@@ -121,6 +121,10 @@ class BoxSource:
         *_, class_ids, ignored = self._records[index]
         return set(class_ids[~ignored].tolist())
 
+    def object_count(self, index: int) -> int:
+        """Objects in an image, ignored objects left out."""
+        return int((~self._records[index][-1]).sum())
+
     def _record(self, labelled: LabelledImage, skipped: Counter[str]) -> tuple:
         boxes, class_ids, ignored = [], [], []
         for item in labelled.objects:

@@ -182,6 +182,10 @@ class CocoSource:
         record = self._records[index]
         return set(record["class_ids"][~record["crowd"]].tolist())
 
+    def object_count(self, index: int) -> int:
+        """Objects in an image, crowds left out."""
+        return int((~self._records[index]["crowd"]).sum())
+
     def _read_classes(self, content: Any, categories: dict[int, str], asked: Sequence[str]) -> ClassList:
         return choose_classes(categories, asked, self._path)
 
