@@ -30,12 +30,13 @@ def load_backbone(model: Model, path: str | Path) -> MappingReport:
     """Copies a pre-trained backbone into a model (``init_from``); blocks beyond its depth keep their fresh values.
 
     A detector takes a plain ViT or ViTAE as pre-trained by MAE; what such a file cannot know (relative positions,
-    convolutions between windows) keeps its fresh values, too.
+    convolutions between windows) keeps its fresh values, too. A solver of AiT takes the transformer of another one, too
+    (:func:`saccade.models.ait.convert.from_start`).
 
     Args:
         model: Its backbone is overwritten.
-        path: A SAM file in mmpretrain's or Segment Anything's names, an MAE or ViTAE file, a GiT file, or a folder or
-            file of ours.
+        path: A SAM file in mmpretrain's or Segment Anything's names, an MAE or ViTAE file, a GiT file, a SimMIM file or
+            a released solver for AiT, or a folder or file of ours.
 
     Raises:
         CheckpointError: The file is damaged, or a tensor of the backbone is missing or has another shape.
@@ -43,8 +44,12 @@ def load_backbone(model: Model, path: str | Path) -> MappingReport:
     if isinstance(model, MapVQVAE):
         raise ConfigError("a VQ-VAE has no backbone", where="init_from")
     file, depth = _read_part(path, BACKBONE)
-    expected = {k: tuple(v.shape) for k, v in model.state_dict().items() if k.startswith("backbone.")}
-    if any(key.startswith(("backbone.blocks.", "backbone.stages.")) for key in file.tensors):
+    whole = isinstance(model, AiT) and ait.has_transformer(file.tensors)
+    parts = ("backbone.", "transformer.") if whole else ("backbone.",)
+    expected = {k: tuple(v.shape) for k, v in model.state_dict().items() if k.startswith(parts)}
+    if whole:
+        mapped, report = ait.from_start(file.tensors, expected, source=str(file.path))
+    elif any(key.startswith(("backbone.blocks.", "backbone.stages.")) for key in file.tensors):
         mapped, report = apply_mapping(
             file.tensors,
             expected=expected,
@@ -62,7 +67,8 @@ def load_backbone(model: Model, path: str | Path) -> MappingReport:
     else:
         mapped, report = git.from_sam(file.tensors, expected, source=str(file.path))
     if isinstance(model, AiT):
-        allowed = ["backbone.norms.*"]  # the norm of the last stage is not in files that name theirs otherwise
+        # The norm of the last stage is not in files that name theirs otherwise.
+        allowed = ["backbone.norms.*", "transformer.*"]
     elif isinstance(model, ViTDet):
         allowed = ["backbone.blocks.*.attn.rel_pos_?", "backbone.blocks.*.residual.*"]
     else:

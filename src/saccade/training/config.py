@@ -145,7 +145,8 @@ class TrainConfig:
         initialise: Fresh weights: ``plain`` as published, or ``local`` for training without any pre-training
             (:func:`saccade.layers.local_start.start_local`).
         weights: A checkpoint folder or zoo name whose whole model is the start (fine-tuning).
-        init_from: A pre-training file whose backbone is the start (e.g. a SAM ViT).
+        init_from: A pre-training file whose backbone is the start (e.g. a SAM ViT); for AiT also another solver, of
+            which the transformer is taken, too.
         mask_vqvae: A trained VQ-VAE of masks, whose codes AiT learns to say: a checkpoint folder, or a released file.
         depth_vqvae: The same of depth.
         text_init: A BERT embedding file for ``text_embed`` (GiT's ``bert_embed*.pt``).

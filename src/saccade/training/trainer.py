@@ -140,7 +140,7 @@ class _Run:
         self.progress = TrainProgress(steps=config.steps, done=start.step, quiet=not world.is_main, console=console)
         for text in [
             *start.notes,
-            *(str(report) for report in reports),
+            *(text for report in reports for text in (str(report), *report.notes)),
             *_skipped(self.train_sources + self.val_sources),
         ]:
             self._note(text)

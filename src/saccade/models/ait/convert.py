@@ -175,6 +175,58 @@ def from_backbone(
     )
 
 
+def has_transformer(keys: Sequence[str] | Mapping[str, object]) -> bool:
+    """Whether a file with these keys, official ones or ours, knows more of a solver than its backbone."""
+    return any(key.removeprefix("module.").startswith("transformer.") for key in keys)
+
+
+def from_start(
+    state: Mapping[str, Tensor], expected: Mapping[str, Sequence[int]], *, source: str = ""
+) -> tuple[dict[str, Tensor], MappingReport]:
+    """Maps what one solver has learned onto another that starts from it, as the original's masks start from boxes.
+
+    Of the transformer counts what has the same name and shape; the rest (the vocabulary, where it has other rows)
+    starts fresh and stands in the notes. VQ-VAEs are left out: a run names those whose codes it learns.
+
+    Args:
+        state: Official names, or ours, to tensors.
+        expected: Our names to shapes, of the backbone and the transformer.
+        source: Where it came from, for the report.
+    """
+    state = {key.removeprefix("module."): tensor for key, tensor in state.items()}
+    ours = any(key.startswith(("backbone.stages.", "backbone.blocks.")) for key in state)
+
+    def drop(key: str) -> str | None:
+        return "a VQ-VAE: the run names its own" if "vqvae." in key else _drop(key)
+
+    mapped, report = apply_mapping(
+        state, expected=expected, rename=(lambda key: key) if ours else our_key, drop=drop, source=source
+    )
+    places = {key: key if ours else our_key(key) for key in report.unexpected}
+    extra = [key for key, place in places.items() if place is not None and place.startswith("transformer.")]
+    report.dropped |= dict.fromkeys(extra, "the model has no such part")
+    report.unexpected = [key for key in report.unexpected if key not in extra]
+    lacking = [_part(key) for key in report.missing if key.startswith("transformer.")]
+    odd = {key: report.wrong_shape.pop(key) for key in list(report.wrong_shape) if key.startswith("transformer.")}
+    report.missing += odd
+    if report.wrong_shape:
+        report.notes.append("choose a solver with the same backbone")
+        return mapped, report
+    for keys, why in (
+        (dict.fromkeys(lacking), "the file lacks them"),
+        ([f"{key} {found} -> {want}" for key, (found, want) in odd.items()], "they have another shape in the file"),
+    ):
+        if keys:
+            report.notes.append(f"start fresh, because {why}: {', '.join(keys)}")
+    return mapped, report
+
+
+def _part(key: str) -> str:
+    """The block or the table that a tensor of the transformer belongs to."""
+    found = re.match(r"transformer\.\w+(\.\d+)?", key)
+    return found[0] if found else key
+
+
 def to_official(state: Mapping[str, Tensor], config: AiTConfig) -> dict[str, Tensor]:
     """Our state dict under official names, copies and computed tables included.
 
