@@ -19,6 +19,11 @@ def autocast(precision: Precision, device: torch.device | str) -> AbstractContex
     return nullcontext()
 
 
+def full_precision(device: torch.device) -> AbstractContextManager[Any]:
+    """The context of parts that compute in float32 whatever is chosen outside, as their authors have them do."""
+    return torch.autocast(device.type, enabled=False)
+
+
 def halve_linears(model: nn.Module) -> None:
     """Stores the linear layers of a model in bfloat16, in place, for prediction under :func:`autocast`.
 

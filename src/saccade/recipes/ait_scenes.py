@@ -19,40 +19,65 @@ FAR_M = 80.0
 """No truth of a scene lies farther away, in metres; the official limit is that of rooms."""
 
 
-def nano_vqvae_masks(*, steps: int = 3_000) -> TrainConfig:
-    """Codes of masks, learned from crops of drawn objects."""
-    train = SourceConfig(task=Task.INSTANCE, reader="scenes", size=192, batch_size=64, augment=MaskCropAugment())
-    return _vqvae("nano_vqvae_masks", Task.INSTANCE, train, steps=steps)
+def nano_vqvae_masks(*, steps: int = 1_500, size: int = 192) -> TrainConfig:
+    """Codes of masks, learned from crops of drawn objects.
+
+    Args:
+        steps: Optimiser steps.
+        size: Side of the scenes in pixels.
+    """
+    train = SourceConfig(task=Task.INSTANCE, reader="scenes", size=size, batch_size=64, augment=MaskCropAugment())
+    return _vqvae("nano_vqvae_masks", Task.INSTANCE, train, _instances_validation(size), steps=steps, size=size)
 
 
-def nano_vqvae_depth(*, steps: int = 4_000, hidden: float = 0.5, holes: float = 0.0) -> TrainConfig:
+def nano_vqvae_depth(*, steps: int = 1_500, size: int = 192, hidden: float = 0.5, holes: float = 0.0) -> TrainConfig:
     """Codes of depth, learned from depth maps of scenes.
 
     Args:
         steps: Optimiser steps.
+        size: Side of the scenes in pixels.
         hidden: Share of the patches that are hidden from the encoder.
         holes: Share of the depth that is lost, as a sensor loses it.
     """
-    config = _vqvae("nano_vqvae_depth", Task.DEPTH, _depth_source(16, holes), steps=steps)
+    config = _vqvae(
+        "nano_vqvae_depth",
+        Task.DEPTH,
+        _depth_source(16, size, holes=holes),
+        _depth_validation(size),
+        steps=steps,
+        size=size,
+    )
     assert isinstance(config.model, MapVQVAEConfig)
     return dataclasses.replace(config, model=dataclasses.replace(config.model, hide_patch=16, hide_ratio=hidden))
 
 
 def nano_depth(
-    *, depth_vqvae: str = "", steps: int = 6_000, parallel: bool = False, soft: bool = True, holes: float = 0.0
+    *,
+    depth_vqvae: str = "",
+    steps: int = 6_000,
+    size: int = 192,
+    parallel: bool = False,
+    soft: bool = True,
+    holes: float = 0.0,
 ) -> TrainConfig:
     """Metric depth of scenes, as the bundled ``ait-nano`` was trained.
 
     Args:
         depth_vqvae: What ``ait.nano_vqvae_depth`` trained.
         steps: Optimiser steps.
+        size: Side of the scenes in pixels.
         parallel: All codes in one pass instead of one after the other.
         soft: Soft tokens, in prediction and by the loss of what they draw.
         holes: Share of the depth that is lost in training, as a sensor loses it.
     """
-    model = dataclasses.replace(presets.nano(parallel=parallel, soft=soft), instance=None)
+    model = dataclasses.replace(presets.nano(size, parallel=parallel, soft=soft), instance=None)
     return _solver(
-        "nano_depth", model, (_depth_source(12, holes),), (_depth_validation(),), depth_vqvae=depth_vqvae, steps=steps
+        "nano_depth",
+        model,
+        (_depth_source(12, size, holes=holes),),
+        (_depth_validation(size),),
+        depth_vqvae=depth_vqvae,
+        steps=steps,
     )
 
 
@@ -64,44 +89,52 @@ def nano_depth_plain(*, depth_vqvae: str = "", init_from: str = "git-nano", step
         init_from: Where the backbone comes from; empty = fresh weights.
         steps: Optimiser steps.
     """
+    size = 192
     config = _solver(
         "nano_depth_plain",
         presets.nano_plain(),
-        (_depth_source(12, 0.0),),
-        (_depth_validation(),),
+        (_depth_source(12, size),),
+        (_depth_validation(size),),
         depth_vqvae=depth_vqvae,
         steps=steps,
     )
     return dataclasses.replace(config, init_from=init_from, initialise="plain" if init_from else "local")
 
 
-def nano_instance(*, mask_vqvae: str = "", steps: int = 6_000, soft: bool = True) -> TrainConfig:
+def nano_instance(*, mask_vqvae: str = "", steps: int = 6_000, size: int = 192, soft: bool = True) -> TrainConfig:
     """Boxes and masks of scenes.
 
     Args:
         mask_vqvae: What ``ait.nano_vqvae_masks`` trained.
         steps: Optimiser steps.
+        size: Side of the scenes in pixels.
         soft: Soft tokens, in prediction and by the loss of what they draw.
     """
-    model = dataclasses.replace(presets.nano(soft=soft), depth=None)
+    model = dataclasses.replace(presets.nano(size, soft=soft), depth=None)
     return _solver(
-        "nano_instance", model, (_instances(12),), (_instances_validation(),), mask_vqvae=mask_vqvae, steps=steps
+        "nano_instance",
+        model,
+        (_instances(12, size),),
+        (_instances_validation(size),),
+        mask_vqvae=mask_vqvae,
+        steps=steps,
     )
 
 
-def nano_joint(*, mask_vqvae: str = "", depth_vqvae: str = "", steps: int = 6_000) -> TrainConfig:
+def nano_joint(*, mask_vqvae: str = "", depth_vqvae: str = "", steps: int = 6_000, size: int = 192) -> TrainConfig:
     """Boxes, masks and depth with one set of weights; a step has as many pictures of each as when trained alone.
 
     Args:
         mask_vqvae: What ``ait.nano_vqvae_masks`` trained.
         depth_vqvae: What ``ait.nano_vqvae_depth`` trained.
         steps: Optimiser steps.
+        size: Side of the scenes in pixels.
     """
     config = _solver(
         "nano_joint",
-        presets.nano(),
-        (_instances(12), _depth_source(12, 0.0)),
-        (_instances_validation(), _depth_validation()),
+        presets.nano(size),
+        (_instances(12, size), _depth_source(12, size)),
+        (_instances_validation(size), _depth_validation(size)),
         mask_vqvae=mask_vqvae,
         depth_vqvae=depth_vqvae,
         steps=steps,
@@ -151,13 +184,13 @@ def _solver(
     )
 
 
-def _vqvae(name: str, task: Task, train: SourceConfig, *, steps: int) -> TrainConfig:
-    model = MapVQVAEConfig(task=task, vqvae=presets.nano_vqvae(task))
+def _vqvae(name: str, task: Task, train: SourceConfig, val: SourceConfig, *, steps: int, size: int) -> TrainConfig:
+    model = MapVQVAEConfig(task=task, vqvae=presets.nano_vqvae(task, size))
     return TrainConfig(
         name=f"ait/{name}",
         model=model,
         train=(train,),
-        val=(_depth_validation() if task is Task.DEPTH else _instances_validation(),),
+        val=(val,),
         steps=steps,
         optim=OptimConfig(lr=1e-3, weight_decay=0.0, clip_norm=1.0, warmup_steps=100, min_lr=1e-5),
         precision="bf16",
@@ -168,28 +201,28 @@ def _vqvae(name: str, task: Task, train: SourceConfig, *, steps: int) -> TrainCo
     )
 
 
-def _depth_source(images: int, holes: float) -> SourceConfig:
+def _depth_source(images: int, size: int, *, holes: float = 0.0) -> SourceConfig:
     augment = DepthAugment(cut_depth=0.0, light=0.0, resize=False, holes=holes)
-    return SourceConfig(task=Task.DEPTH, reader="scenes", size=192, batch_size=images, augment=augment)
+    return SourceConfig(task=Task.DEPTH, reader="scenes", size=size, batch_size=images, augment=augment)
 
 
-def _depth_validation() -> SourceConfig:
+def _depth_validation(size: int) -> SourceConfig:
     return SourceConfig(
         task=Task.DEPTH,
         reader="scenes",
         split="val",
-        size=192,
+        size=size,
         limit=500,
         batch_size=16,
         protocol=f"crop=none,max_m={FAR_M:g}",
     )
 
 
-def _instances(images: int) -> SourceConfig:
+def _instances(images: int, size: int) -> SourceConfig:
     # Scenes never end, and nothing is drawn twice; flips and mild scaling still teach that place and size are free.
     augment = ScaleJitterAugment(scales=(0.8, 1.3), rules="ait")
-    return SourceConfig(task=Task.INSTANCE, reader="scenes", size=192, batch_size=images, augment=augment)
+    return SourceConfig(task=Task.INSTANCE, reader="scenes", size=size, batch_size=images, augment=augment)
 
 
-def _instances_validation() -> SourceConfig:
-    return SourceConfig(task=Task.INSTANCE, reader="scenes", split="val", size=192, limit=500, batch_size=16)
+def _instances_validation(size: int) -> SourceConfig:
+    return SourceConfig(task=Task.INSTANCE, reader="scenes", split="val", size=size, limit=500, batch_size=16)

@@ -1,5 +1,7 @@
 """AiT, All in Tokens: detection, instance segmentation and depth as sequences over one vocabulary.
 
+Under autocast the transformer still computes in float32, as in the original: its logits tell thousands of tokens apart.
+
 Shape legend: B images, N memory tokens, C width, V vocabulary, O objects of a sequence, t tokens of an object (5 + m),
 m mask codes, K codes, h w the grid of codes. Source: All in Tokens (ICCV 2023); facts in docs/ait.md.
 """
@@ -18,6 +20,7 @@ from saccade.layers.boxes import paste_masks
 from saccade.layers.decoding import Nucleus, sample_nucleus
 from saccade.layers.distributed import mean_over_ranks
 from saccade.layers.losses import dice_error, scale_invariant_log_error
+from saccade.layers.precision import full_precision
 from saccade.layers.roi import Frame, frames_of, mask_targets
 from saccade.layers.swin import SwinV2
 from saccade.layers.vit import PlainViT, ViTConfig
@@ -139,7 +142,9 @@ class AiT(nn.Module):
             if batch.task is Task.DEPTH:
                 return list(self._predict_depth(batch))
             frames = frames_of(batch)
-            said = self.say_objects(self.encode(batch.images), batch.task)
+            memory = self.encode(batch.images)
+            with full_precision(batch.images.device):
+                said = self.say_objects(memory, batch.task)
             return list(self._instances(said, frames, batch))
 
     def set_activation_checkpointing(self, enabled: bool) -> None:
@@ -153,12 +158,15 @@ class AiT(nn.Module):
         height, width = images_B3HW.shape[2:]
         if pad_to:
             images_B3HW = F.pad(images_B3HW, (0, pad_to - width, 0, pad_to - height))
-        return self.transformer.encode(self.backbone(images_B3HW).permute(0, 3, 1, 2).float())
+        features = self.backbone(images_B3HW).permute(0, 3, 1, 2).float()
+        with full_precision(features.device):
+            return self.transformer.encode(features)
 
     def _logits(self, memory_BNC: Tensor, tokens_BT: Tensor, task: Task) -> Tensor:
         """Logits of a whole sequence, ``[B, T + 1, V]``, from all its tokens but the last."""
         tasks = torch.full((len(memory_BNC),), TASK_ROWS[task], device=memory_BNC.device)
-        return self.transformer.decode(memory_BNC, self.transformer.embed(tasks, tokens_BT))
+        with full_precision(memory_BNC.device):
+            return self.transformer.decode(memory_BNC, self.transformer.embed(tasks, tokens_BT))
 
     # ------------------------------------------------------------------ objects: training
 
@@ -201,7 +209,7 @@ class AiT(nn.Module):
         config = self._objects(batch.task)
         vocabulary = self._vocabulary(config)
         orders = [draws.permutation(0 if t.class_ids is None else len(t.class_ids)) for t in batch.targets]
-        sequences, reals, crops = [], [], []
+        images, reals, cut = [], [], []
         for index, order in enumerate(orders):
             boxes, class_ids, masks = self._truth(batch, index, order)
             check_count(len(boxes), config.objects, batch.origins[index].path or batch.origins[index].image_id)
@@ -209,18 +217,21 @@ class AiT(nn.Module):
             every = torch.cat([boxes, noise.boxes_xyxy])
             classes = torch.full((config.objects,), vocabulary.noise, device=boxes.device)
             classes[: len(boxes)] = class_ids + vocabulary.classes
-            codes = None
             if self.mask_vqvae is not None and masks is not None and config.masks is not None:
                 owner = torch.cat([torch.arange(len(boxes)), noise.source]).to(boxes.device)
                 inside = torch.zeros(len(every), config.masks.size, config.masks.size, device=boxes.device)
                 has = (owner >= 0).nonzero()[:, 0]
                 inside[has] = mask_targets(masks, every[has], owner[has], config.masks.size)
-                codes = self.mask_vqvae.encode(inside)
-                crops.append(inside[: len(boxes)])
-            sequences.append(object_tokens(every, classes, codes, vocabulary))
+                cut.append(inside)
+            images.append((every, classes))
             reals.append(torch.arange(config.objects, device=boxes.device) < len(boxes))
         real = torch.stack(reals)
-        return torch.stack(sequences), real, torch.cat(crops) if crops else real.new_zeros(0, 1, 1)
+        crops = torch.stack(cut) if cut else None
+        codes: list[Tensor | None] = [None] * len(images)
+        if crops is not None and self.mask_vqvae is not None:
+            codes = list(self.mask_vqvae.encode(crops.flatten(0, 1)).unflatten(0, crops.shape[:2]))
+        sequences = [object_tokens(*pair, said, vocabulary) for pair, said in zip(images, codes, strict=True)]
+        return torch.stack(sequences), real, real.new_zeros(0, 1, 1) if crops is None else crops[real]
 
     def _truth(self, batch: Batch, index: int, order: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
         """Boxes, class ids and masks of an image in the given order, crowds left out."""
@@ -396,7 +407,9 @@ class AiT(nn.Module):
     def depth_of_windows(self, images_B3SS: Tensor) -> Tensor:
         """Depth ``[B, S, S]`` in metres of square windows."""
         assert self.depth_vqvae is not None
-        codes, logits = self.say_depth(self.encode(images_B3SS, pad_to=self._depth.pad_to))
+        memory = self.encode(images_B3SS, pad_to=self._depth.pad_to)
+        with full_precision(images_B3SS.device):
+            codes, logits = self.say_depth(memory)
         return self.draw_depth(logits) if self._depth.soft_maps else self.depth_vqvae.decode(codes)
 
     def depth_of(self, images_B3HW: Tensor) -> Tensor:

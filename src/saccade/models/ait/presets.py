@@ -88,13 +88,14 @@ VQVAES: dict[str, Callable[[], MapVQVAEConfig]] = {
 }
 
 
-def nano(*, parallel: bool = False, soft: bool = True) -> AiTConfig:
-    """Ours, for 192 px: a backbone of three stages, 12 x 12 codes of depth, eight objects with 4 x 4 codes each.
+def nano(size: int = 192, *, parallel: bool = False, soft: bool = True) -> AiTConfig:
+    """Ours: a backbone of three stages, a code of depth for every 16 px, eight objects with 4 x 4 codes each.
 
     It has all three tasks; a recipe takes out what it does not train.
     """
+    side = size // 16
     masks = ObjectsConfig(
-        input_size=192,
+        input_size=size,
         objects=8,
         top_p=0.0,
         masks=nano_vqvae(Task.INSTANCE),
@@ -104,32 +105,32 @@ def nano(*, parallel: bool = False, soft: bool = True) -> AiTConfig:
     )
     return AiTConfig(
         num_classes=8,
-        bins=384,
+        bins=2 * size,
         backbone=SwinV2Config(
             width=32,
             depths=(2, 2, 6),
             heads=(1, 2, 4),
-            windows=(12, 12, 12),
-            pretrained_windows=(12, 12, 12),
+            windows=(side,) * 3,
+            pretrained_windows=(side,) * 3,
             shifted=(True, True, False),
             drop_path=0.0,
             out_stages=(2,),
         ),
         transformer=TransformerConfig(
             width=96,
-            heads=4,
+            heads=3,
             mlp_width=384,
             encoder_blocks=2,
             decoder_blocks=3,
-            grid=12,
-            length=masks.length,
+            grid=side,
+            length=max(masks.length, side**2),
             dropout=0.0,
             drop_path=0.0,
             parallel=parallel,
         ),
         instance=masks,
         depth=DepthConfig(
-            depth=nano_vqvae(Task.DEPTH),
+            depth=nano_vqvae(Task.DEPTH, size),
             soft_tokens=soft and not parallel,
             soft_maps=soft,
             sharpness=1.0,
@@ -155,11 +156,11 @@ def nano_plain() -> AiTConfig:
     return dataclasses.replace(nano(), backbone=vit, instance=None)
 
 
-def nano_vqvae(task: Task) -> VQVAEConfig:
+def nano_vqvae(task: Task, size: int = 192) -> VQVAEConfig:
     """The VQ-VAEs of :func:`nano`; dead codes are revived, for there is no time to try other starts."""
     codebook = CodebookConfig(width=64, revive_below=0.5)
     if task is Task.DEPTH:
-        return dataclasses.replace(depth_vqvae(), size=192, downsample=16, base_width=8, codebook=codebook)
+        return dataclasses.replace(depth_vqvae(), size=size, downsample=16, base_width=8, scale=10.0, codebook=codebook)
     return dataclasses.replace(mask_vqvae(), base_width=8, codebook=codebook)
 
 
