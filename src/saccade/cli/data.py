@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from saccade.cli.parser import Parser, Verbs, add_json, comma_list, natural, positive
+from saccade.cli.parser import Parser, Verbs, add_depth_scale, add_json, comma_list, natural, positive
 from saccade.errors import SaccadeError, UsageError, nearest
 
 if TYPE_CHECKING:
@@ -112,6 +112,7 @@ def _add_files(parser: Parser) -> None:
         "--annotations", default="", metavar="FILE", help="annotation file or mask folder in the root (likewise)"
     )
     parser.add_argument("--classes", type=comma_list, default=(), metavar="A,B", help="the classes, where not all are")
+    add_depth_scale(parser)
 
 
 def _spec(arguments: argparse.Namespace, reader: str, split: str) -> SourceSpec:
@@ -122,6 +123,7 @@ def _spec(arguments: argparse.Namespace, reader: str, split: str) -> SourceSpec:
         "karpathy": Task.CAPTION,
         "refcoco": Task.GROUNDING,
         "panoptic": Task.SEMANTIC,
+        **dict.fromkeys(("nyu", "depth_folder"), Task.DEPTH),
         **dict.fromkeys(_BOXES_ONLY, Task.DETECTION),
     }
     return SourceSpec(
@@ -132,6 +134,7 @@ def _spec(arguments: argparse.Namespace, reader: str, split: str) -> SourceSpec:
         images=arguments.images,
         annotations=arguments.annotations,
         classes=tuple(arguments.classes),
+        depth_scale=arguments.depth_scale,
     )
 
 
@@ -232,12 +235,15 @@ def _add_convert(words: Verbs) -> None:
     parser = words.add(
         "convert",
         summary="Write a data set in another format.",
-        examples=["saccade data convert lesions/ --from mask_folder --to coco --out lesions_coco"],
+        examples=[
+            "saccade data convert lesions/ --from mask_folder --to coco --out lesions_coco",
+            "saccade data convert data/coco --from coco --to mask_crops --split train --out data/maskcoco",
+        ],
         run=_convert,
     )
     parser.add_argument("root", metavar="DIR", help="folder of the data set")
     parser.add_argument("--from", dest="reader", required=True, metavar="READER", help="mask_folder, voc, coco ...")
-    parser.add_argument("--to", default="coco", metavar="FORMAT", help="coco (default)")
+    parser.add_argument("--to", default="coco", metavar="FORMAT", help="coco (default) or mask_crops")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="root folder of the new data set")
     parser.add_argument(
         "--task", help="what to read: detection, instance or caption (default: all that the format has)"

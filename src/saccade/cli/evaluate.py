@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from saccade.cli.parser import (
     Parser,
     Verbs,
+    add_depth_scale,
     add_detector_options,
     add_device,
     add_json,
@@ -60,7 +61,8 @@ def add(verbs: Verbs) -> None:
         default="",
         metavar="NAME",
         help="how detection and instance segmentation are scored: coco, boundary (masks too at their edges), lvis, "
-        "voc07, voc10 (default: lvis for LVIS, else coco)",
+        "voc07, voc10 (default: lvis for LVIS, else coco); depth: nyu (default) or what differs, e.g. "
+        "crop=none,max_m=80",
     )
     parser.add_argument("--per-class", action="store_true", help="also show the metrics of every class")
     add_detector_options(parser)
@@ -87,6 +89,7 @@ def add_source(parser: Parser, *, split: str) -> None:
     parser.add_argument(
         "--classes", type=comma_list, default=(), metavar="A,B", help="class names, where the format has none"
     )
+    add_depth_scale(parser)
     parser.add_argument(
         "--limit", type=natural, default=0, metavar="N", help="only the first N samples (default: 0, all)"
     )
@@ -107,6 +110,7 @@ def source_spec(arguments: argparse.Namespace, task: Task) -> SourceSpec:
         annotations=arguments.annotations,
         classes=tuple(arguments.classes),
         limit=arguments.limit,
+        depth_scale=arguments.depth_scale,
     )
 
 

@@ -138,6 +138,17 @@ def add_model(parser: Parser) -> None:
     add_device(parser)
 
 
+def add_depth_scale(parser: Parser) -> None:
+    """Adds ``--depth-scale``."""
+    parser.add_argument(
+        "--depth-scale",
+        type=float,
+        default=1000.0,
+        metavar="X",
+        help="units of a metre in 16-bit depth maps (default: 1000, millimetres; TUM: 5000)",
+    )
+
+
 def add_detector_options(parser: Parser) -> None:
     """Adds ``--soft-nms``, ``--test-sizes`` and ``--test-flip``."""
     parser.add_argument(
