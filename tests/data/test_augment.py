@@ -18,12 +18,14 @@ from saccade.data.augment import (
     GroundingAugment,
     LightAugment,
     Redraw,
+    ScaleJitterAugment,
     SemanticAugment,
     draw_area_crop,
 )
-from saccade.data.geometry import View, boxes_tensor
+from saccade.data.geometry import View, boxes_tensor, mask_tensor
 from saccade.data.resize import resize_nearest
 from saccade.errors import DataError
+from saccade.samples import Sample
 from saccade.tasks import Task
 from saccade.tokens.contours import encode_contours
 
@@ -242,3 +244,68 @@ def test_area_crops_lie_inside(size_hw: tuple[int, int]) -> None:
         )
         assert top >= 0 and left >= 0 and height >= 1 and width >= 1
         assert top + height <= size_hw[0] and left + width <= size_hw[1]
+
+
+# ------------------------------------------------------------------------------------------ large-scale jitter of AiT
+
+
+def _jitter(sample: Sample, rules: str, **changes: object) -> Sample:
+    """As it is, at the scale of the input: what the rules do with boxes is all that changes."""
+    augment = ScaleJitterAugment(flip=0.0, scales=(1.0, 1.0), rules=rules)  # type: ignore[arg-type]
+    return dataclasses.replace(augment, **changes).build(SIZE)(sample, np.random.default_rng(0))  # type: ignore[arg-type]
+
+
+def test_ait_keeps_the_boxes_of_annotations() -> None:
+    """mmdet and detectron2 take the boxes of the masks; in AiT an annotation may be wider than its mask."""
+    sample = make_sample(0, Task.INSTANCE, size_hw=(SIZE, SIZE), objects=1)
+    mask = np.zeros((1, SIZE, SIZE), bool)
+    mask[0, 20:40, 10:30] = True
+    sample.target.masks = mask_tensor(mask)
+    sample.target.boxes = boxes_tensor(np.array([[6.5, 18.25, 33.0, 44.0]], np.float32), (SIZE, SIZE))
+    for rules, box in (("ait", [6.5, 18.25, 33, 44]), ("mmdet", [10, 20, 30, 40]), ("detectron2", [10, 20, 30, 40])):
+        assert _jitter(sample, rules).target.boxes.tolist() == [box], rules
+
+
+def test_ait_keeps_an_object_whose_mask_the_crop_has_lost() -> None:
+    """Its box reaches into the crop, its mask does not: it is said with the code of an empty mask."""
+    sample = make_sample(0, Task.INSTANCE, size_hw=(SIZE, SIZE), objects=1)
+    sample.target.masks = mask_tensor(np.zeros((1, SIZE, SIZE), bool))
+    sample.target.boxes = boxes_tensor(np.array([[2, 3, 30, 40]], np.float32), (SIZE, SIZE))
+    kept = _jitter(sample, "ait").target
+    assert kept.boxes.tolist() == [[2, 3, 30, 40]] and not kept.masks.any() and len(kept.class_ids) == 1
+    assert len(_jitter(sample, "detectron2").target.boxes) == 0
+    with pytest.raises(Redraw):
+        _jitter(sample, "mmdet")
+
+
+def test_ait_learns_from_crops_of_background() -> None:
+    sample = make_sample(0, Task.INSTANCE, size_hw=(SIZE, SIZE), objects=0)
+    for rules in ("ait", "detectron2"):
+        target = _jitter(sample, rules).target
+        assert target.boxes.shape == (0, 4) and target.masks.shape == (0, SIZE, SIZE)
+    with pytest.raises(Redraw):
+        _jitter(sample, "mmdet")
+    # A crop beside all objects is background, too; none is drawn again for it.
+    sample = make_sample(0, Task.INSTANCE, size_hw=(SIZE, SIZE), objects=1)
+    mask = np.zeros((1, SIZE, SIZE), bool)
+    mask[0, :4, :4] = True
+    sample.target.masks = mask_tensor(mask)
+    sample.target.boxes = boxes_tensor(np.array([[0, 0, 4, 4]], np.float32), (SIZE, SIZE))
+    augment = ScaleJitterAugment(flip=0.0, scales=(3.0, 3.0), rules="ait").build(SIZE)
+    counts = [len(augment(sample, np.random.default_rng(seed)).target.boxes) for seed in range(30)]
+    assert 0 in counts
+
+
+def test_ait_draws_again_where_only_slivers_are_left() -> None:
+    """Objects that the crop keeps, but that are below a hundredth of a pixel: the original takes another picture."""
+    sample = make_sample(0, Task.INSTANCE, size_hw=(SIZE, SIZE), objects=1)
+    sample.target.boxes = boxes_tensor(np.array([[5, 5, 5.005, 9]], np.float32), (SIZE, SIZE))
+    with pytest.raises(Redraw, match="every box was filtered"):
+        _jitter(sample, "ait")
+
+
+def test_ait_drops_crowds_and_so_annotations_below_a_pixel() -> None:
+    sample = make_sample(0, Task.INSTANCE, size_hw=(SIZE, SIZE), objects=3)
+    sample.target.is_crowd = torch.tensor([False, True, False])
+    kept = _jitter(sample, "ait").target
+    assert torch.equal(kept.class_ids, sample.target.class_ids[[0, 2]]) and len(kept.masks) == 2

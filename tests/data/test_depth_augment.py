@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from safetensors.numpy import load_file
 from torchvision import tv_tensors
 
-from saccade.data.depth_augment import DepthAugment, cut_depth
+from saccade.data.depth_augment import DepthAugment, cut_depth, lose_depth
 from saccade.data.photometric import (
     change_brightness_contrast,
     change_gamma,
@@ -233,3 +233,39 @@ def test_columns_of_nyu() -> None:
 def test_a_sample_without_depth_is_told() -> None:
     with pytest.raises(DataError, match="without a depth map"):
         PLAIN.build(16)(make_sample(0, Task.DETECTION), np.random.default_rng(0))
+
+
+# ------------------------------------------------------------------------------------------ holes
+
+
+@settings(deadline=None, max_examples=30)
+@given(share=st.floats(0.05, 0.8), unknown=st.floats(0.0, 0.5), seed=st.integers(0, 10**6))
+def test_so_much_of_what_was_known_is_lost(share: float, unknown: float, seed: int) -> None:
+    generator = np.random.default_rng(seed)
+    depth_m = (1 + generator.random((60, 80))).astype(np.float32)
+    depth_m[: round(60 * unknown)] = 0
+    before = depth_m.copy()
+    lost = lose_depth(depth_m, share, np.random.default_rng(seed))
+    assert np.array_equal(depth_m, before) and lost.dtype == np.float32
+    known, kept = before > 0, lost > 0
+    assert np.array_equal(lost[kept], before[kept]) and not (kept & ~known).any()
+    gone = 1 - kept.sum() / known.sum()
+    # At least the share, and at most one ellipse of 15 % half axes more.
+    assert share <= gone <= share + np.pi * 0.15**2 / (1 - unknown) + 0.02
+    again = lose_depth(depth_m, share, np.random.default_rng(seed))
+    assert np.array_equal(again, lost)
+
+
+def test_a_map_without_depth_has_nothing_to_lose() -> None:
+    assert not lose_depth(np.zeros((6, 8), np.float32), 0.5, np.random.default_rng(0)).any()
+
+
+def test_holes_are_of_the_depth_alone_and_none_without_a_share() -> None:
+    sample = ramp(40, 60)
+    whole = PLAIN.build(40)(sample, np.random.default_rng(3))
+    holes = dataclasses.replace(PLAIN, holes=0.3).build(40)(sample, np.random.default_rng(3))
+    assert torch.equal(whole.image, holes.image)
+    assert float((whole.target.depth_m == 0).float().mean()) == 0
+    lost = holes.target.depth_m == 0
+    assert 0.3 <= float(lost.float().mean()) < 0.42
+    assert torch.equal(holes.target.depth_m[~lost], whole.target.depth_m[~lost])

@@ -75,6 +75,23 @@ def test_repeat_factors_hold_on_average_and_are_rounded_anew_in_every_pass() -> 
     assert all(sorted(whole.index(0, 4 * turn + k) for k in range(4)) == [0, 0, 1, 2] for turn in range(5))
 
 
+@pytest.mark.parametrize("world_size", [1, 2])
+def test_rounds_take_the_sources_in_turn(world_size: int) -> None:
+    """Three batches of the first, one of the second, whatever their weights, beyond the end of a block, too."""
+    ranks = [_mixture(rounds=[3, 1], rank=rank, world_size=world_size) for rank in range(world_size)]
+    plans = [[mixture.plan(step) for step in range(4200)] for mixture in ranks]
+    for own in plans:
+        assert [plan.source for plan in own] == [0, 0, 0, 1] * 1050
+    for source, size in ((0, 2), (1, 3)):
+        steps = zip(*[[plan.positions for plan in own if plan.source == source] for own in plans], strict=True)
+        seen = [sorted(position for positions in step for position in positions) for step in steps]
+        together = size * world_size
+        assert seen == [list(range(k * together, (k + 1) * together)) for k in range(len(seen))]
+    fresh = _mixture(rounds=[3, 1], world_size=world_size)
+    for step in (4199, 4097, 0, 4096):
+        assert fresh.plan(step) == plans[0][step]
+
+
 def test_ranks_share_a_stream() -> None:
     one = _mixture(batch_sizes=[4, 4])
     two = [_mixture(batch_sizes=[2, 2], rank=rank, world_size=2) for rank in (0, 1)]
@@ -149,6 +166,13 @@ def test_workers_do_not_change_the_batches_and_the_start_step_resumes() -> None:
     assert_equal_batches(plain, _take(24, workers=2))
     assert_equal_batches(plain[17:], _take(7, start_step=17))
     assert_equal_batches(plain[17:], _take(7, start_step=17, workers=1))
+
+
+def test_rounds_of_a_loader_and_their_resume() -> None:
+    plain = _take(14, rounds=[2, 0, 1, 1, 2])
+    tasks = [Task.DETECTION, Task.DETECTION, Task.GROUNDING, Task.SEMANTIC, Task.INSTANCE, Task.INSTANCE]
+    assert [batch.task for batch in plain] == [*tasks, *tasks, Task.DETECTION, Task.DETECTION]
+    assert_equal_batches(plain[5:], _take(9, rounds=[2, 0, 1, 1, 2], start_step=5, workers=1))
 
 
 def test_two_ranks_together_see_what_one_sees() -> None:

@@ -18,10 +18,11 @@ def add(verbs: Verbs) -> None:
             "saccade bench git --task detection --preset base --dtype bf16",
             "saccade bench git --task caption,grounding --repeats 10 --json bench.json",
             "saccade bench vitdet --task backbone,instance",
+            "saccade bench ait --task backbone,depth --preset depth-b-parallel",
         ],
         run=_run,
     )
-    parser.add_argument("system", metavar="SYSTEM", help="what to measure: git or vitdet (random weights)")
+    parser.add_argument("system", metavar="SYSTEM", help="what to measure: git, vitdet or ait (random weights)")
     parser.add_argument(
         "--task",
         type=comma_list,
@@ -29,7 +30,7 @@ def add(verbs: Verbs) -> None:
         metavar="TASKS",
         help="one or several, or backbone (default: detection)",
     )
-    parser.add_argument("--preset", help="the size (default: base, vitdet-b)")
+    parser.add_argument("--preset", help="the size (default: base, vitdet-b, detection-b)")
     parser.add_argument("--dtype", choices=("float32", "bf16"), default="float32", help="default: float32")
     parser.add_argument("--repeats", type=positive, default=3, metavar="N", help="timed passes (default: 3)")
     parser.add_argument("--batch-size", type=positive, default=1, metavar="N", help="images per pass (default: 1)")
@@ -47,7 +48,7 @@ def _run(arguments: argparse.Namespace) -> int:
 
     device = str(resolve_device(arguments.device))
     tasks = [name if name == BACKBONE else parse_task(name) for name in arguments.task]
-    preset = arguments.preset or {"vitdet": "vitdet-b"}.get(arguments.system, "base")
+    preset = arguments.preset or {"vitdet": "vitdet-b", "ait": "detection-b"}.get(arguments.system, "base")
     results = [
         run_bench(
             arguments.system,

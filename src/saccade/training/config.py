@@ -267,6 +267,10 @@ def validate(config: TrainConfig) -> None:
             raise ConfigError(f"per_step must be at least 1, got {source.per_step}", where=f"train.{index}")
         if config.mixture == "drawn" and source.per_step != 1:
             raise ConfigError("per_step is for a mixture of sources together", where=f"train.{index}.per_step")
+        if config.mixture == "together" and source.weight != 1.0:
+            raise ConfigError(
+                "weight is for a mixture that is drawn", where=f"train.{index}.weight", fix="set per_step instead"
+            )
     if config.train and not any(source.weight > 0 for source in config.train):
         raise ConfigError("every source of the mixture has weight 0", where="train")
     for part, sources in (("train", config.train), ("val", config.val)):

@@ -6,11 +6,12 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from saccade.data.sources.base import Source, class_counts
-from saccade.errors import ConfigError
+from saccade.errors import CheckpointError, ConfigError, UsageError
 from saccade.hub.checkpoint import VOCABULARY
 from saccade.hub.convert import map_file
 from saccade.hub.resolve import ASSETS, bundled_checkpoints, fetch_file, load_model, resolve
@@ -29,6 +30,7 @@ from saccade.models.systems import Model, build
 from saccade.models.vitdet.initialise import initialise_published
 from saccade.models.vitdet.model import ViTDet
 from saccade.tasks import Task
+from saccade.tokens.codebook import VQVAEConfig
 from saccade.tokens.vocabulary import TextVocabulary
 from saccade.training.config import TrainConfig
 
@@ -75,39 +77,52 @@ def _load_vqvaes(model: Model, config: TrainConfig) -> None:
     """The trained VQ-VAEs whose codes a solver says.
 
     Raises:
-        ConfigError: One is of another task, or of another form than the configured one.
+        ConfigError: One cannot be loaded, is of another task, or of another form than the configured one.
     """
-    for task, source in ((Task.INSTANCE, config.mask_vqvae), (Task.DEPTH, config.depth_vqvae)):
+    for task, field in ((Task.INSTANCE, "mask_vqvae"), (Task.DEPTH, "depth_vqvae")):
+        source = getattr(config, field)
         if not source:
             continue
         assert isinstance(model, AiT)  # validated
         into = model.mask_vqvae if task is Task.INSTANCE else model.depth_vqvae
-        loaded = _vqvae(source)
         assert into is not None
+        where = f"{field}={source}"
+        loaded = _vqvae(source, where)
         if not isinstance(loaded, MapVQVAE) or loaded.config.task is not task:
-            raise ConfigError(f"it is no VQ-VAE of {task}", where=source, why=f"it is {_kind(loaded)}")
-        found, expected = loaded.config.vqvae, into.config
-        form = ("size", "downsample", "base_width", "residual_blocks", "signed", "scale")
-        odd = [name for name in form if getattr(found, name) != getattr(expected, name)]
-        odd += [
-            f"codebook.{n}" for n in ("codes", "width") if getattr(found.codebook, n) != getattr(expected.codebook, n)
+            raise ConfigError(f"it is no VQ-VAE of {task}", where=where, why=f"it is {_kind(loaded)}")
+        odd = [
+            f"{name} {found} -> {expected}"
+            for (name, found), expected in zip(
+                _form(loaded.config.vqvae).items(), _form(into.config).values(), strict=True
+            )
+            if found != expected
         ]
         if odd:
             raise ConfigError(
                 "the VQ-VAE has another form than the model expects",
-                where=source,
-                why=f"{', '.join(odd)} differ",
+                where=where,
+                why=", ".join(odd),
                 fix="train one of that form, or configure the model's as it is",
             )
         into.load_state_dict(loaded.vqvae.state_dict())
 
 
-def _vqvae(source: str) -> Model:
+def _form(vqvae: VQVAEConfig) -> dict[str, Any]:
+    """What decides the shapes and the meaning of the weights."""
+    names = ("size", "downsample", "base_width", "residual_blocks", "signed")
+    own = {name: getattr(vqvae, name) for name in names}
+    return own | {f"codebook.{name}": getattr(vqvae.codebook, name) for name in ("codes", "width")}
+
+
+def _vqvae(source: str, where: str) -> Model:
     """Of a checkpoint folder, a zoo name, or a released file as it is."""
-    if not Path(source).is_file():
-        return load_model(source).model
-    found = map_file(source)
-    found.report.check(allow=found.allowed)
+    try:
+        if not Path(source).is_file():
+            return load_model(source).model
+        found = map_file(source)
+        found.report.check(allow=found.allowed)
+    except (CheckpointError, UsageError) as error:
+        raise ConfigError(error.what, where=where, why=error.why, fix=error.fix) from error
     model = build(found.config)
     model.load_state_dict(found.state)
     return model
