@@ -17,6 +17,7 @@ from PIL import Image
 from saccade.demo import run_demo
 from saccade.errors import UsageError
 from saccade.models.git.config import GIT_TASKS
+from saccade.tasks import Task
 
 
 class Page(HTMLParser):
@@ -93,6 +94,16 @@ def test_running_again_changes_nothing_but_times(demo: Path) -> None:
     models = list(json.loads((demo.parent / "results.json").read_text())["about"]["models"])
     run_demo(demo.parent, models=models, images=2, device="cpu")
     assert answers() == before and sorted(demo.parent.rglob("*")) == files
+
+
+def test_a_task_is_shown_by_the_first_model_that_offers_it(tmp_path: Path) -> None:
+    boxes = str(tiny_checkpoint(tmp_path / "boxes", tasks=(Task.DETECTION,)))
+    words = str(tiny_checkpoint(tmp_path / "words", tasks=(Task.DETECTION, Task.CAPTION)))
+    page = run_demo(tmp_path / "out", models=[boxes, words], images=1, device="cpu")
+    results = json.loads((page.parent / "results.json").read_text())
+    assert [(r["task"], r["model"]) for r in results["results"]] == [("detection", boxes), ("caption", words)]
+    assert all(f"--model {r['model']}" in r["command"] for r in results["results"])
+    assert "2 tasks of 2 models" in page.read_text()
 
 
 def test_wrong_use(tmp_path: Path) -> None:
