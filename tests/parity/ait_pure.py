@@ -436,7 +436,7 @@ def check_nyu(file: File, values: dict[str, Any]) -> None:
         (Path(folder) / "test_list.txt").write_text("/room/rgb.png /room/depth.png 518.8579\n")
         sample = open_nyu(SourceSpec(task=Task.DEPTH, reader="nyu", root=folder, split="test"))[0]
     depth = VQVAEConfig(size=4, downsample=4, base_width=1, codebook=CodebookConfig(codes=2, width=2))
-    declared = AiT(dataclasses.replace(SMALL, depth=DepthConfig(depth=depth))).preprocess(Task.DEPTH)
+    declared = AiT(dataclasses.replace(SMALL, depth_codes=2, depth=DepthConfig(depth=depth))).preprocess(Task.DEPTH)
     declared = dataclasses.replace(declared, size_hw=(min(sample.size_hw),) * 2)
     tested = collate([preprocess(sample, declared)], declared)
     file.close("test.img", tested.images[0], EXACT)

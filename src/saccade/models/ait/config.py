@@ -81,7 +81,7 @@ class DepthConfig:
         sharpness: Multiplies the logits of a mixture before the map is drawn.
         auxiliary: Weight of the scale-invariant log loss of the drawn map; 0 = none.
         weight: Of the task's loss.
-        windows: Windows side by side that cover a wide picture, averaged where they overlap.
+        windows: Windows side by side that cover a wide picture, averaged where they overlap; more where they must be.
         flip: Predict the mirrored windows, too, and average.
         pad_to: Side that the windows are padded to with zeros before the backbone; 0 = as they are.
     """
@@ -136,6 +136,13 @@ class AiTConfig:
             raise ConfigError(f"{len(self.classes)} class names for {self.num_classes} classes", where="classes")
         if self.instance is not None and self.instance.masks is None:
             raise ConfigError("instance segmentation needs a VQ-VAE of masks", where="instance.masks")
+        masks, depth = self.instance and self.instance.masks, self.depth and self.depth.depth
+        for name, rows, vqvae in (("mask_codes", self.mask_codes, masks), ("depth_codes", self.depth_codes, depth)):
+            if vqvae and vqvae.codebook.codes != rows:
+                raise ConfigError(
+                    f"a codebook of {vqvae.codebook.codes} codes, and {rows} rows of the vocabulary for them",
+                    where=name,
+                )
         for task, length in self.lengths.items():
             if length > self.transformer.length:
                 raise ConfigError(

@@ -37,6 +37,7 @@ from saccade.models.ait.sequences import (
     sequence_targets,
 )
 from saccade.models.ait.transformer import Transformer
+from saccade.models.ait.vqvae import depth_maps
 from saccade.models.classes import KnownClasses
 from saccade.results import DepthMap, Instances, Prediction, encode_masks
 from saccade.samples import Batch, ClassList, Preprocess
@@ -350,12 +351,7 @@ class AiT(nn.Module):
     def _depth_loss(self, batch: Batch) -> dict[str, Tensor]:
         config = self._depth
         assert self.depth_vqvae is not None
-        maps = []
-        for target, origin in zip(batch.targets, batch.origins, strict=True):
-            if target.depth_m is None:
-                raise DataError("a training sample has no depth", where=origin.path or origin.image_id)
-            maps.append(target.depth_m.as_subclass(Tensor).float())
-        depth = torch.stack(maps)
+        depth = depth_maps(batch)
         codes = self.depth_vqvae.encode(depth) + self.config.depth_tokens.start
         logits = self._logits(self.encode(batch.images, pad_to=config.pad_to), codes[:, :-1], Task.DEPTH)
         count = mean_over_ranks(codes.numel(), logits).clamp(min=1)
@@ -426,8 +422,9 @@ class AiT(nn.Module):
                 fix="bring it to what preprocess() declares",
             )
         spare = max(height, width) - side
-        count = config.windows if spare else 1
-        if spare and count < 2:
+        # A panorama needs more of them: no pixel is to lie between two.
+        count = max(config.windows, -(-max(height, width) // side)) if spare else 1
+        if spare and config.windows < 2:
             raise UsageError("one window does not cover a picture that is not square", fix="depth.windows=2")
         starts = [spare * number // max(1, count - 1) for number in range(count)]
         boxes = [(0, start) if width >= height else (start, 0) for start in starts]

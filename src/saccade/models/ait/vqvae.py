@@ -74,7 +74,7 @@ class MapVQVAE(nn.Module):
     def loss(self, batch: Batch) -> dict[str, Tensor]:
         """Reconstruction and commitment; in training mode the codebook moves."""
         self._require(batch.task)
-        wanted = self._depth_maps(batch) if self.config.task is Task.DEPTH else self._mask_crops(batch)
+        wanted = depth_maps(batch)[:, None] if self.config.task is Task.DEPTH else self._mask_crops(batch)
         read = wanted
         if self.training and self.config.hide_ratio:
             generator = torch.Generator().manual_seed(int(torch.randint(2**62, ())))
@@ -103,15 +103,6 @@ class MapVQVAE(nn.Module):
 
     def set_activation_checkpointing(self, enabled: bool) -> None:
         """Nothing to do: the network is small."""
-
-    def _depth_maps(self, batch: Batch) -> Tensor:
-        """``[B, 1, S, S]`` metres."""
-        maps = []
-        for target, origin in zip(batch.targets, batch.origins, strict=True):
-            if target.depth_m is None:
-                raise DataError("a training sample has no depth", where=origin.path or origin.image_id)
-            maps.append(target.depth_m.as_subclass(Tensor).float())
-        return torch.stack(maps)[:, None]
 
     def _mask_crops(self, batch: Batch) -> Tensor:
         """``[B, 1, S, S]`` in 0..1: the pictures themselves, which are crops of masks.
@@ -171,3 +162,27 @@ class MapVQVAE(nn.Module):
     def _require(self, task: Task) -> None:
         if task is not self.config.task:
             raise UsageError(f"this VQ-VAE is of {self.config.task}, not of {task}", fix=f"task={self.config.task}")
+
+
+def depth_maps(batch: Batch) -> Tensor:
+    """The depth of training samples, ``[B, H, W]`` metres; what is no positive number is unknown, which is 0.
+
+    Raises:
+        DataError: A sample has no depth, or one of another size than its picture.
+    """
+    size_hw = tuple(batch.images.shape[2:])
+    maps = []
+    for target, origin in zip(batch.targets, batch.origins, strict=True):
+        where = origin.path or origin.image_id
+        if target.depth_m is None:
+            raise DataError("a training sample has no depth", where=where)
+        if tuple(target.depth_m.shape) != size_hw:
+            raise DataError(
+                "a depth map has another size than its picture",
+                where=where,
+                why=f"{tuple(target.depth_m.shape)} and {size_hw} pixels after augmentation",
+                fix="let the augmentation change both alike",
+            )
+        maps.append(target.depth_m.as_subclass(Tensor).float())
+    depth_m = torch.stack(maps)
+    return torch.where(depth_m.isfinite() & (depth_m > 0), depth_m, 0.0)
