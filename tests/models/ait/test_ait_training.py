@@ -24,6 +24,7 @@ from saccade.data.transforms import collate
 from saccade.errors import ConfigError, DataError, UsageError
 from saccade.hub.checkpoint import load_folder, save_model
 from saccade.models.ait.convert import vqvae_to_official
+from saccade.models.ait.model import AiT
 from saccade.models.ait.presets import VQVAES
 from saccade.models.ait.vqvae import MapVQVAE, MapVQVAEConfig
 from saccade.results import decode_masks
@@ -293,6 +294,13 @@ def test_a_run_without_a_vqvae_says_which(tmp_path: Path, vqvaes: dict[str, str]
         made = run(tmp_path, {key: value for key, value in vqvaes.items() if key != missing})
         with pytest.raises(ConfigError, match=rf"no VQ-VAE(.|\n)*where: {missing}\n(.|\n)*recipe=ait\.{recipe}"):
             Trainer(made)
+
+
+def test_a_run_says_what_of_its_start_stays_fresh(tmp_path: Path, vqvaes: dict[str, str]) -> None:
+    start = save_model(AiT(dataclasses.replace(JOINT, spare_rows=4)), tmp_path / "start", classes={}, provenance={})
+    fit(run(tmp_path, vqvaes, init_from=str(start), steps=1))
+    said = [line["text"] for line in read_lines(tmp_path / "runs/joint") if line["kind"] == "event"]
+    assert any(text.startswith("start fresh") and "transformer.token_embed" in text for text in said), said
 
 
 # ---------------------------------------------------------------------- VQ-VAEs themselves
