@@ -1,0 +1,1 @@
+"""GSVA: generalized segmentation with a multimodal language model that may also refuse."""
