@@ -36,9 +36,9 @@ class ConversationBatch(Batch):
         conversation_to_image: ``[N]`` int64 in 0..B-1, not decreasing.
         labels: ``[N, L]`` int64, :data:`IGNORED` where nothing is learned; None = the conversations end where the model
             is to answer, and it answers freely.
-        masks: Per image ``[E, H, W]`` (uint8, bool or float, 0 and 1) in the frame of the original: one row per [SEG] or
-            [REJ] of its only conversation, or one row per conversation where there are several; ``[0, H, W]`` where
-            nothing is segmented. Empty list = no truth.
+        masks: Per image ``[E, H, W]`` (uint8, bool or float, 0 and 1) in the frame of the original: one row per [SEG]
+            or [REJ] of its only conversation, or one row per conversation where there are several; ``[0, H, W]``
+            where nothing is segmented. Empty list = no truth.
         expressions: Per conversation, the phrase of every [SEG] or [REJ] in their order; only for the answers' names.
         reevaluate: Masks of a given answer come from a second pass, in which every [REJ] is a [SEG]: one mask for every
             expression (the protocol of gRefCOCO and Ref-ZOM). False = masks of the given [SEG] alone.

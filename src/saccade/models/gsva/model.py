@@ -1,0 +1,463 @@
+"""GSVA: a multimodal language model that says [SEG] for what it segments and [REJ] for what is not in the image.
+
+CLIP shows the language model the image; the state that says a [SEG] becomes a prompt of SAM's mask decoder.
+
+Shape legend: B images, N conversations, T positions, K slots ([SEG] or [REJ]), M slots that have a mask, E expressions
+of an image, C width, P image tokens. Source: GSVA: Generalized Segmentation via Multimodal Large Language Models
+(CVPR 2024); facts in docs/gsva.md.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from saccade.errors import DataError, UsageError
+from saccade.layers.sam import SAM, resize_masks
+from saccade.models.gsva.config import GSVAConfig, Part
+from saccade.models.gsva.inputs import IGNORED, ConversationBatch
+from saccade.models.gsva.language import Sequence, Slots, build_language, find_slots, generate, splice
+from saccade.models.gsva.losses import mask_bce, mask_dice
+from saccade.models.gsva.vision import ImageTower
+from saccade.results import Prediction, Referral, encode_masks
+from saccade.samples import Batch, Preprocess
+from saccade.tasks import Task
+
+_PROMPTS_AT_ONCE = 16
+
+
+@dataclass
+class EncodedImages:
+    """What is computed once per image; prompting it again is cheap.
+
+    Attributes:
+        maps_BChw: SAM's features.
+        tokens_BPC: What the language model sees.
+    """
+
+    maps_BChw: Tensor
+    tokens_BPC: Tensor
+
+
+@dataclass
+class Reading:
+    """Conversations read to their end.
+
+    Attributes:
+        sequence: What was read.
+        states_NTC: The last states, after the final norm.
+        slots: Where [SEG] and [REJ] are said.
+    """
+
+    sequence: Sequence
+    states_NTC: Tensor
+    slots: Slots
+
+
+@dataclass
+class Answer:
+    """The answer of one conversation.
+
+    Attributes:
+        ids_T: What was said: of a free answer its tokens; of a given one all its positions (0 at the image), with the
+            model's own choice in every slot.
+        chosen_K: The model's choice in every slot, [SEG] or [REJ].
+        rejection_K: Its belief in [REJ] rather than [SEG], 0..1.
+        has_mask_K: Whether the slot has a mask.
+        logits_MHW: Masks in the frame of the original picture, float32.
+    """
+
+    ids_T: Tensor
+    chosen_K: Tensor
+    rejection_K: Tensor
+    has_mask_K: Tensor
+    logits_MHW: Tensor
+
+
+class GSVA(nn.Module):
+    """The model.
+
+    Args:
+        config: Sizes, tokens and rules.
+    """
+
+    system = "gsva"
+
+    def __init__(self, config: GSVAConfig) -> None:
+        super().__init__()
+        self.config = config
+        width = config.language.width
+        self.language = build_language(config)
+        self.clip = ImageTower(config.clip)
+        self.projector = nn.Linear(config.clip.width, width)
+        self.sam = SAM(config.sam)
+        self.bridge = nn.Sequential(nn.Linear(width, width), nn.ReLU(), nn.Linear(width, config.sam.width))
+        self.requires_grad_(False)
+        for part in config.trainable:
+            for parameter in self.parameters_of(part):
+                parameter.requires_grad_(True)
+
+    # ------------------------------------------------------------------ the contract of every model
+
+    @property
+    def tasks(self) -> tuple[Task, ...]:
+        """Segmentation of what a conversation speaks of."""
+        return (Task.REFERRING,)
+
+    def preprocess(self, task: Task) -> Preprocess:
+        """What SAM sees: the longer side as long as the network input, padded. (What CLIP sees: ``config.clip``.)"""
+        self._require(task)
+        size = self.config.sam.vit.image_size
+        return Preprocess(size_hw=(size, size), keep_ratio=True, interpolation="pillow", pad_multiple=size)
+
+    def loss(self, batch: Batch) -> dict[str, Tensor]:
+        """Training losses; their plain sum is what is minimised.
+
+        Args:
+            batch: A :class:`ConversationBatch` with labels and masks.
+
+        Returns:
+            ``..._loss_ce``, ``..._loss_mask_bce`` and ``..._loss_mask_dice``. The last two are means over all rows of
+            the truth, those of [REJ] included: they have the constant logit 0.
+        """
+        batch = self._conversations(batch)
+        if batch.labels is None or len(batch.masks) != len(batch):
+            raise UsageError("a batch without labels or masks", where="loss", fix="train on conversations with answers")
+        encoded = self.encode(batch.images, batch.images_clip)
+        reading = self.read(batch, encoded)
+        pairs = [
+            (said, truth.float()) for said, truth in zip(self.pack(batch, encoded, reading), batch.masks, strict=True)
+        ]
+        rows = max(1, sum(len(truth) for _, truth in pairs))
+        config = self.config
+        losses = {
+            "loss_ce": config.ce_weight * self.answer_error(reading),
+            "loss_mask_bce": config.bce_weight / rows * torch.cat([mask_bce(*pair) for pair in pairs]).sum(),
+            "loss_mask_dice": config.dice_weight / rows * torch.cat([mask_dice(*pair) for pair in pairs]).sum(),
+        }
+        return {f"{batch.task}_{name}": value for name, value in losses.items()}
+
+    def set_activation_checkpointing(self, enabled: bool) -> None:
+        """Recompute the activations of every block of the language model in the backward pass."""
+        # transformers is giving these methods another name.
+        name = f"activation_checkpointing_{'enable' if enabled else 'disable'}"
+        switch = getattr(self.language, name, None) or getattr(self.language, name.replace("activation", "gradient"))
+        switch(*[{"use_reentrant": False}] * enabled)
+        self.sam.image_encoder.vit.activation_checkpointing = enabled
+
+    def predict(self, batch: Batch, encoded: EncodedImages | None = None) -> list[Prediction]:
+        """Answers in the frame of the original images, one per image; see :meth:`answer`.
+
+        An expression that a free answer does not come to is rejected; a slot that no expression was asked for is named
+        by its number.
+
+        Args:
+            batch: The conversations; their ``expressions`` name the answers.
+            encoded: Their images, where they were encoded before.
+        """
+        batch = self._conversations(batch)
+        referrals: list[list[Referral]] = [[] for _ in range(len(batch))]
+        for index, answer in enumerate(self.answer(batch, encoded)):
+            image = int(batch.conversation_to_image[index])
+            asked = batch.expressions[index] if batch.expressions else ()
+            size_hw = batch.original_sizes_hw[image]
+            referrals[image].append(_referral(answer, asked, size_hw, self.config.rej_id, batch.reevaluate))
+        return [
+            Referral(
+                phrases=tuple(phrase for one in parts for phrase in one.phrases),
+                masks=[mask for one in parts for mask in one.masks],
+                rejected=torch.cat([torch.zeros(0, dtype=torch.bool), *(one.rejected for one in parts)]),
+                scores=torch.cat([torch.zeros(0), *(one.scores for one in parts)]),
+                size_hw=size_hw,
+            )
+            for parts, size_hw in zip(referrals, batch.original_sizes_hw, strict=True)
+        ]
+
+    # ------------------------------------------------------------------ the network
+
+    def encode(self, images_B3SS: Tensor, images_clip_B3ss: Tensor) -> EncodedImages:
+        """Everything that depends on the images alone.
+
+        Args:
+            images_B3SS: What SAM sees.
+            images_clip_B3ss: What CLIP sees.
+        """
+        with self._trained("image_encoder"):
+            # One by one: blocks with global attention over 64x64 places leave no memory for several.
+            maps = torch.cat([self.sam.encode(image[None]) for image in images_B3SS])
+        with self._trained("clip"):
+            patches = self.clip(images_clip_B3ss)
+        return EncodedImages(maps, self.projector(patches))
+
+    def read(self, batch: ConversationBatch, encoded: EncodedImages, ids: Tensor | None = None) -> Reading:
+        """Runs the language model over whole conversations.
+
+        Args:
+            batch: The conversations.
+            encoded: Their images.
+            ids: Other ids than those of the batch, of the same shape.
+
+        Raises:
+            DataError: No image or several in a conversation, a [SEG] before it, or more tokens than positions.
+        """
+        ids = batch.input_ids if ids is None else ids
+        slots = find_slots(ids, self.config.clip.tokens, seg_id=self.config.seg_id, rej_id=self.config.rej_id)
+        sequence = self._splice(batch, encoded, ids)
+        states = self.language.model(
+            inputs_embeds=sequence.embeds_NTC, attention_mask=sequence.attention_mask_NT, use_cache=False
+        ).last_hidden_state
+        return Reading(sequence, states, slots)
+
+    def answer_error(self, reading: Reading) -> Tensor:
+        """Mean cross-entropy of all positions that have a label (0 where none has)."""
+        labels = reading.sequence.labels_NT
+        assert labels is not None
+        supervised = labels[:, 1:] != IGNORED
+        logits = self.language.lm_head(reading.states_NTC[:, :-1][supervised])
+        total = F.cross_entropy(logits.float(), labels[:, 1:][supervised], reduction="sum")
+        return total / supervised.sum().clamp(min=1)
+
+    def prompts(self, states_MC: Tensor) -> Tensor:
+        """States that say [SEG], as prompts of the mask decoder: ``[M, C]``."""
+        return self.bridge(states_MC)
+
+    def masks(self, encoded: EncodedImages, images_M: Tensor, prompts_MC: Tensor) -> Tensor:
+        """Low-resolution mask logits of prompts.
+
+        Args:
+            encoded: The images.
+            images_M: Which of them each prompt is about.
+            prompts_MC: From :meth:`prompts`.
+
+        Returns:
+            ``[M, 4h, 4w]``.
+        """
+        if not len(prompts_MC):
+            h, w = encoded.maps_BChw.shape[2:]
+            return prompts_MC.new_zeros(0, 4 * h, 4 * w)
+        # SAM's choice for one prompt with one answer is the first of its mask tokens.
+        parts = [
+            self.sam.decode(encoded.maps_BChw[images], prompts[:, None])[0][:, 0]
+            for images, prompts in zip(
+                images_M.split(_PROMPTS_AT_ONCE), prompts_MC.split(_PROMPTS_AT_ONCE), strict=True
+            )
+        ]
+        return torch.cat(parts)
+
+    def pack(self, batch: ConversationBatch, encoded: EncodedImages, reading: Reading) -> list[Tensor]:
+        """Mask logits row by row as the truth has them: per image ``[E, H, W]``, 0 for [REJ].
+
+        Raises:
+            DataError: Conversations and masks do not go together.
+        """
+        slots = reading.slots
+        segs = slots.is_seg_K.nonzero()[:, 0]
+        conversations = slots.conversation_K[segs]
+        images = batch.conversation_to_image[conversations]
+        low = self.masks(encoded, images, self.prompts(slots.of(reading.states_NTC)[segs]))
+        spoken = slots.conversation_K.tolist()
+        packed = []
+        for index, truth in enumerate(batch.masks):
+            own = (batch.conversation_to_image == index).nonzero()[:, 0].tolist()
+            rows = _rows_of(own, spoken, slots.is_seg_K.tolist(), len(truth), where=_name(batch, index))
+            logits = self._resize(low[images == index], batch, index)
+            packed.append(logits.new_zeros(len(truth), *logits.shape[1:]).index_put((rows.to(low.device),), logits))
+        return packed
+
+    # ------------------------------------------------------------------ answers
+
+    def answer(self, batch: Batch, encoded: EncodedImages | None = None) -> list[Answer]:
+        """Answers of all conversations.
+
+        With labels, the answer stands in the conversation, and the model judges every slot of it, after the true
+        beginning of the answer: a given [SEG] stays one if it is the likeliest token, and a given [REJ] likewise.
+        Without labels the model answers freely.
+
+        Args:
+            batch: The conversations.
+            encoded: Their images, where they were encoded before.
+        """
+        batch = self._conversations(batch)
+        with torch.inference_mode():
+            if encoded is None:
+                encoded = self.encode(batch.images, batch.images_clip)
+            return list(self._free(batch, encoded) if batch.labels is None else self._judge(batch, encoded))
+
+    def _judge(self, batch: ConversationBatch, encoded: EncodedImages) -> Iterator[Answer]:
+        seg, rej = self.config.seg_id, self.config.rej_id
+        reading = self.read(batch, encoded)
+        slots = reading.slots
+        logits_KV = self.language.lm_head(slots.of(reading.states_NTC)).float()
+        said = logits_KV.argmax(-1)
+        given, other = (torch.where(slots.is_seg_K, *pair) for pair in ((seg, rej), (rej, seg)))
+        chosen = torch.where(said == given, given, other)
+        ids = reading.sequence.ids_NT.index_put((slots.conversation_K, slots.position_K + 1), chosen)
+        if batch.reevaluate:
+            replaced = torch.where(batch.input_ids == rej, seg, batch.input_ids)
+            reading = self.read(batch, encoded, replaced)
+        yield from self._answers(
+            batch,
+            encoded,
+            list(ids),
+            slots,
+            chosen,
+            _rejection(logits_KV, seg, rej),
+            reading.slots.is_seg_K,
+            reading.slots.of(reading.states_NTC),
+        )
+
+    def _free(self, batch: ConversationBatch, encoded: EncodedImages) -> Iterator[Answer]:
+        seg, rej = self.config.seg_id, self.config.rej_id
+        prompt = self._splice(batch, encoded, batch.input_ids)
+        room = self.config.language.positions - prompt.ids_NT.shape[1]
+        said = generate(self.language, prompt, end_id=self.config.end_id, most=min(self.config.max_new_tokens, room))
+        is_seg = said.ids_NT == seg
+        rows, columns = (is_seg | (said.ids_NT == rej)).nonzero(as_tuple=True)
+        slots = Slots(rows, columns, is_seg[rows, columns])
+        states = slots.of(said.states_NTC)
+        belief = _rejection(self.language.lm_head(states).float(), seg, rej)
+        ids = [row[: _length(row, self.config.end_id)] for row in said.ids_NT]
+        chosen = said.ids_NT[rows, columns]
+        yield from self._answers(batch, encoded, ids, slots, chosen, belief, slots.is_seg_K, states)
+
+    def _answers(
+        self,
+        batch: ConversationBatch,
+        encoded: EncodedImages,
+        ids: list[Tensor],
+        slots: Slots,
+        chosen_K: Tensor,
+        rejection_K: Tensor,
+        has_mask_K: Tensor,
+        states_KC: Tensor,
+    ) -> Iterator[Answer]:
+        images_K = batch.conversation_to_image[slots.conversation_K]
+        low = self.masks(encoded, images_K[has_mask_K], self.prompts(states_KC[has_mask_K]))
+        for index, spoken in enumerate(ids):
+            own = slots.conversation_K == index
+            image = int(batch.conversation_to_image[index])
+            yield Answer(
+                ids_T=spoken,
+                chosen_K=chosen_K[own],
+                rejection_K=rejection_K[own],
+                has_mask_K=has_mask_K[own],
+                logits_MHW=self._resize(low[own[has_mask_K]], batch, image),
+            )
+
+    # ------------------------------------------------------------------ parts
+
+    def parameters_of(self, part: Part) -> Iterator[nn.Parameter]:
+        """The parameters of a part; the head that guesses how good a mask is belongs to none, for nothing trains it."""
+        modules: dict[Part, nn.Module] = {
+            "clip": self.clip,
+            "projector": self.projector,
+            "image_encoder": self.sam.image_encoder,
+            "prompt_encoder": self.sam.prompt_encoder,
+            "bridge": self.bridge,
+        }
+        if part in modules:
+            yield from modules[part].parameters()
+        elif part == "mask_decoder":
+            yield from (p for name, p in self.sam.mask_decoder.named_parameters() if not name.startswith("iou_head."))
+        elif part == "vocabulary":
+            yield from (self.language.model.embed_tokens.weight, self.language.lm_head.weight)
+        else:
+            for name, parameter in self.language.model.named_parameters():
+                if not name.startswith("embed_tokens.") and (".lora_" in name) == (part == "lora"):
+                    yield parameter
+
+    def _trained(self, part: Part) -> torch.set_grad_enabled:
+        return torch.set_grad_enabled(torch.is_grad_enabled() and part in self.config.trainable)
+
+    def _splice(self, batch: ConversationBatch, encoded: EncodedImages, ids: Tensor) -> Sequence:
+        length, most = ids.shape[1] - 1 + self.config.clip.tokens, self.config.language.positions
+        if length > most:
+            raise DataError(
+                f"a conversation of {length} tokens, image included",
+                why=f"the language model has {most} positions",
+                fix="ask for fewer expressions at once",
+            )
+        embeds = self.language.model.embed_tokens(ids.clamp(min=0))
+        tokens = encoded.tokens_BPC[batch.conversation_to_image].to(embeds.dtype)
+        return splice(embeds, tokens, ids, batch.attention_mask, batch.labels)
+
+    def _resize(self, logits_Mhw: Tensor, batch: ConversationBatch, image: int) -> Tensor:
+        return resize_masks(
+            logits_Mhw[:, None],
+            image_size=self.config.sam.vit.image_size,
+            input_hw=batch.input_sizes_hw[image],
+            original_hw=batch.original_sizes_hw[image],
+        )[:, 0]
+
+    def _conversations(self, batch: Batch) -> ConversationBatch:
+        if not isinstance(batch, ConversationBatch):
+            raise UsageError(
+                "this model reads conversations",
+                where=f"a batch of {batch.task}",
+                fix="collate with models.gsva.collate",
+            )
+        self._require(batch.task)
+        return batch
+
+    def _require(self, task: Task) -> None:
+        if task not in self.tasks:
+            raise UsageError(
+                f"this model does not offer the task '{task}'", fix=f"choose one of: {', '.join(self.tasks)}"
+            )
+
+
+def _rows_of(own: list[int], spoken: list[int], is_seg: list[bool], rows: int, *, where: str) -> Tensor:
+    """Rows of an image's truth that its [SEG] fill, in their order."""
+    flags = [[seg for conversation, seg in zip(spoken, is_seg, strict=True) if conversation == one] for one in own]
+    if len(own) == 1:
+        filled = [row for row, seg in enumerate(flags[0]) if seg]
+        # A conversation that was cut to the greatest length may have fewer slots than there are masks.
+        if len(flags[0]) > rows:
+            raise DataError(f"{len(flags[0])} [SEG] and [REJ], but {rows} masks", where=where)
+        return torch.tensor(filled, dtype=torch.long)
+    if not any(any(one) for one in flags) and not rows:
+        return torch.zeros(0, dtype=torch.long)
+    if len(own) != rows or any(one != [True] for one in flags):
+        raise DataError(
+            f"{len(own)} conversations about one image with {rows} masks",
+            where=where,
+            why=f"each must say one [SEG] and nothing else; they say {[len(one) for one in flags]} [SEG] or [REJ]",
+            fix="ask for several things in one conversation",
+        )
+    return torch.arange(rows)
+
+
+def _referral(
+    answer: Answer, asked: tuple[str, ...], size_hw: tuple[int, int], rej_id: int, reevaluated: bool
+) -> Referral:
+    """The answer of one conversation, phrase by phrase; phrases that have no slot are rejected."""
+    slots = len(answer.chosen_K)
+    unsaid = max(0, len(asked) - slots)
+    # The protocol with re-evaluation counts a logit of exactly 0 as foreground, the other does not.
+    drawn = iter(encode_masks(answer.logits_MHW >= 0 if reevaluated else answer.logits_MHW > 0))
+    return Referral(
+        phrases=(*asked, *(f"answer {index + 1}" for index in range(len(asked), slots))),
+        masks=[next(drawn) if has else None for has in answer.has_mask_K.tolist()] + [None] * unsaid,
+        rejected=F.pad(answer.chosen_K.cpu() == rej_id, (0, unsaid), value=True),
+        scores=F.pad(1 - answer.rejection_K.cpu(), (0, unsaid)),
+        size_hw=size_hw,
+    )
+
+
+def _rejection(logits_KV: Tensor, seg: int, rej: int) -> Tensor:
+    return (logits_KV[:, rej] - logits_KV[:, seg]).sigmoid()
+
+
+def _length(ids_T: Tensor, end_id: int) -> int:
+    """Tokens of an answer up to its end, the end included."""
+    ends = (ids_T == end_id).nonzero()
+    return int(ends[0]) + 1 if len(ends) else len(ids_T)
+
+
+def _name(batch: ConversationBatch, index: int) -> str:
+    origin = batch.origins[index]
+    return str(origin.path or origin.image_id)
