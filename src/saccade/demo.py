@@ -22,7 +22,17 @@ from saccade.data.sources.scenes import ScenesSource
 from saccade.drawing import to_pil
 from saccade.errors import UsageError
 from saccade.predictor import Answer, Predictor, load
-from saccade.results import Caption, DepthMap, Grounding, Instances, Panoptic, Prediction, SemanticMap, from_truth
+from saccade.results import (
+    Caption,
+    DepthMap,
+    Grounding,
+    Instances,
+    Panoptic,
+    Prediction,
+    Referral,
+    SemanticMap,
+    from_truth,
+)
 from saccade.samples import Sample
 from saccade.saving import write_json
 from saccade.tasks import TASKS, Task
@@ -43,6 +53,7 @@ _TITLES = {
     Task.CAPTION: ("Captioning", "Say in a sentence what the picture shows."),
     Task.GROUNDING: ("Visual grounding", "Find the one object that a phrase describes."),
     Task.DEPTH: ("Depth", "Say how far away every pixel is, in metres."),
+    Task.REFERRING: ("Referring segmentation", "Outline all that each phrase describes, or say that there is none."),
 }
 
 
@@ -138,7 +149,8 @@ def _name(sample: Sample) -> str:
 
 def _ask(predictor: Predictor, out: Path, sample: Sample) -> Answer:
     """The answer about the written picture of a scene."""
-    return next(iter(predictor.stream(out / _picture(sample), task=sample.task, phrases=sample.phrase)))
+    phrases = sample.phrases or sample.phrase
+    return next(iter(predictor.stream(out / _picture(sample), task=sample.task, phrases=phrases)))
 
 
 def _show(predictor: Predictor, sample: Sample, out: Path, model: str) -> _Shown:
@@ -164,7 +176,7 @@ def _show(predictor: Predictor, sample: Sample, out: Path, model: str) -> _Shown
 
 
 def _draw_truth(truth: Prediction, sample: Sample) -> Image.Image:
-    if isinstance(truth, Instances | Grounding):
+    if isinstance(truth, Instances | Grounding | Referral):
         return truth.draw(sample.image, show_scores=False)
     return truth.draw(sample.image)
 
@@ -172,8 +184,8 @@ def _draw_truth(truth: Prediction, sample: Sample) -> Image.Image:
 def _command(picture: Path, model: str, sample: Sample) -> str:
     """The command line that gives the same answer."""
     words = ["saccade", "predict", str(picture), "--model", model, "--task", TASKS[sample.task].alias]
-    if sample.phrase is not None:
-        words += ["--phrase", sample.phrase]
+    for phrase in sample.phrases or ((sample.phrase,) if sample.phrase is not None else ()):
+        words += ["--phrase", phrase]
     return shlex.join(words)
 
 
@@ -233,6 +245,8 @@ def _iou(a: Grounding, b: Grounding) -> float:
 def _prompt(prediction: Prediction) -> str:
     if isinstance(prediction, Instances | SemanticMap | Panoptic):
         return ", ".join(prediction.classes.names)
+    if isinstance(prediction, Referral):
+        return ", ".join(prediction.phrases)
     return prediction.phrase if isinstance(prediction, Grounding) else "(none: the picture alone)"
 
 
@@ -254,6 +268,8 @@ def _words(prediction: Prediction, *, truth: bool) -> str:
         return (
             f"{told['least_m']:.1f} m to {told['greatest_m']:.1f} m, half of the pixels within {told['median_m']:.1f} m"
         )
+    if isinstance(prediction, Referral):
+        return prediction.in_words(scores=not truth)
     box = ", ".join(f"{value:.0f}" for value in prediction.box_xyxy.tolist())
     return f"box ({box})" + ("" if truth else f", score {prediction.score:.2f}")
 
@@ -314,8 +330,8 @@ def _card(shown: _Shown) -> str:
     name = f"Scene {shown.scene}"
     predicted, true = _words(prediction, truth=False), _words(shown.truth, truth=True)
     lines = []
-    if isinstance(prediction, Grounding):
-        lines.append(("Asked for", f"“{prediction.phrase}”"))
+    if isinstance(prediction, Grounding | Referral):
+        lines.append(("Asked for", f"“{_prompt(prediction)}”"))
     lines += [("Prediction", predicted), ("Truth", true)]
     lines += [("", sentence) for sentence in shown.captions[1:]]
     if isinstance(prediction, Grounding) and isinstance(shown.truth, Grounding):

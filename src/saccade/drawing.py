@@ -54,6 +54,7 @@ _MAP_FILL = 0.6  # share of the class colour in a semantic map
 _MAX_LABEL_COVER = 0.35  # labels never hide more of the picture than this
 _STRIP_BACK: RGB = (24, 26, 30)
 _STRIP_TEXT: RGB = (240, 240, 240)
+_STRIP_GREY: RGB = (160, 164, 170)
 
 
 def class_colour(class_id: int) -> RGB:
@@ -400,7 +401,7 @@ def draw_caption(image: ImageLike, *, text: str, note: str = "", marker: RGB | N
     inset = pad + (max(2, setter.size // 4) + pad // 2 if marker else 0)
     room = max(width - inset - pad, 1)
     lines = [(line, _STRIP_TEXT) for line in setter.wrap(text, room)]
-    lines += [(line, (160, 164, 170)) for line in setter.wrap(note, room)]
+    lines += [(line, _STRIP_GREY) for line in setter.wrap(note, room)]
     strip = len(lines) * setter.line_height + 2 * pad
     extended = Image.new("RGB", (width, height + strip), _STRIP_BACK)
     extended.paste(canvas, (0, 0))
@@ -458,6 +459,36 @@ def draw_semantic(
     _name_regions(canvas, labels, ids, names)
     shares = counts / max(labels.size, 1)
     return _legend(canvas, [(class_colour(int(k)), names[k], f"{s:.1%}") for k, s in zip(ids, shares, strict=True)])
+
+
+def draw_referral(
+    image: ImageLike,
+    *,
+    masks: Iterable[NDArray[np.bool_]],
+    phrases: Sequence[str],
+    notes: Sequence[str],
+    found: Sequence[bool],
+) -> Image.Image:
+    """Tints what every phrase refers to, and lists the phrases below.
+
+    Args:
+        image: The picture.
+        masks: K masks ``[H, W]`` bool; may be a generator, so that only one is in memory at a time.
+        phrases: K phrases.
+        notes: K remarks behind the phrases.
+        found: Whether each phrase has an answer; the others are listed last, in grey.
+
+    Returns:
+        A new RGB image: the picture, and the list under it.
+    """
+    canvas = to_pil(image)
+    pixels = np.array(canvas)
+    thick = line_width(*canvas.size)
+    for k, mask in enumerate(masks):
+        _paint_mask(pixels, mask, class_colour(k), thick)
+    order = sorted(range(len(phrases)), key=lambda k: not found[k])
+    entries = [(class_colour(k) if found[k] else _STRIP_GREY, f"“{phrases[k]}”", notes[k]) for k in order]
+    return _legend(Image.fromarray(pixels), entries)
 
 
 def draw_depth(image: ImageLike, *, depth_m: NDArray[np.float32]) -> Image.Image:

@@ -639,7 +639,149 @@ class DepthMap:
         return drawing.draw_depth(_check_picture(image, self.size_hw), depth_m=self.depth_m.cpu().float().numpy())
 
 
-Prediction: TypeAlias = Instances | SemanticMap | Panoptic | Caption | Grounding | DepthMap
+@dataclass(kw_only=True)
+class Referral:
+    """What phrases refer to: one mask per phrase, or nothing of that kind in the picture.
+
+    Attributes:
+        phrases: The phrases as asked.
+        masks: Per phrase a run-length mask of all that it refers to, or None where the model drew none. A phrase may be
+            rejected and yet have a mask: what the model would have drawn (one official protocol scores it).
+        rejected: ``[K]`` bool: nothing in the picture is what the phrase says.
+        scores: ``[K]`` float32, the probability that the phrase was not to be rejected, 0..1.
+        size_hw: Size of the original image.
+    """
+
+    phrases: tuple[str, ...]
+    masks: list[RLE | None]
+    rejected: Tensor
+    scores: Tensor
+    size_hw: tuple[int, int]
+
+    def __len__(self) -> int:
+        return len(self.phrases)
+
+    def found(self) -> list[int]:
+        """The phrases that have an answer: not rejected, and drawn."""
+        return [k for k, rejected in enumerate(self.rejected.tolist()) if not rejected and self.masks[k] is not None]
+
+    def _iterate_masks(self) -> Iterator[NDArray[np.bool_]]:
+        """The masks one by one, all False for a phrase without an answer."""
+        found = set(self.found())
+        for k, rle in enumerate(self.masks):
+            yield _decode(rle, self.size_hw) if k in found and rle is not None else np.zeros(self.size_hw, dtype=bool)
+
+    def dense_masks(self) -> Tensor:
+        """The masks as ``[K, H, W]`` bool, all False for a phrase without an answer."""
+        dense = torch.zeros((len(self), *self.size_hw), dtype=torch.bool)
+        for row, mask in zip(dense, self._iterate_masks(), strict=True):
+            row.copy_(torch.from_numpy(mask))
+        return dense
+
+    def in_words(self, *, scores: bool = True) -> str:
+        """A line that says how much of the picture each phrase refers to.
+
+        Args:
+            scores: With the score of every phrase.
+        """
+        said = []
+        for answer in self.to_dict()["answers"]:
+            share = answer["area"] / max(self.size_hw[0] * self.size_hw[1], 1)
+            what = "nothing" if answer["segmentation"] is None else f"{share:.1%} of the picture"
+            said.append(f"'{answer['phrase']}': {what}" + (f" ({answer['score']:.2f})" if scores else ""))
+        return "; ".join(said)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Every phrase with its score and mask, or None for the mask, as plain JSON values."""
+        found = set(self.found())
+        answers = []
+        for k, (phrase, score, rejected) in enumerate(
+            zip(self.phrases, self.scores.tolist(), self.rejected.tolist(), strict=True)
+        ):
+            rle = self.masks[k] if k in found else None
+            answers.append(
+                {
+                    "phrase": phrase,
+                    "rejected": rejected,
+                    "score": score,
+                    "area": 0.0 if rle is None else float(mask_api.area(rle)),
+                    "box_xyxy": None if rle is None else _box_of(rle),
+                    "segmentation": None if rle is None else _text_rle(rle),
+                }
+            )
+        return {"type": "referral", "size_hw": list(self.size_hw), "answers": answers}
+
+    def to_coco(self, image_id: int | str) -> list[dict[str, Any]]:
+        """COCO results records of the single category 1, with the phrase as an extra key; phrases without an answer
+        have none.
+
+        Args:
+            image_id: The data set's id of the image.
+        """
+        return [
+            {
+                "image_id": image_id,
+                "category_id": 1,
+                "bbox": _xywh(answer["box_xyxy"]),
+                "score": answer["score"],
+                "area": answer["area"],
+                "segmentation": answer["segmentation"],
+                "phrase": answer["phrase"],
+            }
+            for answer in self.to_dict()["answers"]
+            if answer["segmentation"] is not None
+        ]
+
+    def draw(self, image: ImageLike, *, show_scores: bool = True) -> Image.Image:
+        """Draws the mask of every phrase in a colour of its own, and the phrases with their scores below.
+
+        Args:
+            image: The original picture.
+            show_scores: Write the scores behind the phrases (a truth has none).
+
+        Raises:
+            UsageError: The picture has another size than the result speaks of.
+        """
+        found = set(self.found())
+        notes = [
+            " ".join(
+                [*([] if k in found else ["not in the picture"]), *([f"{score:.2f}"] if show_scores else [])],
+            )
+            for k, score in enumerate(self.scores.tolist())
+        ]
+        return drawing.draw_referral(
+            _check_picture(image, self.size_hw),
+            masks=self._iterate_masks(),
+            phrases=self.phrases,
+            notes=notes,
+            found=[k in found for k in range(len(self))],
+        )
+
+    def to_supervision(self) -> Any:
+        """A ``supervision.Detections`` with one mask per phrase that has an answer.
+
+        Raises:
+            MissingExtraError: The package is not installed.
+        """
+        sv = require("supervision", extra="supervision", purpose="to_supervision()")
+        found = self.found()
+        masks = self.dense_masks().numpy()[found].reshape(len(found), *self.size_hw)
+        return sv.Detections(
+            xyxy=sv.mask_to_xyxy(masks).astype(np.float32).reshape(-1, 4),
+            mask=masks,
+            confidence=self.scores.cpu().numpy()[found],
+            class_id=np.array(found, dtype=int),
+            data={"class_name": np.array([self.phrases[k] for k in found], dtype=str)},
+        )
+
+
+def _box_of(rle: RLE) -> list[float]:
+    """The tight box of a mask, ``x0 y0 x1 y1``."""
+    x, y, width, height = (float(value) for value in mask_api.toBbox(rle))
+    return [x, y, x + width, y + height]
+
+
+Prediction: TypeAlias = Instances | SemanticMap | Panoptic | Caption | Grounding | DepthMap | Referral
 
 
 def from_truth(sample: Sample) -> Prediction:
@@ -668,6 +810,16 @@ def from_truth(sample: Sample) -> Prediction:
         return Caption(text=target.captions[0], score=0.0)
     elif task is Task.DEPTH and target.depth_m is not None:
         return DepthMap(depth_m=target.depth_m.as_subclass(Tensor).float())
+    elif task is Task.REFERRING and target.masks is not None and sample.phrases:
+        masks = target.masks.as_subclass(Tensor)
+        present = masks.flatten(1).any(1)
+        return Referral(
+            phrases=sample.phrases,
+            masks=list(encode_masks(masks)),
+            rejected=~present,
+            scores=present.float(),
+            size_hw=sample.size_hw,
+        )
     elif task is Task.GROUNDING and target.boxes is not None and len(target.boxes) and sample.phrase:
         return Grounding(phrase=sample.phrase, box_xyxy=torch.as_tensor(target.boxes)[0].float(), score=1.0)
     raise DataError(

@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 
 import torch
 from torch import Tensor
@@ -18,6 +18,10 @@ from torchvision import tv_tensors
 
 from saccade.errors import DataError, UsageError
 from saccade.tasks import Task
+
+Wording: TypeAlias = Literal["expression", "class", "part", "question", "sentence"]
+"""What the phrases of a sample are: referring expressions; class names; parts (``object:part``, or an object's name);
+words that take some thought (ReasonSeg), or whole sentences of that kind, which are asked as they are."""
 
 IGNORE_LABEL = 255
 """Label of pixels that semantic segmentation neither learns nor scores."""
@@ -145,6 +149,10 @@ class Target:
         contours: ``[N, 2 + R]`` float32 from :mod:`saccade.tokens.contours`: integer mass centre (x, y) and R ray
             lengths in pixels. Filled by the loader's workers, because tracing contours is slow.
         depth_m: ``[H, W]`` float32 metres, 0 where unknown.
+        phrase_ids: ``[N]`` int64, the phrase that each of ``boxes`` is a target of (referring segmentation, where
+            ``masks`` has one mask per phrase: the union of its targets, all False where there is none).
+        ignored: ``[H, W]`` bool, pixels that are neither target nor background.
+        explanation: Why the target is what the phrase asks for, in words.
     """
 
     boxes: tv_tensors.BoundingBoxes | None = None
@@ -160,6 +168,9 @@ class Target:
     captions: tuple[str, ...] = ()
     contours: Tensor | None = None
     depth_m: Tensor | None = None
+    phrase_ids: Tensor | None = None
+    ignored: tv_tensors.Mask | None = None
+    explanation: str = ""
 
     def to(self, device: torch.device | str) -> Target:
         """Copies every tensor to the device."""
@@ -180,6 +191,9 @@ class Sample:
         target: The truth, in the frame of ``image``.
         classes: Prompt of detection, instance and semantic segmentation.
         phrase: Prompt of grounding.
+        phrases: Prompt of referring segmentation.
+        wording: What the phrases are.
+        dialogue: Rounds of question and answer about the image, instead of phrases (instruction tuning).
         origin: Where it came from.
     """
 
@@ -189,6 +203,9 @@ class Sample:
     target: Target = field(default_factory=Target)
     classes: ClassList | None = None
     phrase: str | None = None
+    phrases: tuple[str, ...] = ()
+    wording: Wording = "expression"
+    dialogue: tuple[tuple[str, str], ...] = ()
 
     @property
     def size_hw(self) -> tuple[int, int]:

@@ -11,11 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 
 from saccade.drawing import ImageLike, to_pil
 from saccade.errors import SaccadeError, UsageError, nearest
-from saccade.results import DepthMap, Grounding, Instances, Panoptic, Prediction, SemanticMap
+from saccade.results import DepthMap, Grounding, Instances, Panoptic, Prediction, Referral, SemanticMap
 from saccade.samples import ClassList, Origin
 from saccade.tasks import TASKS, Task
 
@@ -29,7 +30,7 @@ FORMATS: dict[str, str] = {
 """What ``saccade predict --save`` accepts."""
 
 _MASK_FORMATS = frozenset({"png", "npy"})
-_MASK_TASKS = frozenset({Task.INSTANCE, Task.SEMANTIC, Task.DEPTH})
+_MASK_TASKS = frozenset({Task.INSTANCE, Task.SEMANTIC, Task.DEPTH, Task.REFERRING})
 
 
 def check_formats(formats: Iterable[str], task: Task | None = None) -> frozenset[str]:
@@ -81,7 +82,9 @@ def save(
     overlay   ``stem_overlay.png``
     ========  =====================================================================================================
 
-    Depth is ``stem_depth.png`` (16-bit millimetres) and ``stem_depth.npy`` (``[H, W]`` float32 metres).
+    Depth is ``stem_depth.png`` (16-bit millimetres) and ``stem_depth.npy`` (``[H, W]`` float32 metres). What phrases
+    refer to is one 0/1 mask per phrase, ``stem_phrase0.png``, ``stem_phrase1.png`` ... (they may overlap), and
+    ``stem_masks.npy`` (``[K, H, W]`` bool); a phrase without an answer has an empty mask.
 
     Instances of a single class (a lesion) also give their union as a 0/1 mask: ``stem_mask.png`` and ``stem_mask.npy``.
 
@@ -101,7 +104,7 @@ def save(
         UsageError: An unknown format, or one that this prediction does not have.
     """
     asked = check_formats(formats)
-    has_masks = isinstance(prediction, SemanticMap | Panoptic | DepthMap) or (
+    has_masks = isinstance(prediction, SemanticMap | Panoptic | DepthMap | Referral) or (
         isinstance(prediction, Instances) and prediction.masks is not None
     )
     if asked & _MASK_FORMATS and not has_masks:
@@ -202,10 +205,18 @@ def _write_png(prediction: Prediction, base: Path) -> list[Path]:
         Image.fromarray(prediction.id_map().numpy().astype(np.uint16)).save(files[-1])
         if len(prediction.classes) == 1:
             files.append(_beside(base, "_mask.png"))
-            mask = Image.fromarray(prediction.union_mask().numpy().astype(np.uint8))
-            mask.putpalette([0, 0, 0, 255, 255, 255])  # the values are 0 and 1; viewers show black and white
-            mask.save(files[-1])
+            _save_binary(prediction.union_mask().numpy(), files[-1])
+    elif isinstance(prediction, Referral):
+        for k, mask in enumerate(prediction.dense_masks().numpy()):
+            files.append(_beside(base, f"_phrase{k}.png"))
+            _save_binary(mask, files[-1])
     return files
+
+
+def _save_binary(mask: NDArray[np.bool_], path: Path) -> None:
+    image = Image.fromarray(mask.astype(np.uint8))
+    image.putpalette([0, 0, 0, 255, 255, 255])  # the values are 0 and 1; viewers show black and white
+    image.save(path)
 
 
 def _write_npy(prediction: Prediction, base: Path) -> list[Path]:
@@ -221,6 +232,8 @@ def _write_npy(prediction: Prediction, base: Path) -> list[Path]:
         arrays["_masks.npy"] = prediction.dense_masks().numpy()
         if len(prediction.classes) == 1:
             arrays["_mask.npy"] = prediction.union_mask().numpy().astype(np.uint8)
+    elif isinstance(prediction, Referral):
+        arrays["_masks.npy"] = prediction.dense_masks().numpy()
     for ending, array in arrays.items():
         np.save(_beside(base, ending), array)
     return [_beside(base, ending) for ending in arrays]
@@ -308,7 +321,7 @@ class CocoCollector:
             dataset["categories"] = [{"id": category_id, "name": name} for category_id, name in named]
             for category, is_thing in zip(dataset["categories"], self._classes.things, strict=False):
                 category["isthing"] = int(is_thing)
-        elif self._kind is Grounding:
+        elif self._kind in (Grounding, Referral):
             dataset["categories"] = [{"id": 1, "name": "referred object"}]
         return [
             write_json(folder / "coco_results.json", _results(self._kind, results), indent=None),

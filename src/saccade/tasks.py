@@ -18,6 +18,7 @@ class Task(StrEnum):
     CAPTION = "caption"
     GROUNDING = "grounding"
     DEPTH = "depth"
+    REFERRING = "referring_segmentation"
 
 
 @dataclass(kw_only=True, frozen=True)
@@ -25,13 +26,14 @@ class TaskSpec:
     """What a task takes and gives.
 
     Attributes:
-        prompt: ``"classes"`` (a list of class names), ``"phrase"`` (one expression) or ``"none"``.
+        prompt: ``"classes"`` (a list of class names), ``"phrase"`` (one expression), ``"phrases"`` (several at once) or
+            ``"none"``.
         target: The fields of :class:`saccade.samples.Target` that training and evaluation read.
         result: Name of the result type in :mod:`saccade.results`.
         alias: The short name accepted on the command line.
     """
 
-    prompt: Literal["classes", "phrase", "none"]
+    prompt: Literal["classes", "phrase", "phrases", "none"]
     target: tuple[str, ...]
     result: str
     alias: str
@@ -46,6 +48,7 @@ TASKS: dict[Task, TaskSpec] = {
     Task.CAPTION: TaskSpec(prompt="none", target=("captions",), result="Caption", alias="caption"),
     Task.GROUNDING: TaskSpec(prompt="phrase", target=("boxes",), result="Grounding", alias="grounding"),
     Task.DEPTH: TaskSpec(prompt="none", target=("depth_m",), result="DepthMap", alias="depth"),
+    Task.REFERRING: TaskSpec(prompt="phrases", target=("masks",), result="Referral", alias="referring"),
 }
 
 

@@ -5,7 +5,7 @@ pixels. Every random draw comes from the generator handed to that function, neve
 independence of the number of workers rest on it.
 
 A sample that a pipeline cannot use raises :class:`~saccade.data.pipeline.Redraw`; the loader then draws another index
-with the same generator and counts it. Depth and single masks have pipelines in files of their own.
+with the same generator and counts it. Depth, single masks and phrases have pipelines in files of their own.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from saccade.data.depth_augment import DepthAugment
 from saccade.data.geometry import View, boxes_tensor, mask_tensor
 from saccade.data.mask_crops import MaskCropAugment
 from saccade.data.photometric import color_jitter, photometric_distortion
+from saccade.data.phrases import PhraseAugment
 from saccade.data.pipeline import Redraw, Transform
 from saccade.data.resize import resize_bicubic, resize_bilinear, resize_pillow
 from saccade.errors import DataError
@@ -415,6 +416,7 @@ Augment: TypeAlias = (
     | ScaleJitterAugment
     | DepthAugment
     | MaskCropAugment
+    | PhraseAugment
 )
 """Any of the pipelines."""
 

@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader, Dataset
 from saccade.data.augment import Augment
 from saccade.data.mixture import Mixture
 from saccade.data.parcel import Parcel, pack, unpack
-from saccade.data.pipeline import Redraw, Transform
+from saccade.data.pipeline import Extra, Redraw, Transform
 from saccade.data.sources.base import Repeated, Source
 from saccade.data.transforms import collate, preprocess
 from saccade.errors import DataError, SaccadeError, UsageError
@@ -39,6 +39,8 @@ class SourceEntry:
         augment: Training augmentation; None = the test-time resize.
         weight: Probability weight.
         batch_size: Samples per process and step.
+        extra: What the model is given besides pictures. The augmentation then leaves samples in the frame of the
+            original image.
     """
 
     source: Source
@@ -46,6 +48,7 @@ class SourceEntry:
     augment: Augment | None = None
     weight: float = 1.0
     batch_size: int = 1
+    extra: Extra | None = None
 
 
 class TrainLoader:
@@ -114,6 +117,7 @@ class EvalLoader:
         rank: This process takes samples rank, rank + world_size, ...
         world_size: Number of processes.
         pin_memory: Pin the tensors for the copy to a GPU.
+        extra: What the model is given besides pictures.
     """
 
     def __init__(
@@ -121,6 +125,7 @@ class EvalLoader:
         source: Source,
         *,
         preprocess: Preprocess,
+        extra: Extra | None = None,
         batch_size: int = 1,
         workers: int = 0,
         rank: int = 0,
@@ -131,7 +136,7 @@ class EvalLoader:
             raise UsageError(f"the batch size must be at least 1, not {batch_size}", where=source.name)
         indices = range(rank, len(source), world_size)
         chunks = [indices[k : k + batch_size] for k in range(0, len(indices), batch_size)]
-        self._chunks = _Chunks(source, preprocess, chunks)
+        self._chunks = _Chunks(source, preprocess, extra, chunks)
         self._workers, self._pin_memory = workers, pin_memory
 
     def __len__(self) -> int:
@@ -169,20 +174,30 @@ class _Steps(Dataset[Parcel]):
             self._transforms = [_transform_of(entry) for entry in self._sources]
         plan = self._mixture.plan(step)
         redraws: Counter[str] = Counter()
-        samples = [self._draw(plan.source, position, redraws) for position in plan.positions]
-        return collate(samples, self._sources[plan.source].preprocess), redraws
+        entry = self._sources[plan.source]
+        drawn = [self._draw(plan.source, position, redraws) for position in plan.positions]
+        batch = collate([sample for sample, _ in drawn], entry.preprocess)
+        if entry.extra is not None:
+            batch = entry.extra.join(batch, [prepared for _, prepared in drawn], training=True)
+        return batch, redraws
 
-    def _draw(self, number: int, position: int, redraws: Counter[str]) -> Sample:
+    def _draw(self, number: int, position: int, redraws: Counter[str]) -> tuple[Sample, Any]:
+        """A sample in the frame of the network input, and what the model is given besides."""
         assert self._transforms is not None
-        source, transform = self._sources[number].source, self._transforms[number]
+        entry, transform = self._sources[number], self._transforms[number]
+        source = entry.source
         rng = self._mixture.generator(number, position)
         index = self._mixture.index(number, position)
         for _ in range(_MAX_REDRAWS):
             try:
-                return transform(source[index], rng)
+                sample = transform(source[index], rng)
             except Redraw as signal_:
                 redraws[f"{source.name}: {signal_.reason}"] += 1
                 index = int(rng.integers(len(source)))
+                continue
+            if entry.extra is None:
+                return sample, None
+            return preprocess(sample, entry.preprocess, with_target=False), entry.extra.prepare(sample, rng)
         raise DataError(
             f"{_MAX_REDRAWS} samples in a row could not be used",
             where=source.name,
@@ -194,8 +209,8 @@ class _Steps(Dataset[Parcel]):
 class _Chunks(Dataset[Parcel]):
     """Batch number -> (original samples, batch), packed."""
 
-    def __init__(self, source: Source, declared: Preprocess, chunks: list[range]) -> None:
-        self._source, self._declared, self._chunks = source, declared, chunks
+    def __init__(self, source: Source, declared: Preprocess, extra: Extra | None, chunks: list[range]) -> None:
+        self._source, self._declared, self._extra, self._chunks = source, declared, extra, chunks
 
     def __len__(self) -> int:
         return len(self._chunks)
@@ -206,11 +221,16 @@ class _Chunks(Dataset[Parcel]):
     def _load(self, number: int) -> tuple[list[Sample], Batch]:
         samples = [self._source[index] for index in self._chunks[number]]
         inputs = [preprocess(sample, self._declared, with_target=False) for sample in samples]
-        return samples, collate(inputs, self._declared)
+        batch = collate(inputs, self._declared)
+        if self._extra is not None:
+            batch = self._extra.join(batch, [self._extra.prepare(sample) for sample in samples], training=False)
+        return samples, batch
 
 
 def _transform_of(entry: SourceEntry) -> Transform:
     declared = entry.preprocess
+    if entry.augment is None and entry.extra is not None:
+        return lambda sample, rng: sample
     if entry.augment is None:
         return lambda sample, rng: _without_crowds(preprocess(sample, declared))
     height, width = declared.size_hw

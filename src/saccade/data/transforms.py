@@ -68,6 +68,8 @@ def _follow(target: Target, view: View) -> Target:
         moved.panoptic = mask_tensor(view.gather(target.panoptic.as_subclass(Tensor).numpy()))
     if target.depth_m is not None:
         moved.depth_m = torch.from_numpy(np.ascontiguousarray(view.gather(target.depth_m.numpy())))
+    if target.ignored is not None:
+        moved.ignored = mask_tensor(view.gather(target.ignored.as_subclass(Tensor).numpy()))
     if target.areas is not None:
         height, width = view.size_hw
         original_height, original_width = view.original_size_hw
@@ -144,6 +146,8 @@ def _pad_target(target: Target, size_hw: tuple[int, int]) -> Target:
         padded.panoptic = tv_tensors.Mask(_pad(target.panoptic, size_hw, 0))
     if target.depth_m is not None:
         padded.depth_m = _pad(target.depth_m, size_hw, 0)
+    if target.ignored is not None:
+        padded.ignored = tv_tensors.Mask(_pad(target.ignored, size_hw, 1))
     if target.boxes is not None:
         padded.boxes = boxes_tensor(target.boxes.as_subclass(Tensor).numpy(), size_hw)
     return padded

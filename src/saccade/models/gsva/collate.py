@@ -1,0 +1,167 @@
+"""What GSVA reads besides the picture of SAM: the picture of CLIP, and conversations as ids (specs/gsva.md 8 and 9)."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from saccade.draws import Draws, GeneratorDraws
+from saccade.errors import DataError
+from saccade.models.gsva import prompts
+from saccade.models.gsva.conversation import Conversation, Style, learned, wrap_image
+from saccade.models.gsva.inputs import IGNORED, ConversationBatch
+from saccade.samples import Batch, Sample
+from saccade.tokens.pieces import PieceVocabulary
+
+_CLIP_MEAN = np.array((0.48145466, 0.4578275, 0.40821073), np.float32)
+_CLIP_STD = np.array((0.26862954, 0.26130258, 0.27577711), np.float32)
+_MOST_OBLONG = 32  # of longer pictures only the middle is looked at: the enlarged whole would not fit into memory
+
+
+@dataclass(kw_only=True)
+class Said:
+    """What belongs to one picture.
+
+    Attributes:
+        picture_clip: ``[3, s, s]`` float32, what CLIP sees.
+        conversations: What is said about the picture.
+        masks: ``[E, H, W]`` bool in the frame of the original; None where there is no truth.
+    """
+
+    picture_clip: Tensor
+    conversations: list[Conversation]
+    masks: Tensor | None = None
+
+
+@dataclass(kw_only=True, frozen=True)
+class Conversing:
+    """Makes :class:`~saccade.models.gsva.inputs.ConversationBatch` of plain batches and the samples behind them.
+
+    Attributes:
+        vocabulary: What makes ids of words.
+        clip_size: Side of what CLIP sees, in pixels.
+        image_tokens: Tokens that a picture becomes.
+        style: Form of the conversations.
+        max_length: Greatest number of tokens in training, image tokens included; longer conversations are cut.
+        answer: At evaluation. ``given``: the true answer stands in the conversation, and the model judges it, as the
+            original evaluates; ``free``: the answer is the model's.
+        reevaluate: See :class:`~saccade.models.gsva.inputs.ConversationBatch`.
+        only_words: Share of explained images that are answered in words alone; below 0, explanations are not used.
+    """
+
+    vocabulary: PieceVocabulary
+    clip_size: int = 224
+    image_tokens: int = 256
+    style: Style = "llava_v1"
+    max_length: int = 1024
+    answer: Literal["given", "free"] = "given"
+    reevaluate: bool = False
+    only_words: float = 0.1
+
+    def prepare(self, sample: Sample, rng: np.random.Generator | None = None) -> Said:
+        """Words the conversations about a sample.
+
+        Args:
+            sample: In the frame of the original image.
+            rng: Templates of training are drawn from it; None = evaluation.
+
+        Raises:
+            UsageError: No phrase.
+            DataError: A phrase that the model would take for its own words.
+        """
+        return self.say(sample, None if rng is None else GeneratorDraws(rng))
+
+    def say(self, sample: Sample, draws: Draws | None) -> Said:
+        """As :meth:`prepare`, with draws of any kind."""
+        if draws is not None:
+            conversations = prompts.training(sample, draws, only_words=self.only_words)
+        else:
+            conversations = prompts.evaluation(sample) if self.answer == "given" else prompts.question(sample)
+        masks = None if sample.target.masks is None else sample.target.masks.as_subclass(Tensor)
+        if draws is not None and not any(conversation.expressions for conversation in conversations):
+            masks = torch.zeros(0, *sample.size_hw, dtype=torch.bool)  # answered in words alone
+        return Said(
+            picture_clip=clip_input(sample.image.as_subclass(Tensor), self.clip_size),
+            conversations=conversations,
+            masks=masks,
+        )
+
+    def join(self, batch: Batch, said: Sequence[Said], *, training: bool) -> ConversationBatch:
+        """Adds to a batch of pictures what is said about them.
+
+        Args:
+            batch: What SAM sees.
+            said: About each picture, in the same order.
+            training: Cut conversations to the greatest length.
+
+        Raises:
+            DataError: Some conversations have an answer and others none, or a round does not have exactly one.
+        """
+        spoken = [conversation for one in said for conversation in one.conversations]
+        answered = {conversation.rounds[-1][1] is not None for conversation in spoken}
+        if len(answered) != 1:
+            raise DataError("a batch is either of conversations with answers, or of questions", where="join")
+        texts = [wrap_image(conversation.text(self.style)) for conversation in spoken]
+        ids = [self.vocabulary.encode_with_image(text) for text in texts]
+        labels = None
+        if answered == {True}:
+            rows = [learned(text, row, self.vocabulary, self.style) for text, row in zip(texts, ids, strict=True)]
+            labels = _stack(rows, IGNORED)
+        input_ids = _stack(ids, self.vocabulary.pad_id)
+        if training:
+            room = self.max_length - (self.image_tokens - 1)
+            input_ids, labels = input_ids[:, :room], None if labels is None else labels[:, :room]
+        counts = torch.tensor([len(one.conversations) for one in said])
+        pictures = {field.name: getattr(batch, field.name) for field in dataclasses.fields(batch)}
+        return ConversationBatch(
+            **pictures,
+            images_clip=torch.stack([one.picture_clip for one in said]),
+            input_ids=input_ids,
+            attention_mask=input_ids != self.vocabulary.pad_id,
+            conversation_to_image=torch.repeat_interleave(torch.arange(len(said)), counts),
+            labels=labels,
+            masks=[one.masks for one in said if one.masks is not None],
+            expressions=[conversation.expressions for conversation in spoken],
+            reevaluate=self.reevaluate and not training,
+        )
+
+
+def _stack(rows: Sequence[Sequence[int]], fill: int) -> Tensor:
+    stacked = torch.full((len(rows), max(map(len, rows))), fill, dtype=torch.int64)
+    for into, row in zip(stacked, rows, strict=True):
+        into[: len(row)] = torch.tensor(row)
+    return stacked
+
+
+def clip_input(image: Tensor, size: int) -> Tensor:
+    """The middle square of a picture as CLIP sees it, in the arithmetic of its own processor (Pillow's bicubic).
+
+    Args:
+        image: ``[3, H, W]`` uint8 RGB.
+        size: Side of the square in pixels.
+
+    Returns:
+        ``[3, size, size]`` float32, normalised.
+    """
+    picture = Image.fromarray(image.permute(1, 2, 0).contiguous().numpy())
+    short = min(picture.size)
+    reach = short * _MOST_OBLONG
+    picture = picture.crop(_middle(picture.size, (min(picture.width, reach), min(picture.height, reach))))
+    width, height = (size if side == short else int(size * side / short) for side in picture.size)
+    resized = picture.resize((width, height), Image.Resampling.BICUBIC)
+    pixels = np.asarray(resized.crop(_middle(resized.size, (size, size))))
+    scaled = (pixels * (1 / 255)).astype(np.float32)
+    return torch.from_numpy((scaled - _CLIP_MEAN) / _CLIP_STD).permute(2, 0, 1).contiguous()
+
+
+def _middle(size: tuple[int, int], part: tuple[int, int]) -> tuple[int, int, int, int]:
+    """The box of a part in the middle of a picture, both given as width and height."""
+    left, top = ((whole - side) // 2 for whole, side in zip(size, part, strict=True))
+    return left, top, left + part[0], top + part[1]

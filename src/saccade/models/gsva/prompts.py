@@ -1,0 +1,194 @@
+"""What GSVA is asked, and what it is taught to answer (specs/gsva.md 6). The words are the original's, misspelt ones too.
+
+Training draws a template for every sample; evaluation has one. The question names all phrases in small letters, an
+answer in training keeps their case.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from saccade.draws import Draws
+from saccade.errors import DataError, UsageError
+from saccade.models.gsva.conversation import Conversation, check_phrase
+from saccade.samples import Sample
+from saccade.tokens.pieces import IMAGE, REJ, SEG
+
+_QUESTIONS = (
+    "Can you segment {} in this image?",
+    "Please segment {} in this image.",
+    "What are {} in this image? Please respond with segmentation masks.",
+    "What are {} in this image? Please output segmentation masks.",
+)
+_ANSWERS = (
+    ("The segmentation results are", "{} [SEG]"),
+    ("Sure, they are", "{}:[SEG]"),
+    ("Sure,", "the mask of {} is [SEG]"),
+    ("Sure,", "the segmentation of {} is [SEG]"),
+    ("Sure,", "the referred {} is [SEG]"),
+)
+"""Beginning of an answer, and what is said of every phrase."""
+
+_SENTENCE_QUESTIONS = ("{} Please respond with segmentation mask.", "{} Please output segmentation mask.")
+_REASON_QUESTIONS = (
+    "Can you segment the {} in this image?",
+    "Please segment the {} in this image.",
+    "What is {} in this image? Please respond with segmentation mask.",
+    "What is {} in this image? Please output segmentation mask.",
+)
+_REASON_ANSWERS = (
+    "It is [SEG].",
+    "Sure, [SEG].",
+    "Sure, it is [SEG].",
+    "Sure, the segmentation result is [SEG].",
+    "[SEG].",
+)
+_EXPLAIN = (
+    "Please output segmentation mask and explain why.",
+    "Please output segmentation mask and explain the reason.",
+    "Please output segmentation mask and give some explaination.",
+)
+_ONLY_WORDS = 0.1  # share of explained images that are answered in words alone
+
+
+def training(sample: Sample, draws: Draws, *, only_words: float = _ONLY_WORDS) -> list[Conversation]:
+    """The conversations that a sample teaches.
+
+    Args:
+        sample: With the phrases that are asked about, and their masks; or with a dialogue.
+        draws: Templates are drawn from it.
+        only_words: Share of the images with an explanation that are answered without a mask; below 0, explanations are
+            never used.
+
+    Raises:
+        DataError: No phrase, or one that the model would take for its own words.
+    """
+    if sample.dialogue:
+        return [_dialogue(sample)]
+    _check(sample)
+    if sample.wording in ("question", "sentence"):
+        return _reasoning(sample, draws, only_words)
+    present = _present(sample)
+    start, item = _ANSWERS[draws.below(len(_ANSWERS))]
+    template = draws.pick(_QUESTIONS)
+    phrases = [_trim(phrase) for phrase in sample.phrases]
+    said = [item.format(phrase) for phrase in phrases]
+    # Of a rejected phrase every "SEG" becomes "REJ", a "SEG" in its own words included: so the original does it.
+    said = [text if there else text.replace("SEG", "REJ") for text, there in zip(said, present, strict=True)]
+    between = ", " if sample.wording == "expression" else ","
+    question = _about_image(template.format(", ".join(phrases).lower()))
+    return [Conversation(rounds=((question, f"{start} {between.join(said)}."),), expressions=sample.phrases)]
+
+
+def evaluation(sample: Sample) -> list[Conversation]:
+    """The conversation that a sample is evaluated with; its answer is the true one.
+
+    Raises:
+        DataError: As :func:`training`.
+    """
+    _check(sample)
+    if sample.wording in ("question", "sentence"):
+        question = _ask_reasoning(sample.phrases[0].strip(), sentence=sample.wording == "sentence")
+        return [Conversation(rounds=((question, SEG),), expressions=sample.phrases[:1])]
+    phrases = [normal(phrase) for phrase in sample.phrases]
+    said = [f"{phrase}:{SEG if there else REJ}" for phrase, there in zip(phrases, _present(sample), strict=True)]
+    answer = f"Sure,{', '.join(said)}."
+    return [Conversation(rounds=((_ask(phrases), answer),), expressions=sample.phrases)]
+
+
+def question(sample: Sample) -> list[Conversation]:
+    """The question of :func:`evaluation` alone: the answer is the model's to give.
+
+    Raises:
+        DataError: As :func:`training`.
+    """
+    _check(sample)
+    if sample.wording in ("question", "sentence"):
+        asked = [_ask_reasoning(text.strip(), sentence=sample.wording == "sentence") for text in sample.phrases]
+        return [
+            Conversation(rounds=((text, None),), expressions=(phrase,))
+            for text, phrase in zip(asked, sample.phrases, strict=True)
+        ]
+    asked_at_once = _ask([normal(phrase) for phrase in sample.phrases])
+    return [Conversation(rounds=((asked_at_once, None),), expressions=sample.phrases)]
+
+
+def normal(phrase: str) -> str:
+    """A phrase as evaluation asks it: small letters, no space and no full stop around it."""
+    return _trim(phrase.lower())
+
+
+def _trim(phrase: str) -> str:
+    return phrase.strip().strip(".")
+
+
+def _about_image(text: str) -> str:
+    return f"{IMAGE}\n{text}"
+
+
+def _ask(phrases: Sequence[str]) -> str:
+    # The space behind the line break, and none before "in", are the original's; the released weights know them so.
+    return _about_image(f" What are {', '.join(phrases)}in this image? Please output segmentation masks.")
+
+
+def _ask_reasoning(text: str, *, sentence: bool) -> str:
+    asked = text if sentence else f"What is {text} in this image?"
+    return _about_image(f" {asked} Please output segmentation mask.")
+
+
+def _reasoning(sample: Sample, draws: Draws, only_words: float) -> list[Conversation]:
+    """One conversation per phrase; where the image has an explanation, one choice of what to do with it for all."""
+    explanation = sample.target.explanation if only_words >= 0 else ""
+    how = "masks"
+    if explanation:
+        how = "words" if draws.share() < only_words else draws.pick(("masks", "both"))
+    conversations = []
+    for phrase in sample.phrases:
+        # The question is drawn in every case, and then another one may take its place.
+        if sample.wording == "sentence":
+            asked = draws.pick(_SENTENCE_QUESTIONS).format(phrase)
+        else:
+            asked = draws.pick(_REASON_QUESTIONS).format(phrase.lower())
+        if how == "words":
+            rounds = ((_about_image(phrase), explanation),)
+        elif how == "both":
+            asked = f"{phrase} {draws.pick(_EXPLAIN)}"
+            rounds = ((_about_image(asked), f"{draws.pick(_REASON_ANSWERS)} {explanation}"),)
+        else:
+            rounds = ((_about_image(asked), draws.pick(_REASON_ANSWERS)),)
+        conversations.append(Conversation(rounds=rounds, expressions=() if how == "words" else (phrase,)))
+    return conversations
+
+
+def _dialogue(sample: Sample) -> Conversation:
+    """A dialogue about the image, which is shown before its first question, wherever the text had it."""
+    (first, answer), *later = [(_without_image(asked), _without_image(said)) for asked, said in sample.dialogue]
+    return Conversation(rounds=((_about_image(first), answer), *later))
+
+
+def _without_image(text: str) -> str:
+    return text.replace(IMAGE, "").strip() if IMAGE in text else text
+
+
+def _present(sample: Sample) -> list[bool]:
+    """Whether each phrase has a target; classes and parts are only asked for where they are."""
+    masks = sample.target.masks
+    if masks is None or len(masks) != len(sample.phrases):
+        raise DataError(
+            f"{len(sample.phrases)} phrases with {0 if masks is None else len(masks)} masks", where=_name(sample)
+        )
+    if sample.wording in ("class", "part"):
+        return [True] * len(sample.phrases)
+    there: list[bool] = masks.flatten(1).any(1).tolist()
+    return there
+
+
+def _check(sample: Sample) -> None:
+    if not sample.phrases:
+        raise UsageError("no phrase is given", where=_name(sample), fix="say what to segment: --phrase 'the red ball'")
+    for phrase in sample.phrases:
+        check_phrase(phrase, where=_name(sample))
+
+
+def _name(sample: Sample) -> str:
+    return str(sample.origin.path or sample.origin.image_id)
