@@ -9,8 +9,9 @@ import pytest
 import torch
 
 from saccade.errors import CheckpointError, UsageError
-from saccade.hub import checkpoint as module
-from saccade.hub.checkpoint import CONFIG, WEIGHTS, load_folder, read_card, save_model
+from saccade.hub import shards as module
+from saccade.hub.checkpoint import CONFIG, load_folder, read_card, save_model
+from saccade.hub.shards import WEIGHTS
 from saccade.layers.vit import ViTConfig
 from saccade.models.git.config import CaptionConfig, DetectionConfig, GiTConfig, GroundingConfig, SemanticConfig
 from saccade.models.git.model import GiT

@@ -98,13 +98,14 @@ def test_sizes_are_those_of_the_manifests(size: str) -> None:
 
 
 def test_names_and_their_nearest() -> None:
-    assert {system: len(list_entries(system)) for system in ("git", "vitdet", "ait", "vqvae")} == {
+    assert {system: len(list_entries(system)) for system in ("git", "vitdet", "ait", "vqvae", "gsva")} == {
         "git": 20,
         "vitdet": 19,
         "ait": 10,
         "vqvae": 2,
+        "gsva": 5,
     }
-    assert len(ZOO) == 51
+    assert len(ZOO) == 56
     with pytest.raises(UsageError, match="did you mean 'git'"):
         list_entries("gitt")
     with pytest.raises(UsageError, match="did you mean 'git-base-detection'"):

@@ -77,7 +77,8 @@ def _show_card(card: CheckpointCard) -> None:
         more = " ..." if listed and len(listed) > 8 else ""
         rows.append((str(task), f"{width} x {height} px{classes}{more}"))
     rows.append(("backbone", _backbone(card.config)))
-    rows += [("weights", ", ".join(f"{key} {value}" for key, value in card.weights.items() if key != "sha256"))]
+    hidden = ("sha256", "files")
+    rows += [("weights", ", ".join(f"{key} {value}" for key, value in card.weights.items() if key not in hidden))]
     rows += _origin(card.provenance)
     screen.table([{"": key, "value": str(value)} for key, value in rows])
 
@@ -87,10 +88,15 @@ def _backbone(config: ModelConfig) -> str:
     from saccade.layers.swin import SwinV2Config
     from saccade.models.ait.config import AiTConfig
     from saccade.models.ait.vqvae import MapVQVAEConfig
+    from saccade.models.gsva.config import GSVAConfig
 
     if isinstance(config, MapVQVAEConfig):
         net = config.vqvae
         return f"VQ-VAE of {config.task}: {net.size} x {net.size} px in {net.tokens} of {net.codebook.codes} codes"
+    if isinstance(config, GSVAConfig):
+        words = config.language
+        sam = config.sam.vit
+        return f"Llama, {words.layers} blocks, width {words.width}; SAM, {sam.depth} blocks, width {sam.width}"
     vit = config.backbone if isinstance(config, AiTConfig) else config.vit
     if isinstance(vit, SwinV2Config):
         return f"SwinV2, {' + '.join(map(str, vit.depths))} blocks, width {vit.width}, windows of {vit.windows[0]}"

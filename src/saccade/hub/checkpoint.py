@@ -2,9 +2,9 @@
 
 ::
 
-    model.safetensors   the weights
+    model.safetensors   the weights (several files with an index, where they are large)
     config.json         system, model config, tasks, classes, preprocessing, provenance, and a digest of the weights
-    vocab.txt           the text vocabulary, of systems that read or write text
+    vocab.txt           the text vocabulary, of systems that read or write text (tokenizer.model of GSVA)
     README.md, LICENSE  optional
 
 Writing is atomic: the folder appears whole or not at all. Reading checks every key and the digest of the weights.
@@ -14,34 +14,36 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
-import hashlib
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
+from safetensors import SafetensorError
 from torch import Tensor
 
 import saccade
 from saccade.configs import from_dict, to_dict
 from saccade.errors import CheckpointError, ConfigError, DataError, UsageError, nearest
-from saccade.hub.unpickle import read_safetensors
-from saccade.mapping import apply_mapping
+from saccade.hub.shards import SHARD_BYTES, check_weights, fill, no_weights, write_weights
 from saccade.models.git.config import GiTConfig
 from saccade.models.git.model import GiT
-from saccade.models.systems import CONFIGS, Model, ModelConfig, build, system_of
+from saccade.models.gsva.config import GSVAConfig
+from saccade.models.gsva.model import GSVA
+from saccade.models.systems import CONFIGS, Model, ModelConfig, Vocabulary, build, system_of
 from saccade.samples import ClassList, Preprocess
 from saccade.tasks import Task
+from saccade.tokens.pieces import FILE as PIECES
+from saccade.tokens.pieces import PieceVocabulary
 from saccade.tokens.vocabulary import TextVocabulary
 
 FORMAT = "saccade-checkpoint"
 FORMAT_VERSION = 1
-WEIGHTS, CONFIG, VOCABULARY = "model.safetensors", "config.json", "vocab.txt"
+CONFIG, VOCABULARY = "config.json", "vocab.txt"
 
 
 @dataclass(kw_only=True)
@@ -56,7 +58,7 @@ class CheckpointCard:
         classes: Class names and category ids that each task was trained for.
         preprocessing: Network input of each task.
         provenance: Where the weights come from: versions, date, recipe, step, metrics, source file and its digest.
-        weights: Size, SHA-256, dtype and number of tensors of the weight file.
+        weights: Size and SHA-256 of every weight file, number of tensors, and their types.
     """
 
     folder: Path
@@ -121,7 +123,7 @@ def save_model(
         classes=classes,
         preprocessing={task: model.preprocess(task) for task in model.tasks},
         provenance=provenance,
-        vocabulary=model.vocabulary if isinstance(model, GiT) else None,
+        vocabulary=model.vocabulary if isinstance(model, GiT | GSVA) else None,
         dtype=dtype,
         texts=texts,
     )
@@ -136,9 +138,11 @@ def write_checkpoint(
     classes: Mapping[Task, ClassList],
     preprocessing: Mapping[Task, Preprocess],
     provenance: Mapping[str, Any],
-    vocabulary: TextVocabulary | None,
+    vocabulary: Vocabulary | None,
     dtype: torch.dtype | None = None,
     texts: Mapping[str, str] | None = None,
+    shard_bytes: int = SHARD_BYTES,
+    written: Callable[[], None] = lambda: None,
 ) -> Path:
     """Like :func:`save_model`, from the parts (a converter has no model at hand).
 
@@ -153,6 +157,8 @@ def write_checkpoint(
         vocabulary: The text vocabulary; None leaves it out, and the folder cannot predict until it is put there.
         dtype: Type that floating-point weights are stored in (None = as they are).
         texts: Further files.
+        shard_bytes: Weights of more bytes than this are written as several files.
+        written: Called behind every weight file.
 
     Raises:
         CheckpointError: The folder cannot be written.
@@ -165,16 +171,11 @@ def write_checkpoint(
             where=target,
             fix="choose a new or empty folder for the checkpoint",
         )
-    stored = {
-        key: (value.to(dtype) if dtype is not None and value.is_floating_point() else value).detach().cpu().contiguous()
-        for key, value in state.items()
-    }
     temporary = target.with_name(f".{target.name}.writing-{os.getpid()}")
     try:
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
-        # Tensors that share memory would be refused; a clone costs nothing where none do.
-        save_file(_unshared(stored), temporary / WEIGHTS, metadata={"format": "pt"})
+        weights = write_weights(temporary, state, dtype=dtype, shard_bytes=shard_bytes, written=written)
         card = {
             "format": FORMAT,
             "format_version": FORMAT_VERSION,
@@ -191,13 +192,7 @@ def write_checkpoint(
                 "date": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
                 **provenance,
             },
-            "weights": {
-                "file": WEIGHTS,
-                "bytes": (temporary / WEIGHTS).stat().st_size,
-                "sha256": file_sha256(temporary / WEIGHTS),
-                "tensors": len(stored),
-                "dtype": "/".join(sorted({str(v.dtype).removeprefix("torch.") for v in stored.values()})),
-            },
+            "weights": weights,
             "model": to_dict(config),
         }
         (temporary / CONFIG).write_text(json.dumps(card, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
@@ -209,7 +204,7 @@ def write_checkpoint(
             _sync(file)
         _sync(temporary)
         _replace(temporary, target)
-    except OSError as error:
+    except (OSError, SafetensorError) as error:
         raise CheckpointError(
             "the checkpoint cannot be written", where=target, why=str(error), fix="check the free space and the rights"
         ) from error
@@ -291,32 +286,34 @@ def load_folder(
         CheckpointError: A file is missing or damaged, a key is missing or left over, or the folder contradicts itself.
     """
     card = read_card(folder)
+    try:
+        with no_weights():
+            model = build(card.config, _vocabulary(card))
+    except UsageError as error:
+        raise CheckpointError("the checkpoint contradicts itself", where=card.folder, why=str(error)) from error
+    _check_declarations(card, model)
+    check_weights(card.folder, card.weights)
+    fill(model, card.folder, device=device, dtype=dtype)
+    model = model.to(device=device, dtype=dtype).eval()  # what is computed and not stored
+    return LoadedModel(model=model, classes=card.classes, card=card)
+
+
+def _vocabulary(card: CheckpointCard) -> Vocabulary | None:
+    if isinstance(card.config, GSVAConfig):
+        # Converted weights have none until it is put there; only who asks in words needs it.
+        pieces = card.folder / PIECES
+        return PieceVocabulary(pieces, card.config.language.vocab_size) if pieces.is_file() else None
+    if not isinstance(card.config, GiTConfig):
+        return None
     vocabulary = card.folder / VOCABULARY
-    if isinstance(card.config, GiTConfig) and not vocabulary.is_file():
+    if not vocabulary.is_file():
         raise CheckpointError(
             "the checkpoint has no vocabulary",
             where=vocabulary,
             why="it was converted without one",
             fix="copy the vocab.txt of bert-base-uncased into the folder (its SHA-256 starts with 07eced375cec144d)",
         )
-    try:
-        model = build(card.config, TextVocabulary(vocabulary) if isinstance(card.config, GiTConfig) else None)
-    except UsageError as error:
-        raise CheckpointError("the checkpoint contradicts itself", where=card.folder, why=str(error)) from error
-    _check_declarations(card, model)
-    state = _read_weights(card)
-    expected = {key: tuple(value.shape) for key, value in model.state_dict().items()}
-    mapped, report = apply_mapping(state, expected=expected, rename=lambda key: key, source=str(card.folder / WEIGHTS))
-    report.check()
-    model.load_state_dict({key: v.to(dtype) if v.is_floating_point() else v for key, v in mapped.items()})
-    model = model.to(device=device, dtype=dtype).eval()
-    return LoadedModel(model=model, classes=card.classes, card=card)
-
-
-def file_sha256(path: Path) -> str:
-    """SHA-256 of a file, as hex digits."""
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
+    return TextVocabulary(vocabulary)
 
 
 def _check_declarations(card: CheckpointCard, model: Model) -> None:
@@ -344,40 +341,6 @@ def _check_declarations(card: CheckpointCard, model: Model) -> None:
                 why=f"stored versus this version: {'; '.join(changed)}",
                 fix="use the version of saccade that wrote it",
             )
-
-
-def _read_weights(card: CheckpointCard) -> dict[str, Tensor]:
-    path = card.folder / WEIGHTS
-    if not path.is_file():
-        raise CheckpointError("the checkpoint has no weights", where=path, fix="copy or download the folder again")
-    size, expected = path.stat().st_size, card.weights.get("bytes")
-    if expected is not None and size != expected:
-        raise CheckpointError(
-            "the weight file is truncated or was replaced",
-            where=path,
-            why=f"{size} bytes, but config.json says {expected}",
-            fix="copy or download it again",
-        )
-    digest = card.weights.get("sha256")
-    if digest is not None and file_sha256(path) != digest:
-        raise CheckpointError(
-            "the weight file is damaged or was replaced",
-            where=path,
-            why="its SHA-256 is not the one in config.json",
-            fix="copy or download it again",
-        )
-    return read_safetensors(path)
-
-
-def _unshared(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    seen: set[int] = set()
-    result = {}
-    for key, value in state.items():
-        address = value.untyped_storage().data_ptr()
-        whole = value.untyped_storage().nbytes() == value.numel() * value.element_size()
-        result[key] = value if whole and address not in seen else value.clone()
-        seen.add(address)
-    return result
 
 
 def _no_checkpoint(path: Path) -> CheckpointError:

@@ -17,10 +17,12 @@ from torch import Tensor
 
 from saccade.data.class_names import CLASS_NAMES, COCO_CATEGORY_IDS
 from saccade.errors import CheckpointError, UsageError, nearest
-from saccade.hub.checkpoint import VOCABULARY, WEIGHTS, file_sha256, read_card, write_checkpoint
+from saccade.hub.checkpoint import VOCABULARY, read_card, write_checkpoint
+from saccade.hub.convert_gsva import map_gsva
+from saccade.hub.shards import SHARD_BYTES, WEIGHTS, file_sha256, read_weights
 from saccade.hub.sizes import Kind, choose_config, count_blocks, expected_shapes, skeleton
 from saccade.hub.starts import BACKBONE, TEXT
-from saccade.hub.unpickle import TensorFile, read_safetensors, read_tensor_file
+from saccade.hub.unpickle import TensorFile, read_tensor_file
 from saccade.hub.zoo import entry_of_file
 from saccade.mapping import MappingReport
 from saccade.models.ait import convert as ait
@@ -32,6 +34,8 @@ from saccade.models.ait.presets import preset_of as solver_preset_of
 from saccade.models.ait.vqvae import MapVQVAE, MapVQVAEConfig
 from saccade.models.git import convert as git
 from saccade.models.git.config import GIT_TASKS, GiTConfig
+from saccade.models.gsva import convert as gsva
+from saccade.models.gsva.config import GSVAConfig
 from saccade.models.systems import ModelConfig, build, fixed_classes
 from saccade.models.vitdet import convert as vitdet
 from saccade.models.vitdet.config import ViTDetConfig
@@ -40,6 +44,8 @@ from saccade.models.vitdet.presets import PRESETS as DETECTORS
 from saccade.models.vitdet.presets import preset_of
 from saccade.samples import ClassList
 from saccade.tasks import TASKS, Task
+from saccade.tokens.pieces import FILE as PIECES
+from saccade.tokens.pieces import PieceVocabulary
 from saccade.tokens.vocabulary import TextVocabulary
 
 
@@ -67,7 +73,12 @@ class Conversion:
 
 
 def convert_file(
-    path: str | Path, *, out: str | Path, preset: str | None = None, vocabulary: str | Path | None = None
+    path: str | Path,
+    *,
+    out: str | Path,
+    preset: str | None = None,
+    vocabulary: str | Path | None = None,
+    shard_bytes: int = SHARD_BYTES,
 ) -> MappingReport:
     """Converts an official file into a folder of ours.
 
@@ -78,7 +89,10 @@ def convert_file(
         path: A ``.pth``, ``.pt`` or ``.safetensors`` file; see :mod:`saccade.hub.unpickle` for why reading it is safe.
         out: The folder to write.
         preset: A name of :data:`saccade.models.git.presets.PRESETS`; None finds it from the shapes.
-        vocabulary: The ``vocab.txt`` that belongs to the word table; without it the checkpoint cannot predict yet.
+        vocabulary: The ``vocab.txt`` (of GSVA the ``tokenizer.model``) that belongs to the word table; without it the
+            checkpoint cannot predict yet.
+        shard_bytes: Weights of more bytes than this are written as several files; no more than one of them is in memory
+            at a time.
 
     Returns:
         The report of every key.
@@ -89,7 +103,7 @@ def convert_file(
     """
     found = map_file(path, preset=preset)
     found.report.check(allow=found.allowed)
-    write_conversion(found, out, vocabulary=vocabulary)
+    write_conversion(found, out, vocabulary=vocabulary, shard_bytes=shard_bytes)
     return found.report
 
 
@@ -103,6 +117,9 @@ def map_file(path: str | Path, *, preset: str | None = None) -> Conversion:
     file = read_tensor_file(path)
     if all(key.startswith("module.") for key in file.tensors):
         file.tensors = {key.removeprefix("module."): value for key, value in file.tensors.items()}
+    if gsva.is_gsva(file.tensors):
+        size, whole, mapped, report = map_gsva(file, preset)
+        return Conversion(file=file, kind="checkpoint", preset=size, config=whole, state=mapped, report=report)
     if vitdet.family_of(file.tensors) is not None:
         return _map_detector(file, preset)
     if ait.is_solver(file.tensors):
@@ -195,7 +212,9 @@ def _map_vqvae(file: TensorFile, preset: str | None) -> Conversion:
     return Conversion(file=file, kind="checkpoint", preset=name, config=config, state=state, report=report)
 
 
-def write_conversion(found: Conversion, out: str | Path, *, vocabulary: str | Path | None = None) -> Path:
+def write_conversion(
+    found: Conversion, out: str | Path, *, vocabulary: str | Path | None = None, shard_bytes: int = SHARD_BYTES
+) -> Path:
     """Writes what :func:`map_file` found; call ``found.report.check(allow=found.allowed)`` first.
 
     Raises:
@@ -211,10 +230,17 @@ def write_conversion(found: Conversion, out: str | Path, *, vocabulary: str | Pa
         save_file({key: value.contiguous() for key, value in found.state.items()}, file, metadata={"format": "pt"})
         found.report.notes.append(f"use it as {'init_from' if found.kind == 'backbone' else 'text_init'}={file}")
         return folder
+    if isinstance(found.config, GSVAConfig):
+        pieces = None if vocabulary is None else PieceVocabulary(vocabulary, found.config.language.vocab_size)
+        if pieces is None:
+            found.report.notes.append(
+                f"no tokenizer was given: to predict, copy that of the language model to {folder / PIECES}"
+            )
+        return _write_plain(found, folder, found.config, pieces, shard_bytes)
     if not isinstance(found.config, GiTConfig):
         if vocabulary is not None:
             raise UsageError("this model reads no text", where="--vocabulary", fix="leave it out")
-        return _write_without_text(found, folder, found.config)
+        return _write_plain(found, folder, found.config, None, shard_bytes)
     words = None if vocabulary is None else TextVocabulary(vocabulary)
     if words is not None and len(words) != found.config.vocab_size:
         raise UsageError(
@@ -242,9 +268,11 @@ def write_conversion(found: Conversion, out: str | Path, *, vocabulary: str | Pa
     )
 
 
-def _write_without_text(found: Conversion, folder: Path, config: ModelConfig) -> Path:
+def _write_plain(
+    found: Conversion, folder: Path, config: ModelConfig, vocabulary: PieceVocabulary | None, shard_bytes: int
+) -> Path:
     with torch.device("meta"):
-        model = build(config)
+        model = build(config, vocabulary)
     return write_checkpoint(
         folder,
         state=found.state,
@@ -255,7 +283,9 @@ def _write_without_text(found: Conversion, folder: Path, config: ModelConfig) ->
         },
         preprocessing={task: model.preprocess(task) for task in model.tasks},
         provenance=_provenance(found),
-        vocabulary=None,
+        vocabulary=vocabulary,
+        shard_bytes=shard_bytes,
+        written=found.file.release,
     )
 
 
@@ -280,7 +310,8 @@ def export_official(folder: str | Path, out: str | Path) -> MappingReport:
 
     Args:
         folder: A checkpoint folder.
-        out: A ``.pth`` (``{"meta": ..., "state_dict": ...}``) or ``.safetensors`` file to write.
+        out: A ``.pth`` (``{"meta": ..., "state_dict": ...}``) or ``.safetensors`` file to write; of GSVA a ``.bin``
+            (names and tensors, nothing around them) or ``.safetensors``.
 
     Returns:
         Our keys to official ones.
@@ -290,12 +321,18 @@ def export_official(folder: str | Path, out: str | Path) -> MappingReport:
         UsageError: Another ending, or a file that exists.
     """
     target = Path(out)
-    if target.suffix not in (".pth", ".safetensors"):
-        raise UsageError("the name of the official file must end in .pth or .safetensors", where=target)
+    card = read_card(folder)
+    endings = (".bin" if isinstance(card.config, GSVAConfig) else ".pth", ".safetensors")
+    if target.suffix not in endings:
+        raise UsageError(f"the name of the official file must end in {' or '.join(endings)}", where=target)
     if target.exists():
         raise UsageError("will not write over an existing file", where=target, fix="choose another name")
-    card = read_card(folder)
-    state = read_safetensors(card.folder / WEIGHTS)
+    state = read_weights(card.folder)
+    if isinstance(card.config, GSVAConfig):
+        # As they are: the released files mix types, and exactness depends on it.
+        official = gsva.to_official(state)
+        _write_official(official, target, wrapper=None)
+        return MappingReport(source=str(card.folder), matched=dict(zip(state, official, strict=True)))
     if isinstance(card.config, ViTDetConfig):
         return _export_detector(state, card.config, card.folder, target)
     if isinstance(card.config, AiTConfig):
@@ -328,10 +365,12 @@ def _export_detector(state: dict[str, Tensor], config: ViTDetConfig, source: Pat
     return report
 
 
-def _write_official(official: dict[str, Tensor], target: Path, *, wrapper: str) -> None:
+def _write_official(official: dict[str, Tensor], target: Path, *, wrapper: str | None) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
     if target.suffix == ".safetensors":
         save_file({key: value.contiguous() for key, value in official.items()}, target, metadata={"format": "pt"})
+    elif wrapper is None:
+        torch.save(official, target)
     else:
         torch.save({"meta": {"experiment_name": "saccade", "iter": 0, "epoch": 0}, wrapper: official}, target)
 
@@ -346,7 +385,7 @@ def _kind(file: TensorFile) -> Kind:
         return "text"
     first = ", ".join(list(keys)[:4])
     raise CheckpointError(
-        "no released checkpoint of GiT, ViTDet or ViTAE, no SAM backbone and no text embedding",
+        "no released checkpoint of GiT, ViTDet, ViTAE, AiT or GSVA, no SAM backbone and no text embedding",
         where=file.path,
         why=f"its keys are {first} ...; {vitdet.describe(file.tensors)}",
         fix="see `saccade models list` for the files that can be converted; a training loads a pre-trained backbone "

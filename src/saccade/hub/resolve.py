@@ -10,8 +10,9 @@ from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import HfHubHTTPError
 
 from saccade.errors import CheckpointError, UsageError, nearest
-from saccade.hub.checkpoint import CONFIG, LoadedModel, file_sha256, load_folder, read_card
+from saccade.hub.checkpoint import CONFIG, LoadedModel, load_folder, read_card
 from saccade.hub.convert import convert_file
+from saccade.hub.shards import file_sha256
 from saccade.hub.zoo import ZOO
 from saccade.hub.zoo_entry import ZooEntry
 

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from saccade.errors import CheckpointError, ConfigError
-from saccade.hub.checkpoint import WEIGHTS
+from saccade.hub.convert_gsva import load_parts
+from saccade.hub.shards import WEIGHTS
 from saccade.hub.sizes import count_blocks, variant_notes
 from saccade.hub.unpickle import TensorFile, read_tensor_file
 from saccade.mapping import MappingReport, apply_mapping
@@ -18,6 +19,7 @@ from saccade.models.ait.model import AiT
 from saccade.models.ait.vqvae import MapVQVAE
 from saccade.models.git import convert as git
 from saccade.models.git.model import GiT
+from saccade.models.gsva.model import GSVA
 from saccade.models.systems import Model
 from saccade.models.vitdet import convert as vitdet
 from saccade.models.vitdet.model import ViTDet
@@ -35,14 +37,16 @@ def load_backbone(model: Model, path: str | Path) -> MappingReport:
 
     Args:
         model: Its backbone is overwritten.
-        path: A SAM file in mmpretrain's or Segment Anything's names, an MAE or ViTAE file, a GiT file, a SimMIM file or
-            a released solver for AiT, or a folder or file of ours.
+        path: A SAM file in mmpretrain's or Segment Anything's names (for GSVA in the latter's or transformers', whole),
+            an MAE or ViTAE file, a GiT file, a SimMIM file or a released solver for AiT, or a folder or file of ours.
 
     Raises:
         CheckpointError: The file is damaged, or a tensor of the backbone is missing or has another shape.
     """
     if isinstance(model, MapVQVAE):
         raise ConfigError("a VQ-VAE has no backbone", where="init_from")
+    if isinstance(model, GSVA):
+        return load_parts(model, sam=path)
     file, depth = _read_part(path, BACKBONE)
     whole = isinstance(model, AiT) and ait.has_transformer(file.tensors)
     parts = ("backbone.", "transformer.") if whole else ("backbone.",)

@@ -252,6 +252,7 @@ class TensorFile:
         meta: The plain values (numbers, strings, lists, dicts of them) that stand beside the state dict.
         skipped: Names in the state dict that hold no tensor, to the reason.
         inert: Global names that the pickle asked for and that were not built, with counts.
+        mapping: Where the tensors of a zip file are mapped from disk: they are read when they are looked at.
     """
 
     path: Path
@@ -259,6 +260,15 @@ class TensorFile:
     meta: dict[str, Any] = field(default_factory=dict)
     skipped: dict[str, str] = field(default_factory=dict)
     inert: dict[str, int] = field(default_factory=dict)
+    mapping: mmap.mmap | None = None
+
+    def release(self) -> None:
+        """Gives back the memory of mapped tensors that were looked at; the next look reads them from disk again.
+
+        Whoever goes through a file larger than the memory calls this now and then. Tensors must not have been changed.
+        """
+        if self.mapping is not None and hasattr(mmap, "MADV_DONTNEED"):
+            self.mapping.madvise(mmap.MADV_DONTNEED)
 
 
 def read_pickled_state(path: str | Path) -> dict[str, Tensor]:
@@ -287,9 +297,9 @@ def read_tensor_file(path: str | Path) -> TensorFile:
         raise CheckpointError("there is no such weight file", where=file, fix="check the path")
     if file.suffix == ".safetensors":
         return TensorFile(path=file, tensors=read_safetensors(file))
-    tree, inert = read_pickle(file)
+    tree, inert, mapping = _read_tree(file)
     tensors, meta, skipped = _find_state(tree, file)
-    return TensorFile(path=file, tensors=tensors, meta=meta, skipped=skipped, inert=dict(inert))
+    return TensorFile(path=file, tensors=tensors, meta=meta, skipped=skipped, inert=dict(inert), mapping=mapping)
 
 
 def read_safetensors(path: Path) -> dict[str, Tensor]:
@@ -318,11 +328,17 @@ def read_pickle(path: Path) -> tuple[Any, Counter[str]]:
     Raises:
         CheckpointError: The file is damaged, or no ``torch.save`` file.
     """
+    tree, inert, _ = _read_tree(path)
+    return tree, inert
+
+
+def _read_tree(path: Path) -> tuple[Any, Counter[str], mmap.mmap | None]:
     inert: Counter[str] = Counter()
     try:
         if zipfile.is_zipfile(path):
-            return _read_zip(path, inert), inert
-        return _read_legacy(path, inert), inert
+            tree, mapping = _read_zip(path, inert)
+            return tree, inert, mapping
+        return _read_legacy(path, inert), inert, None
     except CheckpointError:
         raise
     except Exception as error:  # the bytes decide what goes wrong in an unpickler, so that any type can come out of it
@@ -334,7 +350,7 @@ def read_pickle(path: Path) -> tuple[Any, Counter[str]]:
         ) from error
 
 
-def _read_zip(path: Path, inert: Counter[str]) -> Any:
+def _read_zip(path: Path, inert: Counter[str]) -> tuple[Any, mmap.mmap]:
     with path.open("rb") as raw, zipfile.ZipFile(raw) as archive:
         records = {info.filename: info for info in archive.infolist()}
         pickles = [name for name in records if name.count("/") == 1 and name.endswith("/data.pkl")]
@@ -361,7 +377,7 @@ def _read_zip(path: Path, inert: Counter[str]) -> Any:
                 held[key] = _map_record(mapped, records[f"{root}data/{key}"])
             return _Storage(held[key], kind.dtype)
 
-        return _Unpickler(io.BytesIO(program), storage=storage, inert=inert).load()
+        return _Unpickler(io.BytesIO(program), storage=storage, inert=inert).load(), mapped
 
 
 def _map_record(mapped: mmap.mmap, info: zipfile.ZipInfo) -> Tensor:

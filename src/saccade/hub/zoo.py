@@ -10,6 +10,7 @@ from typing import Literal
 from saccade.errors import UsageError, nearest
 from saccade.hub.zoo_ait import ENTRIES as AIT_ENTRIES
 from saccade.hub.zoo_entry import Published, ZooEntry
+from saccade.hub.zoo_gsva import ENTRIES as GSVA_ENTRIES
 from saccade.hub.zoo_vitdet import ENTRIES as VITDET_ENTRIES
 from saccade.tasks import Task
 
@@ -193,6 +194,7 @@ _ENTRIES: tuple[ZooEntry, ...] = (
     _sam_original("huge", "4b8939"),
     *VITDET_ENTRIES,
     *AIT_ENTRIES,
+    *GSVA_ENTRIES,
 )
 
 ZOO: dict[str, ZooEntry] = {entry.name: entry for entry in _ENTRIES}

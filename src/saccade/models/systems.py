@@ -16,20 +16,26 @@ from saccade.models.ait.model import AiT
 from saccade.models.ait.vqvae import MapVQVAE, MapVQVAEConfig
 from saccade.models.git.config import GiTConfig
 from saccade.models.git.model import GiT
+from saccade.models.gsva.config import GSVAConfig
+from saccade.models.gsva.model import GSVA
 from saccade.models.vitdet.config import SoftNMS, ViTDetConfig
 from saccade.models.vitdet.model import ViTDet
 from saccade.samples import ClassList
 from saccade.tasks import Task
+from saccade.tokens.pieces import PieceVocabulary
 from saccade.tokens.vocabulary import TextVocabulary
 
-Model: TypeAlias = GiT | ViTDet | AiT | MapVQVAE
-ModelConfig: TypeAlias = GiTConfig | ViTDetConfig | AiTConfig | MapVQVAEConfig
+Model: TypeAlias = GiT | ViTDet | AiT | MapVQVAE | GSVA
+ModelConfig: TypeAlias = GiTConfig | ViTDetConfig | AiTConfig | MapVQVAEConfig | GSVAConfig
+Vocabulary: TypeAlias = TextVocabulary | PieceVocabulary
+"""What makes ids of words, in the systems that read them: GiT's WordPiece, and GSVA's SentencePiece."""
 
-CONFIGS: dict[str, type[GiTConfig] | type[ViTDetConfig] | type[AiTConfig] | type[MapVQVAEConfig]] = {
+CONFIGS: dict[str, type[GiTConfig] | type[ViTDetConfig] | type[AiTConfig] | type[MapVQVAEConfig] | type[GSVAConfig]] = {
     GiT.system: GiTConfig,
     ViTDet.system: ViTDetConfig,
     AiT.system: AiTConfig,
     MapVQVAE.system: MapVQVAEConfig,
+    GSVA.system: GSVAConfig,
 }
 """Name of a system to the class of its configuration."""
 
@@ -39,7 +45,7 @@ def system_of(config: ModelConfig) -> str:
     return next(name for name, kind in CONFIGS.items() if isinstance(config, kind))
 
 
-def build(config: ModelConfig, vocabulary: TextVocabulary | None = None) -> Model:
+def build(config: ModelConfig, vocabulary: Vocabulary | None = None) -> Model:
     """Builds a model with fresh weights.
 
     Args:
@@ -47,7 +53,7 @@ def build(config: ModelConfig, vocabulary: TextVocabulary | None = None) -> Mode
         vocabulary: The text vocabulary, for systems that read or write text.
 
     Raises:
-        ConfigError: The system needs a vocabulary, and none is given.
+        ConfigError: The system needs a vocabulary, and none is given, or one of another kind.
     """
     if isinstance(config, ViTDetConfig):
         return ViTDet(config)
@@ -55,14 +61,20 @@ def build(config: ModelConfig, vocabulary: TextVocabulary | None = None) -> Mode
         return AiT(config)
     if isinstance(config, MapVQVAEConfig):
         return MapVQVAE(config)
-    if vocabulary is None:
+    if isinstance(config, GSVAConfig):
+        if isinstance(vocabulary, TextVocabulary):
+            raise ConfigError("GSVA reads pieces of a SentencePiece model", where="vocabulary")
+        return GSVA(config, vocabulary)
+    if not isinstance(vocabulary, TextVocabulary):
         raise ConfigError("the model needs a text vocabulary", where="vocabulary")
     return GiT(config, vocabulary)
 
 
 def backbone_of(model: Model) -> nn.Module:
     """The part of a model that looks at the input."""
-    return model.vqvae.encoder if isinstance(model, MapVQVAE) else model.backbone
+    if isinstance(model, MapVQVAE):
+        return model.vqvae.encoder
+    return model.sam.image_encoder if isinstance(model, GSVA) else model.backbone
 
 
 def offers(config: ModelConfig, task: Task) -> bool:
@@ -73,6 +85,8 @@ def offers(config: ModelConfig, task: Task) -> bool:
         return task in config.lengths
     if isinstance(config, MapVQVAEConfig):
         return task is config.task
+    if isinstance(config, GSVAConfig):
+        return task is Task.REFERRING
     return getattr(config, task.value, None) is not None
 
 
@@ -82,6 +96,8 @@ def width_of(config: ModelConfig) -> int:
         return config.map_width
     if isinstance(config, MapVQVAEConfig):
         return config.vqvae.base_width * config.vqvae.downsample // 2
+    if isinstance(config, GSVAConfig):
+        return config.sam.vit.width
     return config.vit.width
 
 
@@ -100,6 +116,8 @@ def input_size(config: ModelConfig, task: Task) -> int:
         return config.input_size
     if isinstance(config, MapVQVAEConfig):
         return config.vqvae.size
+    if isinstance(config, GSVAConfig):
+        return config.sam.vit.image_size
     if isinstance(config, AiTConfig):
         if task is Task.DEPTH and config.depth is not None:
             return config.depth.depth.size

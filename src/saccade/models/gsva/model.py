@@ -9,14 +9,15 @@ of an image, C width, P image tokens. Source: GSVA: Generalized Segmentation via
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any, Self
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from saccade.errors import DataError, UsageError
+from saccade.errors import ConfigError, DataError, UsageError
 from saccade.layers.sam import SAM, resize_masks
 from saccade.models.gsva.config import GSVAConfig, Part
 from saccade.models.gsva.inputs import IGNORED, ConversationBatch
@@ -26,6 +27,7 @@ from saccade.models.gsva.vision import ImageTower
 from saccade.results import Prediction, Referral, encode_masks
 from saccade.samples import Batch, Preprocess
 from saccade.tasks import Task
+from saccade.tokens.pieces import PieceVocabulary
 
 _PROMPTS_AT_ONCE = 16
 
@@ -83,13 +85,28 @@ class GSVA(nn.Module):
 
     Args:
         config: Sizes, tokens and rules.
+        vocabulary: What made the ids that the model reads; it is kept with the weights. None = who asks knows it.
+
+    Raises:
+        ConfigError: The vocabulary has other ids for [SEG], [REJ] or the end, or another number of rows.
     """
 
     system = "gsva"
 
-    def __init__(self, config: GSVAConfig) -> None:
+    def __init__(self, config: GSVAConfig, vocabulary: PieceVocabulary | None = None) -> None:
         super().__init__()
+        if vocabulary is not None:
+            found = (len(vocabulary), vocabulary.seg_id, vocabulary.rej_id, vocabulary.end_id)
+            wanted = (config.language.vocab_size, config.seg_id, config.rej_id, config.end_id)
+            if found != wanted:
+                raise ConfigError(
+                    "the tokenizer is not that of the weights",
+                    where=vocabulary.path,
+                    why=f"rows, [SEG], [REJ] and </s> are {found} there, and {wanted} here",
+                    fix="use the tokenizer.model of the language model that they were trained from",
+                )
         self.config = config
+        self.vocabulary = vocabulary
         width = config.language.width
         self.language = build_language(config)
         self.clip = ImageTower(config.clip)
@@ -176,6 +193,15 @@ class GSVA(nn.Module):
             )
             for parts, size_hw in zip(referrals, batch.original_sizes_hw, strict=True)
         ]
+
+    def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> Self:
+        # In half precision the rotary frequencies would put words of a long prompt in other places.
+        rotary = self.language.model.rotary_emb
+        exact = {name: buffer for name, buffer in rotary.named_buffers() if not buffer.is_meta}
+        super()._apply(fn, recurse)
+        for name, buffer in exact.items():
+            setattr(rotary, name, buffer.to(getattr(rotary, name).device))
+        return self
 
     # ------------------------------------------------------------------ the network
 
@@ -353,7 +379,6 @@ class GSVA(nn.Module):
     def parameters_of(self, part: Part) -> Iterator[nn.Parameter]:
         """The parameters of a part; the head that guesses how good a mask is belongs to none, for nothing trains it."""
         modules: dict[Part, nn.Module] = {
-            "clip": self.clip,
             "projector": self.projector,
             "image_encoder": self.sam.image_encoder,
             "prompt_encoder": self.sam.prompt_encoder,
@@ -361,6 +386,8 @@ class GSVA(nn.Module):
         }
         if part in modules:
             yield from modules[part].parameters()
+        elif part == "clip":
+            yield from self.clip.used_parameters()
         elif part == "mask_decoder":
             yield from (p for name, p in self.sam.mask_decoder.named_parameters() if not name.startswith("iou_head."))
         elif part == "vocabulary":

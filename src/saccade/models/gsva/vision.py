@@ -5,6 +5,8 @@ Shape legend: B images, P patches, C width of the language model.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from torch import Tensor, nn
 from transformers import CLIPVisionConfig, CLIPVisionModel
 
@@ -37,5 +39,12 @@ class ImageTower(nn.Module):
 
     def forward(self, images_B3ss: Tensor) -> Tensor:
         """Patches before the last block, ``[B, P, width]``; the class token is left out."""
-        states = self.tower(pixel_values=images_B3ss, output_hidden_states=True).hidden_states
-        return states[-2][:, 1:]
+        states = self.tower.pre_layrnorm(self.tower.embeddings(images_B3ss))
+        for layer in self.tower.encoder.layers[:-1]:
+            states = layer(states, None)
+        return states[:, 1:]
+
+    def used_parameters(self) -> Iterator[nn.Parameter]:
+        """Those that the patches depend on: the last block and the last norm are kept, as released, but not run."""
+        unused = {*self.tower.encoder.layers[-1].parameters(), *self.tower.post_layernorm.parameters()}
+        return (parameter for parameter in self.parameters() if parameter not in unused)

@@ -1,0 +1,99 @@
+"""Released files of GSVA: which sizes they have, and the way of their parts into a model that is to be trained."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from saccade.errors import CheckpointError, UsageError, nearest
+from saccade.hub.unpickle import TensorFile, read_tensor_file
+from saccade.hub.zoo import entry_of_file
+from saccade.mapping import MappingReport
+from saccade.models.gsva import convert as gsva
+from saccade.models.gsva.config import GSVAConfig
+from saccade.models.gsva.model import GSVA
+from saccade.models.gsva.presets import PRESETS
+
+
+def map_gsva(file: TensorFile, preset: str | None) -> tuple[str, GSVAConfig, dict[str, Tensor], MappingReport]:
+    """Maps a released GSVA; nothing of its tensors is read but their shapes.
+
+    Args:
+        file: The file.
+        preset: Where what shapes do not tell comes from; None = the file's name and its width.
+
+    Returns:
+        The preset (or ``custom``), the configuration, our names to tensors, and the report of every key.
+
+    Raises:
+        CheckpointError: The shapes contradict one another.
+        UsageError: Unknown preset.
+    """
+    if preset is not None and preset not in PRESETS:
+        raise UsageError(f"unknown preset '{preset}'", fix=nearest(preset, PRESETS))
+    shapes = {key: tuple(value.shape) for key, value in file.tensors.items()}
+    entry = entry_of_file(file.path.name)
+    known = preset or (entry.preset if entry is not None and entry.preset in PRESETS else None)
+    name = known or _preset_of(shapes)
+    try:
+        config = gsva.sizes_of(shapes, PRESETS[name or "gsva-7b"]())
+    except CheckpointError as error:
+        raise CheckpointError(error.what, where=file.path, why=error.why, fix=error.fix) from error
+    with torch.device("meta"):
+        expected = {key: tuple(value.shape) for key, value in GSVA(config).state_dict().items()}
+    state, report = gsva.from_official(file.tensors, expected, source=str(file.path))
+    report.dropped |= {key: reason for key, reason in file.skipped.items() if key not in report.dropped}
+    report.notes.append(
+        f"vocabulary of {config.language.vocab_size} rows, [SEG] is {config.seg_id}; low-rank updates of rank "
+        f"{config.lora.rank}"
+    )
+    if known is None and name == "gsva-13b":
+        report.notes.append(
+            "taken for the model on Vicuna; that on Llama-2 has the same shapes: --preset gsva-llama2-13b"
+        )
+    return name or "custom", config, state, report
+
+
+def load_parts(
+    model: GSVA, *, llava: str | Path | None = None, clip: str | Path | None = None, sam: str | Path | None = None
+) -> MappingReport:
+    """Copies what GSVA starts from into a model: the one report of all parts that were given.
+
+    Args:
+        model: Its parts are overwritten.
+        llava: A LLaVA with a linear projector, one file (for a delta: :func:`saccade.models.gsva.convert.add_delta`).
+        clip: A CLIP as ``transformers`` names it.
+        sam: A SAM, in its own names or in those of ``transformers``.
+
+    Raises:
+        CheckpointError: A file is damaged, or does not fill its part.
+    """
+    expected = {key: tuple(value.shape) for key, value in model.state_dict().items()}
+    own = model.state_dict()
+    whole = MappingReport()
+    for path, mapper in ((llava, gsva.from_llava), (clip, gsva.from_clip), (sam, gsva.from_sam)):
+        if path is None:
+            continue
+        file = read_tensor_file(path)
+        mapped, report = mapper(file.tensors, expected, source=str(path))
+        report.check(allow=["*.lora_?.*"])
+        with torch.no_grad():
+            for key, value in mapped.items():
+                own[key].copy_(value)
+        for field in dataclasses.fields(MappingReport):
+            theirs = getattr(report, field.name)
+            if isinstance(theirs, dict):
+                getattr(whole, field.name).update(theirs)
+            elif isinstance(theirs, list):
+                getattr(whole, field.name).extend(theirs)
+        whole.source = ", ".join(filter(None, (whole.source, report.source)))
+    return whole
+
+
+def _preset_of(shapes: dict[str, tuple[int, ...]]) -> str | None:
+    """The first preset of the same width as the file's language model."""
+    width = next((shape[1] for key, shape in shapes.items() if key.endswith("model.embed_tokens.weight")), 0)
+    return next((name for name, make in PRESETS.items() if make().language.width == width), None)
