@@ -10,6 +10,7 @@ from saccade.metrics.detection import DetectionMetric, Engine
 from saccade.metrics.grounding import GroundingMetric
 from saccade.metrics.lvis import LvisMetric
 from saccade.metrics.panoptic import PanopticMetric
+from saccade.metrics.referring import REFERRING_PROTOCOLS, ReferringMetric, referring_protocol
 from saccade.metrics.semantic import SemanticMetric
 from saccade.metrics.voc import VocMetric
 from saccade.samples import ClassList
@@ -17,6 +18,7 @@ from saccade.tasks import TASKS, Task
 
 __all__ = [
     "DETECTION_PROTOCOLS",
+    "REFERRING_PROTOCOLS",
     "CaptionMetric",
     "DepthMetric",
     "DepthProtocol",
@@ -25,11 +27,13 @@ __all__ = [
     "LvisMetric",
     "Metric",
     "PanopticMetric",
+    "ReferringMetric",
     "SemanticMetric",
     "VocMetric",
     "build_metrics",
     "depth_protocol",
     "detection_protocol",
+    "referring_protocol",
 ]
 
 DETECTION_PROTOCOLS: dict[str, str] = {
@@ -54,7 +58,7 @@ def detection_protocol(classes: ClassList, asked: str = "") -> str:
 
 
 def build_metrics(
-    task: Task, classes: ClassList | None = None, *, engine: Engine = "faster", protocol: str = ""
+    task: Task, classes: ClassList | None = None, *, engine: Engine = "faster", protocol: str = "", data: str = ""
 ) -> Metric:
     """The metric that a task is evaluated with.
 
@@ -62,17 +66,21 @@ def build_metrics(
         task: The task.
         classes: Required by the tasks that are prompted by classes.
         engine: COCO evaluator: ``"faster"`` inside training runs, ``"pycocotools"`` for numbers that are reported.
-        protocol: Of detection and instance segmentation (:data:`DETECTION_PROTOCOLS`; empty = that of the data set),
-            or of depth (:func:`depth_protocol`; empty = the official one).
+        protocol: Of detection and instance segmentation (:data:`DETECTION_PROTOCOLS`) or of referring segmentation
+            (:data:`REFERRING_PROTOCOLS`); empty = that of the data set. Of depth (:func:`depth_protocol`); empty = the
+            official one.
+        data: Name of the data set, for the protocol of referring segmentation.
 
     Raises:
         UsageError: The task needs classes and none are given, or the protocol does not score the task.
     """
     if task is Task.DEPTH:
         return DepthMetric(depth_protocol(protocol))
+    if task is Task.REFERRING:
+        return ReferringMetric(referring_protocol(protocol, data))
     if protocol and task not in (Task.DETECTION, Task.INSTANCE):
         raise UsageError(
-            f"the protocol '{protocol}' scores detection, instance segmentation or depth, not {task}",
+            f"the protocol '{protocol}' scores detection, instance segmentation, depth or phrases, not {task}",
             fix="leave the protocol out, or name the task",
         )
     if task is Task.CAPTION:

@@ -11,6 +11,7 @@ from saccade.data.sources.spec import SourceSpec
 from saccade.errors import ConfigError, nearest
 from saccade.layers.precision import Precision
 from saccade.metrics.depth import SCORE_NAMES as DEPTH_SCORES
+from saccade.metrics.referring import SCORE_NAMES as REFERRING_SCORES
 from saccade.models.ait.config import AiTConfig
 from saccade.models.systems import ModelConfig, offers
 from saccade.tasks import Task
@@ -27,6 +28,7 @@ METRICS: dict[Task, tuple[str, ...]] = {
     Task.CAPTION: ("Bleu_1", "Bleu_2", "Bleu_3", "Bleu_4", "ROUGE_L", "CIDEr"),
     Task.GROUNDING: ("Acc@0.5", "mIoU"),
     Task.DEPTH: DEPTH_SCORES,
+    Task.REFERRING: REFERRING_SCORES,
 }
 """What the metric of each task reports in training, and ``monitor`` may name."""
 
@@ -42,8 +44,9 @@ class SourceConfig(SourceSpec):
         batch_size: Images per process and step; in evaluation, images per forward pass.
         per_step: Batches of this source in a step of a mixture that takes its sources ``together``.
         augment: Training augmentation; None for evaluation.
-        protocol: How evaluation scores boxes (:data:`saccade.metrics.DETECTION_PROTOCOLS`) or depth
-            (:func:`saccade.metrics.depth.depth_protocol`); empty = as the data set is.
+        protocol: How evaluation scores boxes (:data:`saccade.metrics.DETECTION_PROTOCOLS`), phrases
+            (:data:`saccade.metrics.REFERRING_PROTOCOLS`) or depth (:func:`saccade.metrics.depth.depth_protocol`);
+            empty = as the data set is.
     """
 
     weight: float = 1.0

@@ -12,7 +12,15 @@ from saccade.data.loader import EvalLoader
 from saccade.data.sources.base import Source, select_range
 from saccade.errors import SaccadeError, UsageError
 from saccade.layers.precision import Precision, autocast
-from saccade.metrics import DETECTION_PROTOCOLS, CaptionMetric, build_metrics, depth_protocol, detection_protocol
+from saccade.metrics import (
+    DETECTION_PROTOCOLS,
+    REFERRING_PROTOCOLS,
+    CaptionMetric,
+    build_metrics,
+    depth_protocol,
+    detection_protocol,
+    referring_protocol,
+)
 from saccade.metrics.detection import Engine
 from saccade.models.ait.model import AiT
 from saccade.models.ait.vqvae import MapVQVAE
@@ -89,8 +97,9 @@ def evaluate(
         precision: Arithmetic of the forward pass.
         engine: ``pycocotools`` runs the reference programs, for numbers that are reported: it itself, and METEOR
             where its Java program is found. ``faster`` gives the same AP sooner and leaves METEOR out.
-        protocol: How detection and instance segmentation are scored (:data:`saccade.metrics.DETECTION_PROTOCOLS`);
-            empty = as the data set is: LVIS by its own protocol, others by that of COCO.
+        protocol: How detection and instance segmentation (:data:`saccade.metrics.DETECTION_PROTOCOLS`), phrases
+            (:data:`saccade.metrics.REFERRING_PROTOCOLS`) and depth are scored; empty = as the data set is, e.g. LVIS by
+            its own protocol, other boxes by that of COCO.
         progress: Called with (samples done on this rank, samples of this rank).
         stop: Asked after every batch; once it says yes on any rank, the evaluation is given up.
         world: This process among all; samples are shared out and metrics merged, every rank gets the result.
@@ -122,7 +131,7 @@ def evaluate(
     metric = (
         CaptionMetric(meteor=engine == "pycocotools")
         if source.task is Task.CAPTION and not protocol
-        else build_metrics(source.task, source.classes, engine=engine, protocol=protocol)
+        else build_metrics(source.task, source.classes, engine=engine, protocol=protocol, data=source.name)
     )
     share = len(range(world.rank, len(source), world.size))
     started_s, done, stopped = time.perf_counter(), 0, False
@@ -183,6 +192,8 @@ def _answer_stamp(model: Model, task: Task) -> dict[str, Any]:
 def _protocol_line(source: Source, asked: str, engine: Engine) -> str:
     if source.task is Task.DEPTH:
         return str(depth_protocol(asked))
+    if source.task is Task.REFERRING:
+        return REFERRING_PROTOCOLS[referring_protocol(asked, source.name)]
     if source.classes is None or source.task in PROTOCOLS:
         return PROTOCOLS[source.task]
     chosen = detection_protocol(source.classes, asked)

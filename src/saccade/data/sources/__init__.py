@@ -8,23 +8,29 @@ from functools import partial
 from saccade.data.sources.base import Source, balance_classes, select_range
 from saccade.data.sources.bdd100k import open_bdd100k
 from saccade.data.sources.cityscapes import open_cityscapes
+from saccade.data.sources.class_phrases import ClassPhrases, open_coco_stuff, open_mapillary
 from saccade.data.sources.coco import open_coco
 from saccade.data.sources.coco_layouts import LVIS, OBJECTS365, V3DET, LvisSource
 from saccade.data.sources.crowdhuman import open_crowdhuman
 from saccade.data.sources.depth_folder import open_depth_folder
 from saccade.data.sources.karpathy import KarpathySource
+from saccade.data.sources.llava import LlavaInstructSource
 from saccade.data.sources.mask_crops import MaskCropsSource
 from saccade.data.sources.mask_folder import MaskFolderSource, ade20k_source
 from saccade.data.sources.nuimages import open_nuimages
 from saccade.data.sources.nyu import open_nyu
 from saccade.data.sources.openimages import OpenImagesSource
 from saccade.data.sources.panoptic import PanopticSource
-from saccade.data.sources.refcoco import RefCocoSource
+from saccade.data.sources.parts import PACO, PASCAL_PART, PartsSource
+from saccade.data.sources.reasonseg import ReasonSegSource
+from saccade.data.sources.refcoco import GREFCOCO_PATTERNS, PATTERNS, REFZOM_PATTERNS, RefCocoSource
+from saccade.data.sources.referring import ReferringSource
 from saccade.data.sources.scenes import ScenesSource
 from saccade.data.sources.spec import SourceSpec
 from saccade.data.sources.voc import VocSource
 from saccade.data.sources.wider_face import open_wider_face
 from saccade.errors import UsageError, nearest
+from saccade.tasks import Task
 
 __all__ = ["ONE_SPLIT_FILES", "READERS", "Source", "SourceSpec", "open_source"]
 
@@ -63,7 +69,9 @@ def _open_mask_folder(spec: SourceSpec) -> Source:
 
 
 def _open_ade20k(spec: SourceSpec) -> Source:
-    return ade20k_source(task=spec.task, root=spec.root, split=spec.split, classes=spec.classes)
+    if spec.task is not Task.REFERRING:
+        return ade20k_source(task=spec.task, root=spec.root, split=spec.split, classes=spec.classes)
+    return ClassPhrases(ade20k_source(task=Task.SEMANTIC, root=spec.root, split=spec.split, classes=spec.classes))
 
 
 def _open_karpathy(spec: SourceSpec) -> Source:
@@ -77,9 +85,15 @@ def _open_karpathy(spec: SourceSpec) -> Source:
     )
 
 
-def _open_refcoco(spec: SourceSpec) -> Source:
-    return RefCocoSource(
-        task=spec.task, root=spec.root, split=spec.split, images=spec.images, annotations=spec.annotations
+def _open_references(spec: SourceSpec, *, patterns: tuple[str, ...]) -> Source:
+    kind = ReferringSource if spec.task is Task.REFERRING else RefCocoSource
+    return kind(
+        task=spec.task,
+        root=spec.root,
+        split=spec.split,
+        images=spec.images,
+        annotations=spec.annotations,
+        patterns=patterns,
     )
 
 
@@ -90,7 +104,15 @@ READERS: dict[str, Callable[[SourceSpec], Source]] = {
     "mask_folder": _open_mask_folder,
     "ade20k": _open_ade20k,
     "karpathy": _open_karpathy,
-    "refcoco": _open_refcoco,
+    "refcoco": partial(_open_references, patterns=PATTERNS),
+    "grefcoco": partial(_open_references, patterns=GREFCOCO_PATTERNS),
+    "refzom": partial(_open_references, patterns=REFZOM_PATTERNS),
+    "reasonseg": ReasonSegSource,
+    "coco_stuff": open_coco_stuff,
+    "mapillary": open_mapillary,
+    "paco": partial(PartsSource, layout=PACO),
+    "pascal_part": partial(PartsSource, layout=PASCAL_PART),
+    "llava_instruct": LlavaInstructSource,
     "lvis": partial(open_coco, layout=LVIS, source=LvisSource),
     "objects365": partial(open_coco, layout=OBJECTS365),
     "openimages": OpenImagesSource,
@@ -109,7 +131,8 @@ READERS: dict[str, Callable[[SourceSpec], Source]] = {
 """Reader name -> function that opens a data set."""
 
 ONE_SPLIT_FILES = frozenset(READERS) - {
-    "scenes", "voc", "mask_folder", "ade20k", "refcoco", "depth_folder", "mask_crops",
+    "scenes", "voc", "mask_folder", "ade20k", "refcoco", "grefcoco", "refzom", "reasonseg", "coco_stuff", "mapillary",
+    "depth_folder", "mask_crops",
 }  # fmt: skip
 """Readers of which ``annotations`` names the file of a single split."""
 

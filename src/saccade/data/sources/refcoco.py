@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import pickle
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -17,6 +17,11 @@ from saccade.data.sources.layout import Records, data_root, find_images, load_im
 from saccade.errors import DataError, UsageError
 from saccade.samples import Sample, Target
 from saccade.tasks import Task
+
+GREFCOCO_PATTERNS = ("grefs*.json", "grefs*.p")
+REFZOM_PATTERNS = ("Ref_ZOM*.p",)
+PATTERNS = ("refs(*).p", "grefs*.json", "expressions*.json")
+"""What files of references are called."""
 
 
 class RefCocoSource:
@@ -35,6 +40,7 @@ class RefCocoSource:
         split: ``train``, ``val``, ``test``, ``testA`` or ``testB``.
         images: Image folder relative to root; empty = looked for.
         annotations: The file of references relative to root; empty = looked for.
+        patterns: Names of that file.
 
     Attributes:
         skipped: Expressions left out, by reason.
@@ -45,12 +51,19 @@ class RefCocoSource:
     """
 
     def __init__(
-        self, *, task: Task, root: str | Path, split: str = "train", images: str = "", annotations: str = ""
+        self,
+        *,
+        task: Task,
+        root: str | Path,
+        split: str = "train",
+        images: str = "",
+        annotations: str = "",
+        patterns: tuple[str, ...] = PATTERNS,
     ) -> None:
         if task is not Task.GROUNDING:
             raise UsageError(f"referring expressions serve grounding, not {task}", where=str(root))
         folder = data_root(root)
-        path = find_references(folder, annotations)
+        path = find_references(folder, annotations, patterns)
         self.name, self.task, self.classes = f"{path.parent.name}/{split}", task, None
         skipped: Counter[str] = Counter()
         listed = read_references(folder, path, split, skipped)
@@ -83,8 +96,13 @@ class RefCocoSource:
         )
 
 
-def find_references(root: Path, annotations: str = "") -> Path:
+def find_references(root: Path, annotations: str = "", patterns: tuple[str, ...] = PATTERNS) -> Path:
     """The file of references.
+
+    Args:
+        root: Folder of the data set.
+        annotations: The file relative to root; empty = looked for, there and one folder below.
+        patterns: What it may be called.
 
     Raises:
         UsageError: It is not found, or there are several.
@@ -93,7 +111,6 @@ def find_references(root: Path, annotations: str = "") -> Path:
         if not (root / annotations).is_file():
             raise UsageError("the file of references does not exist", where=root / annotations)
         return root / annotations
-    patterns = ("refs(*).p", "grefs*.json", "expressions*.json")
     found = [path for depth in ("", "*/") for pattern in patterns for path in sorted(root.glob(depth + pattern))]
     if len(found) != 1:
         names = ", ".join(str(path.relative_to(root)) for path in found)
@@ -117,16 +134,49 @@ def reference_image_folders(split: str) -> list[str]:
 
 def read_references(root: Path, path: Path, split: str, skipped: Counter[str]) -> list[dict[str, Any]]:
     """Records ``{file, id, size_hw, box, phrase}`` of one split, one per sentence with one target."""
-    content = read_pickle(path) if path.suffix == ".p" else read_json(path)
-    if not isinstance(content, list) or not all(isinstance(entry, dict) for entry in content):
-        raise DataError("the file of references is not a list of records", where=path)
-    chosen = [entry for entry in content if entry.get("split") in (split, *split_names(split))]
+    content = read_record_list(path)
+    chosen = chosen_references(content, split)
     try:
         if content and "expression" in content[0]:
             return list(_from_expressions(chosen, skipped))
         return list(_from_refs(chosen, *read_instances(root, path, split), skipped))
     except (KeyError, TypeError, ValueError) as error:
         raise DataError("a reference lacks a field or has a wrong one", where=path, why=repr(error)) from error
+
+
+def read_record_list(path: Path) -> list[dict[str, Any]]:
+    """The records of a file of references.
+
+    Raises:
+        DataError: Damaged, or something else.
+    """
+    content = read_pickle(path) if path.suffix == ".p" else read_json(path)
+    if not isinstance(content, list) or not all(isinstance(entry, dict) for entry in content):
+        raise DataError("the file of references is not a list of records", where=path)
+    return content
+
+
+def chosen_references(content: Sequence[dict[str, Any]], split: str) -> list[dict[str, Any]]:
+    """The records of a split.
+
+    Where a record names several targets (gRefCOCO, Ref-ZOM), splits are named exactly. Elsewhere, as the refer API has
+    it, ``testA`` is every test split with an A in its name, and ``test`` every test split.
+    """
+    exact = {split, *split_names(split)}
+    several = any(isinstance(entry.get("ann_id"), list | tuple) for entry in content[:1])
+
+    def belongs(name: str) -> bool:
+        if name in exact or several or "test" not in name or not split.startswith("test"):
+            return name in exact
+        return split == "test" or split[-1] in name.removeprefix("test")
+
+    return [entry for entry in content if belongs(str(entry.get("split")))]
+
+
+def targets_of(entry: dict[str, Any]) -> tuple[int | str, ...]:
+    """Annotations that a reference names; none is written as ``[-1]``, ``[]`` or ``no_target``."""
+    targets = entry["ann_id"] if isinstance(entry["ann_id"], list | tuple) else [entry["ann_id"]]
+    return () if entry.get("no_target") or list(targets) == [-1] else tuple(targets)
 
 
 def _from_expressions(entries: Iterable[dict[str, Any]], skipped: Counter[str]) -> Iterable[dict[str, Any]]:
@@ -156,8 +206,8 @@ def _from_refs(
 ) -> Iterable[dict[str, Any]]:
     for entry in entries:
         sentences = entry["sentences"]
-        targets = entry["ann_id"] if isinstance(entry["ann_id"], list | tuple) else [entry["ann_id"]]
-        if entry.get("no_target") or list(targets) in ([], [-1]):
+        targets = targets_of(entry)
+        if not targets:
             skipped["phrase without a target"] += len(sentences)
             continue
         if len(targets) > 1:
@@ -184,12 +234,11 @@ def _from_refs(
             }
 
 
-def read_instances(root: Path, path: Path, split: str) -> tuple[dict[int | str, dict[str, Any]], dict[int | str, Any]]:
-    """Images by id and boxes by annotation id: of ``instances.json`` beside the references, or of the COCO files.
+def instance_files(root: Path, path: Path, split: str) -> list[Path]:
+    """The files that references point to: ``instances.json`` beside them, or the COCO files.
 
     Raises:
         UsageError: Neither is there.
-        DataError: A file is damaged.
     """
     beside = path.parent / "instances.json"
     named = [
@@ -205,6 +254,17 @@ def read_instances(root: Path, path: Path, split: str) -> tuple[dict[int | str, 
             where=path,
             fix=f"put instances.json into {path.parent}",
         )
+    return files
+
+
+def read_instances(root: Path, path: Path, split: str) -> tuple[dict[int | str, dict[str, Any]], dict[int | str, Any]]:
+    """Images by id and boxes by annotation id.
+
+    Raises:
+        UsageError: There is no file of instances.
+        DataError: A file is damaged.
+    """
+    files = instance_files(root, path, split)
     images: dict[int | str, dict[str, Any]] = {}
     boxes: dict[int | str, Any] = {}
     for file in files:

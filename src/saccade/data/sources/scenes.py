@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torchvision import tv_tensors
 
@@ -83,6 +84,7 @@ class ScenesSource:
             target=_target(scene, self.task),
             classes=self.classes,
             phrase=scene.phrases[0].text if self.task is Task.GROUNDING else None,
+            phrases=tuple(phrase.text for phrase in scene.phrases) if self.task is Task.REFERRING else (),
         )
 
 
@@ -108,6 +110,14 @@ def _target(scene: Scene, task: Task) -> Target:
     boxes = torch.from_numpy(scene.boxes_xyxy)
     if task is Task.GROUNDING:
         return Target(boxes=_boxes(boxes[list(scene.phrases[0].targets)], scene.size_hw))
+    if task is Task.REFERRING:
+        listed = [(k, target) for k, phrase in enumerate(scene.phrases) for target in phrase.targets]
+        masks = np.stack([scene.masks[list(phrase.targets)].any(axis=0) for phrase in scene.phrases])
+        return Target(
+            masks=tv_tensors.Mask(torch.from_numpy(masks)),
+            boxes=_boxes(boxes[[target for _, target in listed]], scene.size_hw),
+            phrase_ids=torch.tensor([k for k, _ in listed], dtype=torch.int64),
+        )
     if task in (Task.DETECTION, Task.INSTANCE):
         return Target(
             boxes=_boxes(boxes, scene.size_hw),

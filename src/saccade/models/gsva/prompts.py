@@ -1,4 +1,4 @@
-"""What GSVA is asked, and what it is taught to answer (specs/gsva.md 6). The words are the original's, misspelt ones too.
+"""What GSVA is asked, and what it is taught to answer (specs/gsva.md 6): the words of the original, misspelt ones too.
 
 Training draws a template for every sample; evaluation has one. The question names all phrases in small letters, an
 answer in training keeps their case.
@@ -152,8 +152,8 @@ def _reasoning(sample: Sample, draws: Draws, only_words: float) -> list[Conversa
         if how == "words":
             rounds = ((_about_image(phrase), explanation),)
         elif how == "both":
-            asked = f"{phrase} {draws.pick(_EXPLAIN)}"
-            rounds = ((_about_image(asked), f"{draws.pick(_REASON_ANSWERS)} {explanation}"),)
+            answer = f"{draws.pick(_REASON_ANSWERS)} {explanation}"
+            rounds = ((_about_image(f"{phrase} {draws.pick(_EXPLAIN)}"), answer),)
         else:
             rounds = ((_about_image(asked), draws.pick(_REASON_ANSWERS)),)
         conversations.append(Conversation(rounds=rounds, expressions=() if how == "words" else (phrase,)))

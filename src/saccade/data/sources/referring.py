@@ -1,0 +1,234 @@
+"""Images with phrases, and one mask per phrase: the union of what the phrase refers to, empty where there is nothing.
+
+Read are the RefCOCO family (one target per phrase), and gRefCOCO and Ref-ZOM (any number of targets).
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from saccade.data.geometry import boxes_tensor, mask_tensor
+from saccade.data.sources.coco import Shape, decode_shape, is_far_outside, to_polygon, to_xyxy
+from saccade.data.sources.layout import Records, data_root, find_images, load_image, read_json
+from saccade.data.sources.refcoco import (
+    chosen_references,
+    find_references,
+    instance_files,
+    read_record_list,
+    reference_image_folders,
+    targets_of,
+)
+from saccade.errors import DataError, UsageError
+from saccade.samples import Sample, Target
+from saccade.tasks import Task
+
+Shapes: TypeAlias = list[Shape]
+"""What a mask is the union of: run-length masks, and at most one set of polygons."""
+
+
+class ReferringSource:
+    """One sample per image, with all phrases that its references of this split have.
+
+    Images come in the order of their first reference, phrases in the order of the file. A phrase whose annotations have
+    no pixel has an empty mask, as one that has no target at all.
+
+    Args:
+        task: Referring segmentation.
+        root: Folder of the data set.
+        split: As the files name it.
+        images: Image folder relative to root; empty = looked for.
+        annotations: The file of references relative to root; empty = looked for.
+        patterns: Names of that file.
+
+    Attributes:
+        skipped: Phrases and shapes left out, by reason.
+
+    Raises:
+        UsageError: Files are not found, or the split is empty.
+        DataError: A file is damaged, or the pickle holds more than plain data.
+    """
+
+    classes = None
+
+    def __init__(
+        self,
+        *,
+        task: Task,
+        root: str | Path,
+        split: str = "train",
+        images: str = "",
+        annotations: str = "",
+        patterns: tuple[str, ...],
+    ) -> None:
+        if task is not Task.REFERRING:
+            raise UsageError(f"phrases with masks serve referring segmentation, not {task}", where=str(root))
+        folder = data_root(root)
+        path = find_references(folder, annotations, patterns)
+        self.name, self.task = f"{path.parent.name}/{split}", task
+        skipped: Counter[str] = Counter()
+        content = read_record_list(path)
+        if content and "expression" in content[0]:
+            raise UsageError("these phrases have boxes and no masks", where=path, fix="task=grounding")
+        chosen = chosen_references(content, split)
+        if not chosen:
+            known = sorted({str(entry.get("split")) for entry in content})
+            raise UsageError(f"no phrase has the split '{split}'", where=path, fix=f"it has {', '.join(known)}")
+        entries, shapes = _read_instances(folder, path, split, chosen, skipped)
+        try:
+            listed = list(_by_image(chosen, entries, shapes, skipped))
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise DataError("a reference lacks a field or has a wrong one", where=path, why=repr(error)) from error
+        if not listed:
+            raise DataError(f"no image of the split '{split}' is left", where=path, why=str(dict(skipped)))
+        self._path = path
+        self._images = find_images(
+            folder, [record["file"] for record in listed], images, reference_image_folders(split)
+        )
+        self._records = Records(listed)
+        self.skipped: dict[str, int] = dict(skipped)
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    def __getitem__(self, index: int) -> Sample:
+        """Reads one image with its phrases, in the frame of the original image."""
+        record = self._records[index]
+        image, origin = load_image(self._images / record["file"], self.name, record["id"], record["size_hw"])
+        drawn = {
+            key: decode_union(shapes, record["size_hw"], where=f"{self._path}, annotation {key}")
+            for key, (shapes, _) in record["targets"].items()
+        }
+        masks = np.zeros((len(record["phrases"]), *record["size_hw"]), bool)
+        boxes: list[list[float]] = []
+        phrase_ids: list[int] = []
+        for k, (_, targets) in enumerate(record["phrases"]):
+            for key in targets:
+                masks[k] |= drawn[key]
+                if record["targets"][key][1] is not None:
+                    boxes.append(record["targets"][key][1])
+                    phrase_ids.append(k)
+        return Sample(
+            image=image,
+            task=self.task,
+            origin=origin,
+            target=Target(
+                masks=mask_tensor(masks),
+                boxes=boxes_tensor(np.array(boxes, np.float32).reshape(-1, 4), origin.size_hw),
+                phrase_ids=torch.tensor(phrase_ids, dtype=torch.int64),
+            ),
+            phrases=tuple(text for text, _ in record["phrases"]),
+        )
+
+
+def _read_instances(
+    root: Path, path: Path, split: str, chosen: Sequence[dict[str, Any]], skipped: Counter[str]
+) -> tuple[dict[int | str, dict[str, Any]], dict[int | str, tuple[Shapes, list[float] | None]]]:
+    """Image entries by id; shapes and box of every annotation that a reference names, by its id."""
+    wanted = {key for entry in chosen for key in targets_of(entry)}
+    images: dict[int | str, dict[str, Any]] = {}
+    found: dict[int | str, tuple[Shapes, list[float] | None]] = {}
+    for file in instance_files(root, path, split):
+        content = read_json(file)
+        try:
+            images |= {image["id"]: image for image in content["images"]}
+            sizes = {key: (int(image["height"]), int(image["width"])) for key, image in images.items()}
+            for annotation in content["annotations"]:
+                if annotation["id"] in wanted and annotation["image_id"] in sizes:
+                    size_hw = sizes[annotation["image_id"]]
+                    shapes = read_shapes(annotation.get("segmentation"), size_hw, skipped)
+                    found[annotation["id"]] = (shapes, to_xyxy(annotation.get("bbox")))
+        except (KeyError, TypeError, ValueError) as error:
+            raise DataError("an image or annotation lacks a field", where=file, why=repr(error)) from error
+    return images, found
+
+
+def _by_image(
+    chosen: Sequence[dict[str, Any]],
+    images: dict[int | str, dict[str, Any]],
+    found: dict[int | str, tuple[Shapes, list[float] | None]],
+    skipped: Counter[str],
+) -> Iterable[dict[str, Any]]:
+    records: dict[int | str, dict[str, Any]] = {}
+    for entry in chosen:
+        targets, sentences = targets_of(entry), entry["sentences"]
+        image = images.get(entry["image_id"])
+        if image is None:
+            skipped["phrase of an image that is not listed"] += len(sentences)
+            continue
+        lost = [key for key in targets if key not in found]
+        if lost:
+            skipped["phrase with a target that is not listed"] += len(sentences)
+            continue
+        record = records.setdefault(
+            image["id"],
+            {
+                "file": str(image["file_name"]),
+                "id": image["id"],
+                "size_hw": (int(image["height"]), int(image["width"])),
+                "phrases": [],
+                "targets": {},
+            },
+        )
+        for sentence in sentences:
+            phrase = str(sentence.get("sent") or sentence.get("raw") or "")
+            if not phrase.strip():
+                skipped["empty phrase"] += 1
+                continue
+            record["phrases"].append((phrase, targets))
+            record["targets"] |= {key: found[key] for key in targets}
+    return (record for record in records.values() if record["phrases"])
+
+
+def read_shapes(segmentation: Any, size_hw: tuple[int, int], skipped: Counter[str]) -> Shapes:
+    """The shapes of an annotation: polygons, a run-length mask, or a list of such masks (RefCLEF).
+
+    Args:
+        segmentation: As the file has it; None and an empty list are an empty mask.
+        size_hw: Height and width of the image.
+        skipped: Counts the polygons left out.
+    """
+    if isinstance(segmentation, dict):
+        return [segmentation]
+    shapes: Shapes = [part for part in segmentation or [] if isinstance(part, dict)]
+    polygons: list[NDArray[np.float64]] = []
+    for points in segmentation or []:
+        if isinstance(points, dict):
+            continue
+        polygon = to_polygon(points)
+        if polygon is None:
+            skipped["polygon with fewer than 3 points"] += 1
+        elif not np.isfinite(polygon).all() or is_far_outside(polygon, size_hw):
+            skipped["polygon far outside the image"] += 1
+        else:
+            polygons.append(polygon)
+    return [*shapes, polygons] if polygons else shapes
+
+
+def decode_union(shapes: Shapes, size_hw: tuple[int, int], *, where: object) -> NDArray[np.bool_]:
+    """The pixels of any of the shapes, ``[H, W]``.
+
+    Raises:
+        DataError: A run-length mask is damaged, or of another size.
+    """
+    union = np.zeros(size_hw, bool)
+    try:
+        for shape in shapes:
+            mask = decode_shape(shape, size_hw)
+            if mask.shape != size_hw or (isinstance(shape, dict) and tuple(shape.get("size", size_hw)) != size_hw):
+                raise ValueError(f"height and width {shape['size'] if isinstance(shape, dict) else mask.shape}")
+            union |= mask
+    except (ValueError, TypeError, OverflowError) as error:
+        raise DataError(
+            "a run-length mask is damaged, or of another size than its image",
+            where=where,
+            why=str(error),
+            fix="run `saccade data check` on the data set",
+        ) from error
+    return union
