@@ -1,0 +1,283 @@
+"""GSVA keeps the contract of a model: losses, gradients, answers, batches, precision."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from helpers_gsva import END, IMAGE, PICTURES, QUESTION, REJ, SEG, batch, config, mixed, model, total
+
+from saccade.errors import ConfigError
+from saccade.models.gsva.config import Part
+from saccade.models.gsva.inputs import IGNORED
+from saccade.models.gsva.language import splice
+from saccade.models.gsva.model import GSVA
+from saccade.results import Referral
+from saccade.tasks import Task
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+# ---------------------------------------------------------------------- training
+
+
+def test_every_trainable_parameter_gets_a_gradient_and_no_other() -> None:
+    net = model().train()
+    total(net.loss(mixed())).backward()
+    for name, parameter in net.named_parameters():
+        # Attention does not see what all keys share: the gradient of its bias is rounding.
+        moved = parameter.grad is not None and (
+            bool(parameter.grad.any()) or ".filters." in name or "k_proj.bias" in name
+        )
+        assert moved == parameter.requires_grad, name
+    trained = {name for name, parameter in net.named_parameters() if parameter.requires_grad}
+    assert any("lora_A" in name for name in trained)
+    assert {"language.lm_head.weight", "language.model.embed_tokens.weight", "bridge.2.bias"} <= trained
+    assert not any(name.startswith(("clip.", "projector.", "sam.image_", "sam.prompt_")) for name in trained)
+    assert not any("iou_head" in name or "base_layer" in name for name in trained)
+
+
+@pytest.mark.parametrize(
+    "part", ["language", "clip", "projector", "image_encoder", "prompt_encoder", "mask_decoder", "bridge", "vocabulary"]
+)
+def test_parts_are_trained_by_name(part: Part) -> None:
+    net = model(trainable=(part,)).train()
+    total(net.loss(mixed())).backward()
+    own = {id(parameter) for parameter in net.parameters_of(part)}
+    assert own
+    graded = {id(p) for p in net.parameters() if p.grad is not None}
+    if part == "prompt_encoder":  # points, boxes and masks are not asked for here
+        assert graded == {id(net.sam.prompt_encoder.no_mask_embed.weight)}
+    else:
+        assert graded == own
+
+
+def test_without_low_rank_updates_the_language_model_is_bare() -> None:
+    net = model(lora=dataclasses.replace(config().lora, rank=0))
+    assert not any("lora" in key or "base_layer" in key for key in net.state_dict())
+    total(net.loss(mixed())).backward()
+
+
+def test_the_loss_falls() -> None:
+    net, data = model(), mixed()
+    adam = torch.optim.Adam([p for p in net.parameters() if p.requires_grad], lr=3e-3)
+    seen = []
+    for _ in range(25):
+        loss = total(net.loss(data))
+        adam.zero_grad()
+        loss.backward()
+        adam.step()
+        seen.append(float(loss.detach()))
+    assert all(map(math.isfinite, seen)) and seen[-1] < 0.7 * seen[0]
+
+
+def test_rejected_rows_are_constants_that_count() -> None:
+    net = model()
+    one = net.loss(batch({0: [(SEG, END)]}))
+    two = net.loss(batch({0: [(SEG, END, REJ)]}))
+    name = f"{Task.REFERRING}_loss_mask_bce"
+    # The mask of the first is the same: its row is now one of two, the other is ln 2.
+    assert torch.allclose(two[name], (one[name] + 2 * math.log(2)) / 2, atol=1e-5)
+    rejected = net.loss(batch({0: [(REJ, END)]}))
+    assert torch.allclose(rejected[name], torch.tensor(2 * math.log(2)))
+
+
+def test_words_alone_have_no_mask_error() -> None:
+    losses = model().loss(batch({2: [(13, 14, END)]}))
+    assert float(losses[f"{Task.REFERRING}_loss_mask_bce"]) == 0
+    assert float(losses[f"{Task.REFERRING}_loss_ce"].detach()) > 0
+    nothing = batch({2: [(13, END)]})
+    assert nothing.labels is not None
+    silent = dataclasses.replace(nothing, labels=torch.full_like(nothing.labels, IGNORED))
+    assert float(total(model().loss(silent)).detach()) == 0
+
+
+def test_a_conversation_that_was_cut_keeps_its_rows() -> None:
+    net, data = model(), batch({0: [(SEG, 13, SEG, END)]})
+    assert data.labels is not None
+    cut = len(QUESTION) + 2
+    short = dataclasses.replace(
+        data,
+        input_ids=data.input_ids[:, :cut],
+        labels=data.labels[:, :cut],
+        attention_mask=data.attention_mask[:, :cut],
+    )
+    encoded = net.encode(short.images, short.images_clip)
+    [packed] = net.pack(short, encoded, net.read(short, encoded))
+    assert packed.shape == (2, *PICTURES[0]) and bool(packed[0].any()) and not bool(packed[1].any())
+
+
+def test_recomputed_activations_change_nothing() -> None:
+    plain, saving = model().train(), model().train()
+    saving.set_activation_checkpointing(True)
+    for net in (plain, saving):
+        total(net.loss(mixed())).backward()
+    for (name, a), (_, b) in zip(plain.named_parameters(), saving.named_parameters(), strict=True):
+        assert (a.grad is None) == (b.grad is None), name
+        assert a.grad is None or torch.allclose(a.grad, b.grad, atol=1e-6), name
+    assert saving.language.model.gradient_checkpointing
+    saving.set_activation_checkpointing(False)
+    assert not saving.language.model.gradient_checkpointing
+
+
+# ---------------------------------------------------------------------- the image among the words
+
+
+def test_the_image_stands_in_the_place_of_its_placeholder() -> None:
+    ids = torch.tensor([[1, IMAGE, 5, 6], [7, 8, IMAGE, 0]])
+    words = torch.arange(4.0).view(1, 4, 1).expand(2, 4, 1)
+    image = torch.tensor([[[10.0], [11.0], [12.0]], [[20.0], [21.0], [22.0]]])
+    labels = torch.where(ids == 6, ids, IGNORED)
+    read = splice(words, image, ids, ids != 0, labels)
+    assert read.embeds_NTC[..., 0].tolist() == [[0, 10, 11, 12, 2, 3], [0, 1, 20, 21, 22, 3]]
+    assert read.ids_NT.tolist() == [[1, 0, 0, 0, 5, 6], [7, 8, 0, 0, 0, 0]]
+    assert read.attention_mask_NT.tolist() == [[True] * 6, [True] * 5 + [False]]
+    assert read.labels_NT is not None
+    assert read.labels_NT.tolist() == [[IGNORED] * 5 + [6], [IGNORED] * 6]
+
+
+# ---------------------------------------------------------------------- company
+
+
+def test_a_batch_is_its_conversations_one_by_one() -> None:
+    net = model()
+    answers = {0: [(13, SEG, 14, REJ, SEG, END)], 1: [(SEG, END), (15, 16, SEG, END)], 2: [(REJ, SEG, END)]}
+    for reevaluate in (False, True):
+        together = net.answer(batch(answers, reevaluate=reevaluate))
+        alone = [a for image in answers for a in net.answer(batch({image: answers[image]}, reevaluate=reevaluate))]
+        for a, b in zip(together, alone, strict=True):
+            assert torch.equal(a.chosen_K, b.chosen_K) and torch.equal(a.has_mask_K, b.has_mask_K)
+            assert torch.allclose(a.rejection_K, b.rejection_K, atol=1e-5)
+            assert torch.allclose(a.logits_MHW, b.logits_MHW, atol=1e-4)
+
+
+def test_free_answers_do_not_depend_on_their_company() -> None:
+    net = model(seed=5)
+    net.language.lm_head.weight.data[[SEG, REJ]] *= 12  # so that they are said
+    prompts = {0: [()], 1: [(13, 14, 15, 16)], 2: [(17,)]}
+    together = net.answer(batch(prompts, labels=None))
+    for image, a in zip(prompts, together, strict=True):
+        [b] = net.answer(batch({image: prompts[image]}, labels=None))
+        assert a.ids_T.tolist() == b.ids_T.tolist()
+        assert torch.allclose(a.logits_MHW, b.logits_MHW, atol=1e-4)
+    said = [token for answer in together for token in answer.ids_T.tolist()]
+    assert SEG in said or REJ in said
+
+
+def test_cached_decoding_says_what_reading_again_says() -> None:
+    net = model(seed=5)
+    net.language.lm_head.weight.data[[SEG, REJ]] *= 12
+    prompt = batch({1: [(13, 14)]}, labels=None)
+    [answer] = net.answer(prompt)
+    ids = prompt.input_ids
+    for token in answer.ids_T.tolist():
+        whole = dataclasses.replace(prompt, input_ids=ids, attention_mask=torch.ones_like(ids).bool())
+        with torch.no_grad():
+            reading = net.read(whole, net.encode(whole.images, whole.images_clip))
+            said = int(net.language.lm_head(reading.states_NTC[:, -1]).argmax())
+        assert said == token
+        ids = F.pad(ids, (0, 1), value=token)
+
+
+def test_an_answer_ends_at_its_end() -> None:
+    prompt = batch({0: [(13,)]}, labels=None)
+    [whole] = model().answer(prompt)
+    said = whole.ids_T.tolist()
+    assert len(said) == config().max_new_tokens
+    end = next(token for token in said[1:] if token not in (said[0], 0))
+    [short] = model(end_id=end).answer(prompt)
+    assert short.ids_T.tolist() == said[: said.index(end) + 1]
+
+
+def test_encoding_once_and_asking_often() -> None:
+    net = model()
+    first, second = batch({0: [(SEG, END)]}), batch({0: [(13, SEG, SEG, END)]})
+    encoded = net.encode(first.images, first.images_clip)
+    for asked in (first, second):
+        [kept], [fresh] = net.answer(asked, encoded), net.answer(asked)
+        assert torch.equal(kept.logits_MHW, fresh.logits_MHW)
+
+
+# ---------------------------------------------------------------------- answers
+
+
+def test_given_answers_are_judged_slot_by_slot() -> None:
+    net, data = model(), batch({0: [(13, SEG, 14, REJ, SEG, REJ, END)]})
+    with torch.no_grad():
+        reading = net.read(data, net.encode(data.images, data.images_clip))
+        said = net.language.lm_head(reading.slots.of(reading.states_NTC)).argmax(-1).tolist()
+    [answer] = net.answer(data)
+    given = [SEG, REJ, SEG, REJ]
+    expected = [g if s == g else ({SEG: REJ, REJ: SEG}[g]) for g, s in zip(given, said, strict=True)]
+    assert answer.chosen_K.tolist() == expected
+    assert answer.has_mask_K.tolist() == [True, False, True, False] and len(answer.logits_MHW) == 2
+    again = net.answer(dataclasses.replace(data, reevaluate=True))[0]
+    assert again.has_mask_K.tolist() == [True] * 4 and len(again.logits_MHW) == 4
+    assert again.chosen_K.tolist() == expected
+    # Before the first [REJ] nothing changed, so that the first mask is the same.
+    assert torch.allclose(again.logits_MHW[0], answer.logits_MHW[0], atol=1e-5)
+    assert data.input_ids.eq(REJ).sum() == 2  # the batch is left as it was
+
+
+def test_predictions_name_their_phrases() -> None:
+    net = model()
+    data = batch(
+        {0: [(13, SEG, REJ, END)], 1: [(SEG, END), (13, END)]}, expressions=[("a dog", "a cat"), ("sky",), ("sea",)]
+    )
+    first, second = net.predict(data)
+    assert isinstance(first, Referral) and isinstance(second, Referral)
+    assert first.phrases == ("a dog", "a cat") and first.size_hw == PICTURES[0]
+    assert [mask is not None for mask in first.masks] == [True, False]
+    assert second.phrases == ("sky", "sea") and second.rejected.tolist()[1] is True
+    assert second.scores.tolist()[1] == 0 and second.masks[1] is None
+    assert bool(((first.scores >= 0) & (first.scores <= 1)).all())
+    [unnamed] = net.predict(batch({0: [(13, SEG, REJ, END)]}))
+    assert unnamed.phrases == ("answer 1", "answer 2")
+
+
+@pytest.mark.parametrize("answers", [{2: [(13, 14, END)]}, {2: [(REJ, END)]}])
+def test_nothing_to_segment(answers: dict[int, list[tuple[int, ...]]]) -> None:
+    [answer] = model().answer(batch(answers))
+    assert answer.logits_MHW.shape == (0, *PICTURES[2])
+
+
+# ---------------------------------------------------------------------- precision, configuration
+
+
+def test_half_precision() -> None:
+    net, data = model(), mixed()
+    exact = total(net.loss(data))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        near = total(net.loss(data))
+        near.backward()
+    assert abs(float(near.detach() - exact)) < 0.05 * float(exact)
+    halved = model().to(torch.bfloat16)
+    frequencies = halved.language.model.rotary_emb.inv_freq
+    assert frequencies.dtype == torch.float32
+    assert torch.equal(frequencies, model().language.model.rotary_emb.inv_freq)
+
+
+def test_other_sizes_of_what_sam_sees() -> None:
+    net = model()
+    assert net.preprocess(Task.REFERRING).size_hw == (64, 64)
+    assert net.tasks == (Task.REFERRING,)
+    assert isinstance(net, GSVA)
+
+
+@pytest.mark.parametrize(
+    ("changes", "field"),
+    [
+        ({"seg_id": 40}, "seg_id"),
+        ({"rej_id": SEG}, "rej_id"),
+        ({"max_length": 97}, "max_length"),
+    ],
+)
+def test_configurations_that_contradict_themselves(changes: dict[str, int], field: str) -> None:
+    with pytest.raises(ConfigError, match=field):
+        config(**changes)
