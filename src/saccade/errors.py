@@ -51,6 +51,10 @@ class UsageError(SaccadeError):
     exit_code = 2
 
 
+class MissingDataError(UsageError):
+    """A data set, or a part of it, is not where it was looked for."""
+
+
 class ConfigError(UsageError):
     """A configuration value is unknown, or does not fit the others."""
 

@@ -22,12 +22,14 @@ import torch
 from faster_coco_eval.core import mask as faster_masks
 from pycocotools import mask as mask_utils
 from pycocotools.coco import COCO
+from torchvision import tv_tensors
 
 from saccade.data.sources.panoptic import read_segment_ids
 from saccade.metrics import (
     DepthMetric,
     DepthProtocol,
     PanopticMetric,
+    ReferringMetric,
     caption,
     depth,
     detection,
@@ -36,7 +38,9 @@ from saccade.metrics import (
     panoptic,
     semantic,
 )
-from saccade.samples import ClassList, Segment
+from saccade.results import Referral, decode_masks
+from saccade.samples import ClassList, Origin, Sample, Segment, Target
+from saccade.tasks import Task
 
 ADE_UNLABELLED, IGNORED = 0, 255
 
@@ -357,6 +361,55 @@ def check_depth(folder: Path) -> Report:
     return report
 
 
+def check_gres(folder: Path) -> Report:
+    """Phrases with several targets or none, in the conventions of GSVA and of ReLA."""
+    report = Report(tolerance=1e-4)  # GSVA sums in float32; what is exact is asked for below
+    expected, problems = _load(folder / "expected.json"), _load(folder / "input.json")
+    samples = [_referred(number, problem) for number, problem in enumerate(problems)]
+    for group, name, protocol in (
+        *(("gsva", data, protocol) for data, protocol in (("grefcoco", "gsva"), ("refzom", "refzom"))),
+        ("gsva", "validate_all_samples", "reasonseg"),
+        *(("rela", name, "rela") for name in expected["rela"]),
+    ):
+        # Two ranks: what is merged must count as what was never apart.
+        ranks = [ReferringMetric(protocol), ReferringMetric(protocol)]
+        for number, (sample, answer) in enumerate(samples):
+            ranks[number % 2].update(sample, answer)
+        ranks[0].merge([metric.state() for metric in ranks])
+        scores = ranks[0].compute()
+        if group == "rela":  # percent, in float64: 1e-9 is exact
+            scores = {key: value if key.endswith("_acc") else 100 * value for key, value in scores.items()}
+            for key, want in expected["rela"][name].items():
+                report.add(f"rela {name} {key}, in 1e-5", 1e5 * scores[key], 1e5 * want)
+        else:
+            report.add(f"gsva {name}", scores, expected["gsva"][name])
+    metric = ReferringMetric("rela")
+    for sample, answer in samples:
+        metric.update(sample, answer)
+    counts = [{"I": phrase.intersection, "U": phrase.union} for phrase in metric.phrases]
+    report.add("pixels of every phrase", counts, expected["per_sample_pixel_counts"])
+    return report
+
+
+def _referred(number: int, problem: dict[str, Any]) -> tuple[Sample, Referral]:
+    size_hw = tuple(problem["gt"]["size"])
+    true = decode_masks([problem["gt"]], size_hw)
+    assert true.any() != problem["gt_no_target"]
+    phrases = (problem["sent"],)
+    sample = Sample(
+        image=tv_tensors.Image(torch.zeros(3, *size_hw, dtype=torch.uint8)),
+        task=Task.REFERRING,
+        origin=Origin(dataset="gres", image_id=number, path=None, size_hw=size_hw),
+        target=Target(masks=tv_tensors.Mask(true)),
+        phrases=phrases,
+    )
+    rejected = torch.tensor([problem["pred_no_target"]])
+    answer = Referral(
+        phrases=phrases, masks=[problem["pred"]], rejected=rejected, scores=1 - rejected.float(), size_hw=size_hw
+    )
+    return sample, answer
+
+
 CHECKS: dict[str, Callable[[Path], Report]] = {
     "coco_det": check_coco_det,
     "lvis_det": check_lvis_det,
@@ -366,6 +419,7 @@ CHECKS: dict[str, Callable[[Path], Report]] = {
     "caption": check_caption,
     "grounding": check_grounding,
     "depth": check_depth,
+    "gres": check_gres,
 }
 
 

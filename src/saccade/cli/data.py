@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from saccade.data.sources import SourceSpec
 
 _BOXES_ONLY = ("voc", "objects365", "v3det", "crowdhuman", "crowdhuman_visible", "wider_face")
+_PHRASES = ("grefcoco", "refzom", "reasonseg", "paco", "pascal_part", "llava_instruct")
 SPLITS = ("train", "val", "test", "testA", "testB")
 """Splits that are looked for where none is named."""
 
@@ -122,7 +123,8 @@ def _spec(arguments: argparse.Namespace, reader: str, split: str) -> SourceSpec:
     tasks = {
         "karpathy": Task.CAPTION,
         "refcoco": Task.GROUNDING,
-        "panoptic": Task.SEMANTIC,
+        **dict.fromkeys(_PHRASES, Task.REFERRING),
+        **dict.fromkeys(("panoptic", "coco_stuff", "mapillary"), Task.SEMANTIC),
         **dict.fromkeys(("nyu", "depth_folder"), Task.DEPTH),
         **dict.fromkeys(_BOXES_ONLY, Task.DETECTION),
     }

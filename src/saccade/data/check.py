@@ -9,12 +9,14 @@ from functools import partial
 from pathlib import Path
 from typing import TypeAlias
 
-from saccade.data.checks import coco, depth, detection_sets, masks, panoptic, text, voc
+from saccade.data.checks import coco, depth, detection_sets, masks, panoptic, phrases, text, voc
 from saccade.data.checks.report import DEFECTS, Finding, ImageEntry, Report, check_images
 from saccade.data.sources import ONE_SPLIT_FILES
 from saccade.data.sources.coco_layouts import LVIS, OBJECTS365, V3DET
 from saccade.data.sources.depth_folder import DepthLayout
 from saccade.data.sources.layout import data_root, split_names
+from saccade.data.sources.parts import PACO, PASCAL_PART
+from saccade.data.sources.refcoco import GREFCOCO_PATTERNS, REFZOM_PATTERNS
 from saccade.data.sources.spec import SourceSpec
 from saccade.data.sources.voc import read_voc_file
 from saccade.errors import DataError, UsageError, nearest
@@ -36,6 +38,14 @@ CHECKS: dict[str, Check] = {
     "ade20k": _check_ade20k,
     "karpathy": text.check_captions,
     "refcoco": text.check_references,
+    "grefcoco": partial(text.check_references, patterns=GREFCOCO_PATTERNS),
+    "refzom": partial(text.check_references, patterns=REFZOM_PATTERNS),
+    "reasonseg": phrases.check_reasonseg,
+    "coco_stuff": phrases.check_coco_stuff,
+    "mapillary": phrases.check_mapillary,
+    "paco": partial(phrases.check_parts, layout=PACO),
+    "pascal_part": partial(phrases.check_parts, layout=PASCAL_PART),
+    "llava_instruct": phrases.check_dialogues,
     "lvis": partial(coco.check, layout=LVIS),
     "objects365": partial(coco.check, layout=OBJECTS365),
     "openimages": detection_sets.check_openimages,
@@ -60,6 +70,10 @@ _IMAGES: dict[str, List] = {
     "ade20k": lambda spec, root: [image for image, _ in masks.layout_of(masks.ade20k_spec(spec), root).pairs],
     "karpathy": lambda spec, root: [entry.path for entry in text.captioned_images(spec, root)],
     "refcoco": lambda spec, root: [entry.path for entry in text.referenced_images(spec, root)],
+    "grefcoco": lambda spec, root: [
+        entry.path for entry in text.referenced_images(spec, root, patterns=GREFCOCO_PATTERNS)
+    ],
+    "refzom": lambda spec, root: [entry.path for entry in text.referenced_images(spec, root, patterns=REFZOM_PATTERNS)],
     "lvis": lambda spec, root: [path for _, path in coco.list_images(spec, root, LVIS)],
     "objects365": lambda spec, root: [path for _, path in coco.list_images(spec, root, OBJECTS365)],
     "v3det": lambda spec, root: [path for _, path in coco.list_images(spec, root, V3DET)],

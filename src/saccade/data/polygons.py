@@ -39,7 +39,7 @@ def _draw_line(mask: NDArray[np.bool_], x0: int, y0: int, x1: int, y1: int) -> N
     long, short = max(width, height), min(width, height)
     steps = np.arange(long + 1)
     # Rounded to the nearest, and down where two are as near.
-    aside = (2 * short * steps + long - 1) // max(2 * long, 1)
+    aside = (2 * short * steps + long - 1) // (2 * long) if long else steps
     down = 1 if y1 >= y0 else -1
     x, y = (x0 + steps, y0 + down * aside) if width >= height else (x0 + aside, y0 + down * steps)
     inside = (x >= 0) & (x < mask.shape[1]) & (y >= 0) & (y < mask.shape[0])

@@ -176,15 +176,12 @@ def _check_annotation(
         report.add("missing_box", label)
     else:
         check_box(report, (x, y, x + width, y + height), sizes[image_id], label)
-    _check_segmentation(annotation, sizes[image_id], label, report)
+    if annotation.get("segmentation") is not None:  # else a data set of boxes
+        check_segmentation(annotation["segmentation"], sizes[image_id], label, report)
 
 
-def _check_segmentation(
-    annotation: dict[str, Any], size_hw: tuple[int, int] | None, label: str, report: Report
-) -> None:
-    shape = annotation.get("segmentation")
-    if shape is None:
-        return  # a data set of boxes
+def check_segmentation(shape: Any, size_hw: tuple[int, int] | None, label: str, report: Report) -> None:
+    """Looks at polygons, a run-length mask, or a list of such masks."""
     if isinstance(shape, dict):
         size = shape.get("size")
         if not isinstance(size, list) or len(size) != 2 or (size_hw is not None and tuple(size) != size_hw):
@@ -205,7 +202,9 @@ def _check_segmentation(
         report.add("empty_polygon", label)
     for points in shape:
         polygon = to_polygon(points)
-        if polygon is None:
+        if isinstance(points, dict):
+            check_segmentation(points, size_hw, label, report)
+        elif polygon is None:
             report.add("short_polygon", f"{label}: {points}")
         elif not np.isfinite(polygon).all() or (size_hw is not None and is_far_outside(polygon, size_hw)):
             report.add("invalid_polygon", f"{label}: {points[:6]} ...")

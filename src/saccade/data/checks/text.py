@@ -6,12 +6,22 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+from saccade.data.checks.coco import check_segmentation
 from saccade.data.checks.report import ImageEntry, Report, check_box
 from saccade.data.sources.karpathy import caption_image_folders, find_captions, read_captions
-from saccade.data.sources.layout import find_images, read_json, split_names
-from saccade.data.sources.refcoco import find_references, read_instances, read_pickle, reference_image_folders
+from saccade.data.sources.layout import find_images, read_json
+from saccade.data.sources.refcoco import (
+    PATTERNS,
+    chosen_references,
+    find_references,
+    read_instances,
+    read_record_list,
+    reference_image_folders,
+    targets_of,
+)
 from saccade.data.sources.spec import SourceSpec
 from saccade.errors import UsageError
+from saccade.tasks import Task
 
 
 def captioned_images(spec: SourceSpec, root: Path) -> list[ImageEntry]:
@@ -74,18 +84,26 @@ def _check_coco_captions(content: dict[str, Any], report: Report) -> None:
             report.add("image_without_caption", f"image {image.get('id')} ({image.get('file_name')})")
 
 
-def referenced_images(spec: SourceSpec, root: Path) -> list[ImageEntry]:
+def referenced_images(spec: SourceSpec, root: Path, *, patterns: tuple[str, ...] = PATTERNS) -> list[ImageEntry]:
     """The images of a file of references."""
-    return _References(spec, root).images()
+    return _References(spec, root, patterns).images()
 
 
-def check_references(spec: SourceSpec, root: Path, report: Report) -> list[ImageEntry]:
-    """Looks at the references of a split.
+def check_references(
+    spec: SourceSpec, root: Path, report: Report, *, patterns: tuple[str, ...] = PATTERNS
+) -> list[ImageEntry]:
+    """Looks at the references of a split, and at the masks that they name where these are asked for.
+
+    Args:
+        spec: The data set.
+        root: Its folder.
+        report: Where defects go.
+        patterns: Names of the file of references.
 
     Returns:
         The images that they name.
     """
-    references = _References(spec, root)
+    references = _References(spec, root, patterns)
     references.check(report)
     try:
         return references.images()
@@ -97,14 +115,13 @@ def check_references(spec: SourceSpec, root: Path, report: Report) -> list[Image
 class _References:
     """The records of a split and what they point to."""
 
-    def __init__(self, spec: SourceSpec, root: Path) -> None:
-        self._spec, self._root = spec, root
-        path = find_references(root, spec.annotations)
-        content = read_pickle(path) if path.suffix == ".p" else read_json(path)
-        names = (spec.split, *split_names(spec.split))
-        self._entries = [entry for entry in content if isinstance(entry, dict) and entry.get("split") in names]
+    def __init__(self, spec: SourceSpec, root: Path, patterns: tuple[str, ...]) -> None:
+        self._spec, self._root, self._masks = spec, root, spec.task is Task.REFERRING
+        path = find_references(root, spec.annotations, patterns)
+        self._entries = chosen_references(read_record_list(path), spec.split)
         self._plain = any("expression" in entry for entry in self._entries)
-        self._images, self._boxes = ({}, {}) if self._plain else read_instances(root, path, spec.split)
+        self._images, self._annotations = ({}, {}) if self._plain else read_instances(root, path, spec.split)
+        self._seen: set[int | str] = set()
 
     def images(self) -> list[ImageEntry]:
         sizes: dict[str, tuple[int, int] | None] = {}
@@ -141,15 +158,21 @@ class _References:
         image = self._images.get(entry.get("image_id", ""))
         if image is None:
             report.add("dangling_reference", f"{label}: image {entry.get('image_id')}")
-        targets = entry.get("ann_id", [])
-        targets = targets if isinstance(targets, list | tuple) else [targets]
-        targets = [] if entry.get("no_target") or list(targets) == [-1] else targets
+        targets = targets_of(entry)
         self._note_targets(len(targets), len(sentences), report)
         for target in targets:
-            box = self._boxes.get(target)
-            if target not in self._boxes:
+            annotation = self._annotations.get(target)
+            if annotation is None:
                 report.add("dangling_reference", f"{label}: annotation {target}")
-            elif not isinstance(box, list | tuple) or len(box) != 4:
+                continue
+            box = annotation.get("bbox")
+            if self._masks and image is not None and target not in self._seen:
+                self._seen.add(target)
+                declared = (int(image["height"]), int(image["width"]))
+                check_segmentation(annotation.get("segmentation") or [], declared, f"annotation {target}", report)
+            if self._masks and box is None:
+                continue  # masks are what counts
+            if not isinstance(box, list | tuple) or len(box) != 4:
                 report.add("missing_box", f"{label}: annotation {target}")
             else:
                 x, y, width, height = (float(value) for value in box)
@@ -161,8 +184,7 @@ class _References:
         if not str(phrase or "").strip():
             report.add("empty_phrase", label)
 
-    @staticmethod
-    def _note_targets(targets: int, phrases: int, report: Report) -> None:
+    def _note_targets(self, targets: int, phrases: int, report: Report) -> None:
         if targets != 1:
             what = "phrase with several targets" if targets else "phrase without a target"
-            report.note(f"{what} (left out in grounding)", phrases)
+            report.note(what if self._masks else f"{what} (left out in grounding)", phrases)

@@ -14,7 +14,7 @@ from saccade.data.sources.base import Source
 from saccade.data.sources.label_maps import LabelMapSource, PairLayout, find_pairs, ignoring, renamed
 from saccade.data.sources.layout import data_root, first_existing, list_of, read_json
 from saccade.data.sources.spec import SourceSpec
-from saccade.errors import DataError, UsageError
+from saccade.errors import DataError, MissingDataError, UsageError
 from saccade.samples import IGNORE_LABEL, Sample, Target
 from saccade.tasks import Task
 
@@ -117,7 +117,7 @@ def mapillary_names(root: Path) -> tuple[str, ...]:
     """
     path = first_existing(root, _MAPILLARY_NAMES)
     if path is None:
-        raise UsageError("config_v2.0.json is not found", where=root, fix="it comes with Mapillary Vistas 2.0")
+        raise MissingDataError("config_v2.0.json is not found", where=root, fix="it comes with Mapillary Vistas 2.0")
     try:
         return tuple(str(label["readable"]).lower() for label in list_of(read_json(path), "labels", path))
     except (KeyError, TypeError) as error:

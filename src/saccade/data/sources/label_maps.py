@@ -17,7 +17,7 @@ from torchvision import tv_tensors
 from saccade.data.geometry import boxes_tensor, mask_tensor
 from saccade.data.images import read_labels
 from saccade.data.sources.layout import Records, load_image, per_split
-from saccade.errors import DataError, UsageError
+from saccade.errors import DataError, MissingDataError, UsageError
 from saccade.samples import IGNORE_LABEL, ClassList, Origin, Sample, Target
 from saccade.tasks import Task
 
@@ -294,7 +294,7 @@ def _folder(root: Path, given: str, patterns: Sequence[str], split: str, option:
     for candidate in candidates:
         if (root / candidate).is_dir():
             return root / candidate
-    raise UsageError(
+    raise MissingDataError(
         f"the folder of the {'images' if option == 'images' else 'masks'} is not found",
         where=root,
         why=f"looked for {', '.join(dict.fromkeys(candidates))}",

@@ -15,7 +15,7 @@ import numpy as np
 from torchvision import tv_tensors
 
 from saccade.data.images import IMAGE_SUFFIXES, read_image
-from saccade.errors import DataError, UsageError, nearest
+from saccade.errors import DataError, MissingDataError, UsageError, nearest
 from saccade.samples import ClassList, Origin
 
 _VAL_SHARE = 5  # without split files, one image in five is validation
@@ -63,7 +63,7 @@ def data_root(root: str | Path) -> Path:
         )
     if not path.is_dir():
         beside = [entry.name for entry in path.parent.iterdir() if entry.is_dir()] if path.parent.is_dir() else []
-        raise UsageError(
+        raise MissingDataError(
             "the folder of the data set does not exist",
             where=path,
             fix=nearest(path.name, beside) if beside else None,
@@ -102,14 +102,14 @@ def find_images(root: Path, file_names: Sequence[str], given: str, candidates: S
     """
     if given:
         if not (root / given).is_dir():
-            raise UsageError("the image folder does not exist", where=root / given)
+            raise MissingDataError("the image folder does not exist", where=root / given)
         return root / given
     probe = list(file_names[:3])
     present = [folder for folder in dict.fromkeys(candidates) if (root / folder).is_dir()]
     for folder in present:
         if not probe or any((root / folder / name).is_file() for name in probe):
             return root / folder
-    raise UsageError(
+    raise MissingDataError(
         "the images are in none of the usual folders",
         where=root,
         why=f"looked for {probe[0] if probe else 'images'} in {', '.join(present) or 'no existing folder'}",
@@ -135,13 +135,13 @@ def find_folder(
     """
     if given:
         if not (root / given).is_dir():
-            raise UsageError(f"the folder of the {what} does not exist", where=root / given)
+            raise MissingDataError(f"the folder of the {what} does not exist", where=root / given)
         return root / given
     for candidate in per_split(patterns, split):
         folder = root / candidate
         if folder != exclude and folder.is_dir() and any(path.is_file() for path in folder.iterdir()):
             return folder
-    raise UsageError(
+    raise MissingDataError(
         f"the folder of the {what} is not found",
         where=root,
         why=f"looked for {', '.join(dict.fromkeys(pattern.format(split) for pattern in patterns))}",

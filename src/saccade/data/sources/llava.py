@@ -12,7 +12,7 @@ from torchvision import tv_tensors
 
 from saccade.data.sources.layout import Records, data_root, find_images, first_existing, load_image, read_json
 from saccade.data.sources.spec import SourceSpec
-from saccade.errors import DataError, UsageError
+from saccade.errors import DataError, MissingDataError, UsageError
 from saccade.samples import Sample, Target
 from saccade.tasks import Task
 
@@ -79,7 +79,7 @@ def find_dialogues(root: Path, annotations: str = "") -> Path:
     candidates = (annotations,) if annotations else FILES
     path = first_existing(root, candidates)
     if path is None or not path.is_file():
-        raise UsageError(
+        raise MissingDataError(
             "the file of dialogues is not found",
             where=root,
             why=f"looked for {', '.join(candidates)}",

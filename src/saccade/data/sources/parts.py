@@ -23,7 +23,7 @@ from saccade.data.sources.layout import (
 )
 from saccade.data.sources.referring import decode_union, read_shapes
 from saccade.data.sources.spec import SourceSpec
-from saccade.errors import DataError, UsageError
+from saccade.errors import DataError, MissingDataError, UsageError
 from saccade.samples import Sample, Target
 from saccade.tasks import Task
 
@@ -116,7 +116,7 @@ def find_parts(root: Path, split: str, annotations: str, layout: PartsLayout) ->
     candidates = [annotations] if annotations else per_split(layout.annotations, split)
     path = first_existing(root, candidates)
     if path is None or not path.is_file():
-        raise UsageError(
+        raise MissingDataError(
             f"the annotation file of the split '{split}' is not found",
             where=root,
             why=f"looked for {', '.join(candidates)}",

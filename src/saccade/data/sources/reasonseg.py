@@ -15,7 +15,7 @@ from saccade.data.geometry import mask_tensor
 from saccade.data.polygons import draw_polygon
 from saccade.data.sources.layout import Records, data_root, files_of, find_folder, load_image, read_json
 from saccade.data.sources.spec import SourceSpec
-from saccade.errors import DataError, UsageError
+from saccade.errors import DataError, MissingDataError, UsageError
 from saccade.samples import IGNORE_LABEL, Sample, Target
 from saccade.tasks import Task
 
@@ -101,7 +101,7 @@ def reasonseg_files(root: Path, split: str, images: str = "") -> tuple[list[tupl
     pictures = files_of(folder)
     pairs = [(path, path.with_suffix(".json")) for path in pictures if path.with_suffix(".json").is_file()]
     if not pairs:
-        raise UsageError(
+        raise MissingDataError(
             "no image has a file of texts",
             where=folder,
             fix="ReasonSeg has one JSON file beside every image, of the same name",

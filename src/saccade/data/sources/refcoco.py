@@ -13,8 +13,8 @@ import numpy as np
 
 from saccade.data.geometry import boxes_tensor
 from saccade.data.sources.coco import to_xyxy
-from saccade.data.sources.layout import Records, data_root, find_images, load_image, read_json, split_names
-from saccade.errors import DataError, UsageError
+from saccade.data.sources.layout import Records, data_root, find_images, list_of, load_image, read_json, split_names
+from saccade.errors import DataError, MissingDataError, UsageError
 from saccade.samples import Sample, Target
 from saccade.tasks import Task
 
@@ -109,12 +109,12 @@ def find_references(root: Path, annotations: str = "", patterns: tuple[str, ...]
     """
     if annotations:
         if not (root / annotations).is_file():
-            raise UsageError("the file of references does not exist", where=root / annotations)
+            raise MissingDataError("the file of references does not exist", where=root / annotations)
         return root / annotations
     found = [path for depth in ("", "*/") for pattern in patterns for path in sorted(root.glob(depth + pattern))]
     if len(found) != 1:
         names = ", ".join(str(path.relative_to(root)) for path in found)
-        raise UsageError(
+        raise (UsageError if found else MissingDataError)(
             "there are several files of references" if found else "no file of references is found",
             where=root,
             why=names or f"looked for {', '.join(patterns)}",
@@ -201,7 +201,7 @@ def _from_expressions(entries: Iterable[dict[str, Any]], skipped: Counter[str]) 
 def _from_refs(
     entries: Iterable[dict[str, Any]],
     images: dict[int | str, dict[str, Any]],
-    boxes: dict[int | str, Any],
+    annotations: dict[int | str, dict[str, Any]],
     skipped: Counter[str],
 ) -> Iterable[dict[str, Any]]:
     for entry in entries:
@@ -214,7 +214,7 @@ def _from_refs(
             skipped["phrase with several targets"] += len(sentences)
             continue
         image = images.get(entry["image_id"])
-        box = to_xyxy(boxes.get(targets[0]))
+        box = to_xyxy(annotations.get(targets[0], {}).get("bbox"))
         if image is None or box is None:
             skipped["phrase of an image that is not listed" if image is None else "target without a box"] += len(
                 sentences
@@ -234,11 +234,14 @@ def _from_refs(
             }
 
 
-def instance_files(root: Path, path: Path, split: str) -> list[Path]:
-    """The files that references point to: ``instances.json`` beside them, or the COCO files.
+def read_instances(
+    root: Path, path: Path, split: str
+) -> tuple[dict[int | str, dict[str, Any]], dict[int | str, dict[str, Any]]]:
+    """Images and annotations by their ids: of ``instances.json`` beside the references, or of the COCO files.
 
     Raises:
         UsageError: Neither is there.
+        DataError: A file is damaged.
     """
     beside = path.parent / "instances.json"
     named = [
@@ -249,29 +252,21 @@ def instance_files(root: Path, path: Path, split: str) -> list[Path]:
     files = [beside] if beside.is_file() else [file for file in named if file.is_file()][:1]
     files = files or sorted((root / "annotations").glob("instances_*.json"))
     if not files:
-        raise UsageError(
+        raise MissingDataError(
             "the instances that the references point to are not found",
             where=path,
             fix=f"put instances.json into {path.parent}",
         )
-    return files
-
-
-def read_instances(root: Path, path: Path, split: str) -> tuple[dict[int | str, dict[str, Any]], dict[int | str, Any]]:
-    """Images by id and boxes by annotation id.
-
-    Raises:
-        UsageError: There is no file of instances.
-        DataError: A file is damaged.
-    """
-    files = instance_files(root, path, split)
     images: dict[int | str, dict[str, Any]] = {}
-    boxes: dict[int | str, Any] = {}
+    annotations: dict[int | str, dict[str, Any]] = {}
     for file in files:
         content = read_json(file)
-        images |= {image["id"]: image for image in content["images"]}
-        boxes |= {annotation["id"]: annotation.get("bbox") for annotation in content["annotations"]}
-    return images, boxes
+        try:
+            images |= {image["id"]: image for image in list_of(content, "images", file)}
+            annotations |= {annotation["id"]: annotation for annotation in list_of(content, "annotations", file)}
+        except (KeyError, TypeError) as error:
+            raise DataError("an image or annotation has no id", where=file, why=repr(error)) from error
+    return images, annotations
 
 
 class _PlainUnpickler(pickle.Unpickler):

@@ -16,11 +16,11 @@ from numpy.typing import NDArray
 
 from saccade.data.geometry import boxes_tensor, mask_tensor
 from saccade.data.sources.coco import Shape, decode_shape, is_far_outside, to_polygon, to_xyxy
-from saccade.data.sources.layout import Records, data_root, find_images, load_image, read_json
+from saccade.data.sources.layout import Records, data_root, find_images, load_image
 from saccade.data.sources.refcoco import (
     chosen_references,
     find_references,
-    instance_files,
+    read_instances,
     read_record_list,
     reference_image_folders,
     targets_of,
@@ -80,9 +80,9 @@ class ReferringSource:
         if not chosen:
             known = sorted({str(entry.get("split")) for entry in content})
             raise UsageError(f"no phrase has the split '{split}'", where=path, fix=f"it has {', '.join(known)}")
-        entries, shapes = _read_instances(folder, path, split, chosen, skipped)
+        entries, targets = read_instances(folder, path, split)
         try:
-            listed = list(_by_image(chosen, entries, shapes, skipped))
+            listed = list(_by_image(chosen, entries, targets, skipped))
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise DataError("a reference lacks a field or has a wrong one", where=path, why=repr(error)) from error
         if not listed:
@@ -127,34 +127,13 @@ class ReferringSource:
         )
 
 
-def _read_instances(
-    root: Path, path: Path, split: str, chosen: Sequence[dict[str, Any]], skipped: Counter[str]
-) -> tuple[dict[int | str, dict[str, Any]], dict[int | str, tuple[Shapes, list[float] | None]]]:
-    """Image entries by id; shapes and box of every annotation that a reference names, by its id."""
-    wanted = {key for entry in chosen for key in targets_of(entry)}
-    images: dict[int | str, dict[str, Any]] = {}
-    found: dict[int | str, tuple[Shapes, list[float] | None]] = {}
-    for file in instance_files(root, path, split):
-        content = read_json(file)
-        try:
-            images |= {image["id"]: image for image in content["images"]}
-            sizes = {key: (int(image["height"]), int(image["width"])) for key, image in images.items()}
-            for annotation in content["annotations"]:
-                if annotation["id"] in wanted and annotation["image_id"] in sizes:
-                    size_hw = sizes[annotation["image_id"]]
-                    shapes = read_shapes(annotation.get("segmentation"), size_hw, skipped)
-                    found[annotation["id"]] = (shapes, to_xyxy(annotation.get("bbox")))
-        except (KeyError, TypeError, ValueError) as error:
-            raise DataError("an image or annotation lacks a field", where=file, why=repr(error)) from error
-    return images, found
-
-
 def _by_image(
     chosen: Sequence[dict[str, Any]],
     images: dict[int | str, dict[str, Any]],
-    found: dict[int | str, tuple[Shapes, list[float] | None]],
+    annotations: dict[int | str, dict[str, Any]],
     skipped: Counter[str],
 ) -> Iterable[dict[str, Any]]:
+    """Records ``{file, id, size_hw, phrases, targets}``: phrases name targets, targets have shapes and a box."""
     records: dict[int | str, dict[str, Any]] = {}
     for entry in chosen:
         targets, sentences = targets_of(entry), entry["sentences"]
@@ -162,8 +141,7 @@ def _by_image(
         if image is None:
             skipped["phrase of an image that is not listed"] += len(sentences)
             continue
-        lost = [key for key in targets if key not in found]
-        if lost:
+        if any(key not in annotations for key in targets):
             skipped["phrase with a target that is not listed"] += len(sentences)
             continue
         record = records.setdefault(
@@ -182,7 +160,10 @@ def _by_image(
                 skipped["empty phrase"] += 1
                 continue
             record["phrases"].append((phrase, targets))
-            record["targets"] |= {key: found[key] for key in targets}
+            for key in targets:
+                if key not in record["targets"]:
+                    shapes = read_shapes(annotations[key].get("segmentation"), record["size_hw"], skipped)
+                    record["targets"][key] = (shapes, to_xyxy(annotations[key].get("bbox")))
     return (record for record in records.values() if record["phrases"])
 
 
