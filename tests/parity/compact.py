@@ -1,10 +1,10 @@
 """Makes the committed fixture folder of a system from a full one: the same layout, less of what lies in between.
 
-Usage: python tests/parity/compact.py {ait,git,vitdet} SOURCE TARGET
+Usage: python tests/parity/compact.py {ait,git,gsva,vitdet} SOURCE TARGET
 
 Kept: weights, configuration, inputs, targets, tokens, final outputs, losses and gradients, and for GiT the states after
 the last layer. Left out: states of other layers and steps, and cases and tensors that only repeat what others show. Of
-ViTDet one family is kept, detectron2's; of AiT two solvers, one VQ-VAE and two files of functions.
+ViTDet one family is kept, detectron2's; of AiT two solvers, one VQ-VAE and two files of functions; of GSVA the network.
 The rest is compared where ../shared is at hand.
 """
 
@@ -103,13 +103,42 @@ def compact_ait(source: Path, target: Path) -> None:
                 (target / folder / path.name).write_text(json.dumps(json.loads(path.read_text())) + "\n")
 
 
+GSVA_KEPT = (
+    "weights",
+    "io_sam_encoder",
+    "io_sam_decoder",
+    "io_clip",
+    "io_train",
+    "io_infer_gres",
+    "io_infer_reason",
+    "io_generate",
+    "io_losses",
+    "io_train_steps_params",
+)
+GSVA_DROPPED = re.compile(
+    r"io_\w+/((block[01]|patch_embed|hidden_[0-2])$|n1\.|fc_in$|pass\d\.slot_logits|last_hidden)"
+    r"|io_train/(conv[0-4]\.|img[1-4]\.|grad_rows\.|grad\..*(layers\.1|hypernetworks_mlps\.[1-3]|norm\d))"
+)
+
+
+def compact_gsva(source: Path, target: Path) -> None:
+    target.mkdir(parents=True, exist_ok=True)
+    for stem in GSVA_KEPT:
+        tensors = load_file(source / f"{stem}.safetensors")
+        kept = {name: value for name, value in tensors.items() if not GSVA_DROPPED.match(f"{stem}/{name}")}
+        save_file(kept, target / f"{stem}.safetensors")
+        (target / f"{stem}.safetensors").chmod(0o644)
+    for name in ("config.json", "train_steps.json"):
+        (target / name).write_text(json.dumps(json.loads((source / name).read_text())) + "\n")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("system", choices=("ait", "git", "vitdet"))
+    parser.add_argument("system", choices=("ait", "git", "gsva", "vitdet"))
     parser.add_argument("source", type=Path)
     parser.add_argument("target", type=Path)
     arguments = parser.parse_args()
-    systems = {"ait": compact_ait, "git": compact_git, "vitdet": compact_vitdet}
+    systems = {"ait": compact_ait, "git": compact_git, "gsva": compact_gsva, "vitdet": compact_vitdet}
     systems[arguments.system](arguments.source, arguments.target)
 
 

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import importlib
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from check import Report
 
-PARTS = ("gsva_model", "gsva_data")
+PARTS = {"gsva_model": "weights.safetensors", "gsva_data": "data_expected.json"}
+"""Module to the file that a folder with this part has."""
 
 
 def check(folder: Path, report: Report) -> None:
-    """Both parts."""
-    for part in PARTS:
-        if find_spec(part) is not None:
+    """The parts that the folder has."""
+    for part, file in PARTS.items():
+        if (folder / file).is_file():
             importlib.import_module(part).check(folder, report)

@@ -131,6 +131,49 @@ def test_a_changed_training_tensor_of_ait_is_noticed(name: str, tmp_path: Path) 
     assert check.run("ait", tmp_path).failures
 
 
+def test_committed_fixtures_of_gsva_are_reproduced() -> None:
+    report = check.run("gsva", COMMITTED.parent / "gsva")
+    assert report.passed, explain(report)
+    assert len(report.rows) > 500
+    assert not report.not_yet
+
+
+def test_shared_fixtures_of_gsva_are_reproduced() -> None:
+    if not SHARED.is_dir():
+        pytest.skip("../shared/parity/gsva is absent")
+    report = check.run("gsva", SHARED.parent / "gsva")
+    assert report.passed, explain(report)
+    files = {path.stem for path in (SHARED.parent / "gsva").glob("io_*.safetensors")}
+    assert files - {"io_metrics"} <= {row.name.split("/")[0] for row in report.rows}
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "model.layers.1.self_attn.v_proj.lora_B.default.weight",
+        "model.layers.0.mlp.gate_proj.weight",
+        "model.vision_tower.vision_tower.vision_model.pre_layrnorm.bias",
+        "model.mm_projector.weight",
+        "model.text_hidden_fcs.0.2.bias",
+        "model.visual_model.image_encoder.blocks.1.attn.rel_pos_w",
+        "model.visual_model.image_encoder.neck.3.weight",
+        "model.visual_model.prompt_encoder.pe_layer.positional_encoding_gaussian_matrix",
+        "model.visual_model.mask_decoder.transformer.layers.1.norm4.bias",
+        "model.visual_model.mask_decoder.iou_prediction_head.layers.1.weight",
+    ],
+)
+def test_a_changed_weight_of_gsva_is_noticed(name: str, tmp_path: Path) -> None:
+    files = ("weights", "io_sam_encoder", "io_sam_decoder", "io_train", "io_infer_reason")
+    for file in ("config.json", *(f"{stem}.safetensors" for stem in files)):
+        shutil.copyfile(COMMITTED.parent / "gsva" / file, tmp_path / file)
+    key = f"base_model.model.{name}"
+    value = load_file(tmp_path / "weights.safetensors")[key]
+    noise = torch.sin(torch.arange(value.numel()) * 7.0).view_as(value)
+    edit(tmp_path / "weights.safetensors", {key: value + 0.05 * noise})
+    report = check.run("gsva", tmp_path)
+    assert report.failures and not any("round trip" in row.name for row in report.failures)
+
+
 # ---------------------------------------------------------------------- the command
 
 

@@ -7,13 +7,12 @@ import math
 
 import pytest
 import torch
-import torch.nn.functional as F
 from helpers_gsva import END, IMAGE, PICTURES, QUESTION, REJ, SEG, batch, config, mixed, model, total
 
 from saccade.errors import ConfigError
 from saccade.models.gsva.config import Part
 from saccade.models.gsva.inputs import IGNORED
-from saccade.models.gsva.language import splice
+from saccade.models.gsva.language import find_slots, generate, splice
 from saccade.models.gsva.model import GSVA
 from saccade.results import Referral
 from saccade.tasks import Task
@@ -142,6 +141,17 @@ def test_the_image_stands_in_the_place_of_its_placeholder() -> None:
     assert read.labels_NT.tolist() == [[IGNORED] * 5 + [6], [IGNORED] * 6]
 
 
+def test_a_slot_is_the_state_before_its_token() -> None:
+    ids = torch.tensor([[1, IMAGE, SEG, 6, REJ], [7, 8, IMAGE, 5, SEG]])
+    slots = find_slots(ids, 3, seg_id=SEG, rej_id=REJ)
+    words = torch.zeros(2, 5, 1)
+    read = splice(words, torch.ones(2, 3, 1), ids, ids != 0)
+    assert slots.conversation_K.tolist() == [0, 0, 1] and slots.is_seg_K.tolist() == [True, False, True]
+    assert read.ids_NT[slots.conversation_K, slots.position_K + 1].tolist() == [SEG, REJ, SEG]
+    # The first [SEG] follows the image: the last image token says it.
+    assert slots.of(read.embeds_NTC)[:, 0].tolist() == [1, 0, 0]
+
+
 # ---------------------------------------------------------------------- company
 
 
@@ -170,19 +180,21 @@ def test_free_answers_do_not_depend_on_their_company() -> None:
     assert SEG in said or REJ in said
 
 
-def test_cached_decoding_says_what_reading_again_says() -> None:
+def test_cached_decoding_has_the_states_of_reading_again() -> None:
     net = model(seed=5)
-    net.language.lm_head.weight.data[[SEG, REJ]] *= 12
-    prompt = batch({1: [(13, 14)]}, labels=None)
-    [answer] = net.answer(prompt)
-    ids = prompt.input_ids
-    for token in answer.ids_T.tolist():
-        whole = dataclasses.replace(prompt, input_ids=ids, attention_mask=torch.ones_like(ids).bool())
-        with torch.no_grad():
-            reading = net.read(whole, net.encode(whole.images, whole.images_clip))
-            said = int(net.language.lm_head(reading.states_NTC[:, -1]).argmax())
-        assert said == token
-        ids = F.pad(ids, (0, 1), value=token)
+    prompt = batch({0: [(13,)], 1: [(13, 14, 15)]}, labels=None)
+    with torch.no_grad():
+        encoded = net.encode(prompt.images, prompt.images_clip)
+        read = net.read(prompt, encoded).sequence
+        said = generate(net.language, read, end_id=END, most=5)
+        for row, ids in enumerate(prompt.input_ids):
+            whole = torch.cat([ids[ids != 0], said.ids_NT[row]])[None]
+            one = dataclasses.replace(
+                batch({row: [()]}, labels=None), input_ids=whole, attention_mask=torch.ones_like(whole).bool()
+            )
+            states = net.read(one, net.encode(one.images, one.images_clip)).states_NTC[0, -6:-1]
+            assert torch.allclose(said.states_NTC[row], states, atol=1e-5)
+            assert torch.equal(net.language.lm_head(states).argmax(-1), said.ids_NT[row])
 
 
 def test_an_answer_ends_at_its_end() -> None:
