@@ -15,7 +15,7 @@ from torchvision import tv_tensors
 from saccade.data.resize import resize_bicubic, resize_bilinear, resize_nearest
 from saccade.data.transforms import collate, normalize, preprocess
 from saccade.errors import DataError
-from saccade.samples import IGNORE_LABEL, Preprocess
+from saccade.samples import IGNORE_LABEL, Origin, Preprocess, Sample, Target
 from saccade.tasks import Task
 
 FIXTURE = Path(__file__).parents[2].parent / "shared" / "parity" / "git" / "io_pure.safetensors"
@@ -139,3 +139,20 @@ def test_collate_refuses_what_does_not_belong_together() -> None:
     nameless.phrase = None
     with pytest.raises(DataError, match="without a phrase"):
         collate([nameless], declared)
+
+
+def test_ignored_pixels_follow_the_picture() -> None:
+    ignored = torch.zeros(20, 30, dtype=torch.bool)
+    ignored[5:10, 10:20] = True
+    sample = Sample(
+        image=tv_tensors.Image(torch.zeros(3, 20, 30, dtype=torch.uint8)),
+        task=Task.REFERRING,
+        origin=Origin(dataset="test", image_id=1, path=None, size_hw=(20, 30)),
+        target=Target(ignored=tv_tensors.Mask(ignored), phrase_ids=torch.tensor([1])),
+        phrases=("a", "b"),
+    )
+    declared = Preprocess(size_hw=(60, 60), keep_ratio=True, pad_multiple=60)
+    moved = preprocess(sample, declared)
+    assert moved.target.ignored.shape == (40, 60) and moved.target.ignored.nonzero().min(0).values.tolist() == [10, 20]
+    padded = collate([moved], declared).targets[0]
+    assert padded.ignored.shape == (60, 60) and padded.ignored[40:].all() and padded.phrase_ids.tolist() == [1]

@@ -38,8 +38,6 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-COUNT = 3  # phrases per image: the official default
-SAM = Preprocess(size_hw=(1024, 1024), keep_ratio=True, interpolation="pillow", pad_multiple=1024)
 REFER = {"grefcoco": "grefcoco", "refzom": "refzom"}
 SEMANTIC = {
     "ade20k": ("ade20k", "ade20k"),
@@ -82,6 +80,7 @@ class DataCheck:
         self.folder, self.report = folder, report
         self.config = json.loads((folder / "config.json").read_text())
         self.vocabulary = PieceVocabulary(folder / "tokenizer", self.config["vocab_size"])
+        self.style: Style = self.config["conversation"]
         self.drawn: dict[str, tuple[Sample, Said]] = {}
 
     def run(self) -> None:
@@ -92,6 +91,7 @@ class DataCheck:
             self.expected = json.loads((self.folder / "data_expected.json").read_text())
             self.tensors = load_file(self.folder / "io_data.safetensors")
             self.report.expect("io_data", list(self.tensors))
+            self._read_sizes()
             self._strings()
             self._evaluation()
             self._training()
@@ -102,6 +102,22 @@ class DataCheck:
             for name in self.tensors:
                 if name.startswith("mask."):
                     self.report.skip(f"io_data/{name}")
+
+    def _read_sizes(self) -> None:
+        """What the fixture was made with, as its items show it."""
+        picture = next(iter(self.expected["image_tensors"].values()))
+        sam, self.clip_size = picture["sam_shape"][-1], picture["clip_shape"][-1]
+        self.sam = Preprocess(size_hw=(sam, sam), keep_ratio=True, interpolation="pillow", pad_multiple=sam)
+        drawn = [item for name, items in self.expected["train"].items() if name.startswith("refer") for item in items]
+        self.count = max(len(item["sampled"]) for item in drawn)  # phrases per image
+
+    def _conversing(self, **options: Any) -> Conversing:
+        return Conversing(
+            vocabulary=self.vocabulary,
+            clip_size=self.clip_size,
+            image_tokens=self.clip_size**2 // 14**2,
+            **options,
+        )
 
     # ------------------------------------------------------------------ words
 
@@ -128,7 +144,7 @@ class DataCheck:
         batch = load_file(self.folder / "io_train.safetensors")
         for number, text in enumerate(texts):
             ids = self.vocabulary.encode_with_image(text)
-            labels = learned(text, ids, self.vocabulary, "llava_v1")
+            labels = learned(text, ids, self.vocabulary, self.style)
             filled = batch["attention_masks"][number].bool()
             self.report.equal(f"train_conversations/{number}/ids", ids, batch["input_ids"][number][filled].tolist())
             self.report.equal(f"train_conversations/{number}/labels", labels, batch["labels"][number][filled].tolist())
@@ -152,21 +168,21 @@ class DataCheck:
             source = self._open("refcoco", "refer_seg", split, f"{name}/{found.name}")
         return Reordered(source, lambda ids: list(set(ids)))
 
-    def _same_item(self, name: str, sample: Sample, said: Said, item: dict[str, Any], style: Style) -> None:
+    def _same_item(self, name: str, sample: Sample, said: Said, item: dict[str, Any]) -> None:
         report = self.report
         report.equal(f"{name}/image", sample.origin.path, str(self.folder / "data" / item["image"]))
-        report.equal(f"{name}/text", [one.text(style) for one in said.conversations], item["conversations"])
+        report.equal(f"{name}/text", [one.text(self.style) for one in said.conversations], item["conversations"])
         masks = torch.zeros(0) if said.masks is None else said.masks
         report.equal(f"{name}/masks", [tuple(masks.shape)], [tuple(item["mask_shape"])])
         for number, (mask, told) in enumerate(zip(masks, item["masks"], strict=False)):
             packed = torch.from_numpy(np.packbits(mask.numpy().astype(np.uint8).reshape(-1)))
             report.equal(f"{name}/area/{number}", int(mask.sum()), told["area"])
             report.same(f"{name}/mask/{number}", packed, self.tensors[f"mask.{told['key']}"])
-        height, width = preprocess(sample, SAM, with_target=False).size_hw
+        height, width = preprocess(sample, self.sam, with_target=False).size_hw
         report.equal(f"{name}/resize", [height, width], item["resize"])
 
     def _evaluation(self) -> None:
-        conversing = Conversing(vocabulary=self.vocabulary)
+        conversing = self._conversing()
         for name, told in self.expected["val"].items():
             data, _, split = name.replace("|final|", "||").rpartition("|")
             data = data.split("|")[0]
@@ -181,9 +197,9 @@ class DataCheck:
                 said = conversing.say(sample, None)
                 if sample.target.ignored is not None and said.masks is not None:
                     said.masks = said.masks | sample.target.ignored.as_subclass(Tensor)
-                self._same_item(label, sample, said, item, "llava_v1")
+                self._same_item(label, sample, said, item)
                 batch = self._join(conversing, [sample], [said], training=False)
-                wrapped = [wrap_image(one.text("llava_v1")) for one in said.conversations]
+                wrapped = [wrap_image(one.text(self.style)) for one in said.conversations]
                 self.report.equal(f"{label}/wrapped", wrapped, item["collated_conversation"])
                 self.report.equal(f"{label}/ids", batch.input_ids.tolist(), item["input_ids"])
                 assert batch.labels is not None
@@ -199,10 +215,10 @@ class DataCheck:
                 sample, chosen, said = draw(draws)
                 label = f"train/{name}/{item['seed']}"
                 self.drawn[wrap_image(said.conversations[0].text("llava_v1"))] = (sample, said)
-                self._same_item(label, sample, said, item, "llava_v1")
+                self._same_item(label, sample, said, item)
                 questions = [one.rounds[0][0] for one in said.conversations]
                 if kind == "vqa":
-                    questions = [one.text("llava_v1") for one in said.conversations]
+                    questions = [one.text(self.style) for one in said.conversations]
                     self.report.equal(f"{label}/sampled", questions, item["sampled"])
                 else:
                     # Classes come with a flag that the released code never sets.
@@ -212,7 +228,7 @@ class DataCheck:
 
     def _drawer(self, kind: str, rest: str) -> Callable[[Recorded], tuple[Sample, Sample, Said]]:
         """How the original draws an item of one of its data sets."""
-        conversing = Conversing(vocabulary=self.vocabulary)
+        conversing = self._conversing()
         if kind.startswith("refer_seg"):
             sources = [self._refer(name, "train") for name in rest.split("||")]
         elif kind == "sem_seg":
@@ -222,7 +238,7 @@ class DataCheck:
             sources = [self._open("llava_instruct", "", "train")]
         else:
             sources = [self._open("reasonseg", "", "train")]
-            conversing = Conversing(vocabulary=self.vocabulary, only_words=float(rest.partition("=")[2]))
+            conversing = self._conversing(only_words=float(rest.partition("=")[2]))
         given = iter(range(len(sources[0]))) if kind.endswith("no_sampling") else None
 
         def draw(draws: Recorded) -> tuple[Sample, Sample, Said]:
@@ -234,7 +250,7 @@ class DataCheck:
                 sample = source[draws.python.randint(0, len(source) - 1) if index is None else index]
                 index = None if index is None else 0  # what is drawn again without sampling
                 try:
-                    chosen = draw_phrases(sample, COUNT, draws)
+                    chosen = draw_phrases(sample, self.count, draws)
                 except Redraw:
                     if sample.phrases:  # the original finds out after it has drawn the templates
                         draws.below(5), draws.pick(range(4))
@@ -270,7 +286,7 @@ class DataCheck:
     def _join(
         self, conversing: Conversing, samples: Sequence[Sample], said: Sequence[Said], *, training: bool
     ) -> ConversationBatch:
-        plain = collate([preprocess(sample, SAM, with_target=False) for sample in samples], SAM)
+        plain = collate([preprocess(sample, self.sam, with_target=False) for sample in samples], self.sam)
         return conversing.join(plain, said, training=training)
 
     def _collate(self) -> None:
@@ -281,7 +297,7 @@ class DataCheck:
             if style == "llava_v1":
                 chosen = [self.drawn[text] for text in told["conversations"]]
             samples, said = [sample for sample, _ in chosen], [one for _, one in chosen]
-            conversing = Conversing(vocabulary=self.vocabulary, style=style, max_length=told["model_max_length"])
+            conversing = self._conversing(style=style, max_length=told["model_max_length"])
             batch = self._join(conversing, samples, said, training=True)
             assert batch.labels is not None
             texts = [wrap_image(one.text(style)) for given in said for one in given.conversations]
@@ -306,8 +322,8 @@ class DataCheck:
                 task=Task.REFERRING,
                 origin=Origin(dataset="", image_id=path.stem, path=str(path), size_hw=tuple(told["orig"])),
             )
-            plain = collate([preprocess(sample, SAM)], SAM)
-            pictures = {"sam": plain.images[0], "clip": clip_input(sample.image.as_subclass(Tensor), 224)}
+            plain = collate([preprocess(sample, self.sam)], self.sam)
+            pictures = {"sam": plain.images[0], "clip": clip_input(sample.image.as_subclass(Tensor), self.clip_size)}
             self.report.equal(f"pictures/{name}/orig", list(sample.size_hw), told["orig"])
             self.report.equal(f"pictures/{name}/resize", list(plain.input_sizes_hw[0]), told["resize"])
             for eye, pixels in pictures.items():

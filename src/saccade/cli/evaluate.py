@@ -61,8 +61,8 @@ def add(verbs: Verbs) -> None:
         default="",
         metavar="NAME",
         help="how detection and instance segmentation are scored: coco, boundary (masks too at their edges), lvis, "
-        "voc07, voc10 (default: lvis for LVIS, else coco); depth: nyu (default) or what differs, e.g. "
-        "crop=none,max_m=80",
+        "voc07, voc10 (default: lvis for LVIS, else coco); phrases: gsva, refzom, rela, res, reasonseg, lisa, grec "
+        "(default: as the data set is); depth: nyu (default) or what differs, e.g. crop=none,max_m=80",
     )
     parser.add_argument("--per-class", action="store_true", help="also show the metrics of every class")
     add_detector_options(parser)

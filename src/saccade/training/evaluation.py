@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from saccade.data.loader import EvalLoader
+from saccade.data.pipeline import Extra
 from saccade.data.sources.base import Source, select_range
 from saccade.errors import SaccadeError, UsageError
 from saccade.layers.precision import Precision, autocast
@@ -81,6 +82,7 @@ def evaluate(
     precision: Precision = "float32",
     engine: Engine = "faster",
     protocol: str = "",
+    extra: Extra | None = None,
     progress: Callable[[int, int], None] | None = None,
     stop: Callable[[], bool] | None = None,
     world: World | None = None,
@@ -100,6 +102,7 @@ def evaluate(
         protocol: How detection and instance segmentation (:data:`saccade.metrics.DETECTION_PROTOCOLS`), phrases
             (:data:`saccade.metrics.REFERRING_PROTOCOLS`) and depth are scored; empty = as the data set is, e.g. LVIS by
             its own protocol, other boxes by that of COCO.
+        extra: What the model is given besides pictures.
         progress: Called with (samples done on this rank, samples of this rank).
         stop: Asked after every batch; once it says yes on any rank, the evaluation is given up.
         world: This process among all; samples are shared out and metrics merged, every rank gets the result.
@@ -122,6 +125,7 @@ def evaluate(
     loader = EvalLoader(
         source,
         preprocess=declared,
+        extra=extra,
         batch_size=batch_size,
         workers=workers,
         rank=world.rank,
