@@ -64,9 +64,10 @@ def load_parts(
 
     Args:
         model: Its parts are overwritten.
-        llava: A LLaVA with a linear projector, one file (for a delta: :func:`saccade.models.gsva.convert.add_delta`).
-        clip: A CLIP as ``transformers`` names it.
-        sam: A SAM, in its own names or in those of ``transformers``.
+        llava: A LLaVA with a linear projector: a file, or a folder of files that hold parts of it (for a delta:
+            :func:`saccade.models.gsva.convert.add_delta`).
+        clip: A CLIP as ``transformers`` names it, likewise.
+        sam: A SAM, in its own names or in those of ``transformers``, likewise.
 
     Raises:
         CheckpointError: A file is damaged, or does not fill its part.
@@ -77,8 +78,7 @@ def load_parts(
     for path, mapper in ((llava, gsva.from_llava), (clip, gsva.from_clip), (sam, gsva.from_sam)):
         if path is None:
             continue
-        file = read_tensor_file(path)
-        mapped, report = mapper(file.tensors, expected, source=str(path))
+        mapped, report = mapper(_read(Path(path)), expected, source=str(path))
         report.check(allow=["*.lora_?.*"])
         with torch.no_grad():
             for key, value in mapped.items():
@@ -91,6 +91,16 @@ def load_parts(
                 getattr(whole, field.name).extend(theirs)
         whole.source = ", ".join(filter(None, (whole.source, report.source)))
     return whole
+
+
+def _read(path: Path) -> dict[str, Tensor]:
+    """All tensors of a file, or of the weight files of a folder."""
+    files = [path]
+    if path.is_dir():
+        files = sorted(path.glob("*.safetensors")) or sorted(path.glob("pytorch_model*.bin"))
+        if not files:
+            raise CheckpointError("the folder has no weights", where=path, fix="it must hold *.safetensors or *.bin")
+    return {key: value for file in files for key, value in read_tensor_file(file).tensors.items()}
 
 
 def _preset_of(shapes: dict[str, tuple[int, ...]]) -> str | None:

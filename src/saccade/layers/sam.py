@@ -209,8 +209,6 @@ def resize_masks(
     """
     if max(input_hw) > image_size or min(*input_hw, *original_hw) < 1:
         raise UsageError(f"a picture of {input_hw} pixels in a network input of {image_size}", where="input_sizes_hw")
-    if not len(logits_nMhw):
-        return logits_nMhw.new_zeros((0, logits_nMhw.shape[1], *original_hw), dtype=torch.float32)
     size = (image_size, image_size)
     whole = F.interpolate(logits_nMhw.float(), size=size, mode="bilinear", align_corners=False)
     inside = whole[..., : input_hw[0], : input_hw[1]]

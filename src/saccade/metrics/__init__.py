@@ -80,7 +80,7 @@ def build_metrics(
         return ReferringMetric(referring_protocol(protocol, data))
     if protocol and task not in (Task.DETECTION, Task.INSTANCE):
         raise UsageError(
-            f"the protocol '{protocol}' scores detection, instance segmentation, depth or phrases, not {task}",
+            f"the protocol '{protocol}' scores detection, instance segmentation, phrases or depth, not {task}",
             fix="leave the protocol out, or name the task",
         )
     if task is Task.CAPTION:

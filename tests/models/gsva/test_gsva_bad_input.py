@@ -38,6 +38,9 @@ def test_a_slot_before_the_image(token: int) -> None:
 def test_more_tokens_than_positions() -> None:
     with pytest.raises(DataError, match="97 tokens, image included"):
         model().answer(with_ids(*QUESTION, *[5] * 89))
+    full = dataclasses.replace(with_ids(*QUESTION, *[5] * 88), labels=None)
+    with pytest.raises(DataError, match="97 tokens, image included"):
+        model().answer(full)
 
 
 def test_more_slots_than_masks() -> None:

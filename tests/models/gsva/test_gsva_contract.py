@@ -13,7 +13,7 @@ from saccade.errors import ConfigError
 from saccade.models.gsva.config import Part
 from saccade.models.gsva.inputs import IGNORED
 from saccade.models.gsva.language import find_slots, generate, splice
-from saccade.models.gsva.model import GSVA
+from saccade.models.gsva.model import GSVA, Answer
 from saccade.results import Referral
 from saccade.tasks import Task
 
@@ -88,8 +88,13 @@ def test_rejected_rows_are_constants_that_count() -> None:
 
 
 def test_words_alone_have_no_mask_error() -> None:
-    losses = model().loss(batch({2: [(13, 14, END)]}))
-    assert float(losses[f"{Task.REFERRING}_loss_mask_bce"]) == 0
+    net = model()
+    losses = net.loss(batch({2: [(13, 14, END)]}))
+    assert float(losses[f"{Task.REFERRING}_loss_mask_bce"].detach()) == 0
+    total(losses).backward()
+    # Every parameter takes part in every step, if only with zeros.
+    assert all(parameter.grad is not None for parameter in net.parameters() if parameter.requires_grad)
+    assert not any(bool(parameter.grad.any()) for parameter in net.bridge.parameters())
     assert float(losses[f"{Task.REFERRING}_loss_ce"].detach()) > 0
     nothing = batch({2: [(13, END)]})
     assert nothing.labels is not None
@@ -235,6 +240,13 @@ def test_given_answers_are_judged_slot_by_slot() -> None:
     # Before the first [REJ] nothing changed, so that the first mask is the same.
     assert torch.allclose(again.logits_MHW[0], answer.logits_MHW[0], atol=1e-5)
     assert data.input_ids.eq(REJ).sum() == 2  # the batch is left as it was
+
+
+def test_a_mask_is_as_sure_as_its_foreground() -> None:
+    logits = torch.tensor([[[2.0, -1.0]], [[-3.0, -4.0]]])
+    nothing = torch.zeros(0)
+    answer = Answer(nothing, nothing, nothing, nothing, logits)
+    assert torch.allclose(answer.mask_score_M, torch.tensor([2.0, 0]).sigmoid() * torch.tensor([1.0, 0]))
 
 
 def test_predictions_name_their_phrases() -> None:

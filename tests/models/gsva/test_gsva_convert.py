@@ -127,8 +127,13 @@ def test_parts_fill_a_model(tmp_path: Path) -> None:
     files = {"llava": as_llava(source, 36), "clip": as_clip(source), "sam": as_sam(source)}
     for name, state in files.items():
         torch.save(state, tmp_path / f"{name}.pth")
+    # A LLaVA of several files.
+    (tmp_path / "parts").mkdir()
+    keys = list(files["llava"])
+    for number, part in enumerate((keys[:5], keys[5:])):
+        torch.save({key: files["llava"][key] for key in part}, tmp_path / f"parts/pytorch_model-{number}.bin")
     before = {key: value.clone() for key, value in target.state_dict().items()}
-    report = load_parts(target, **{name: tmp_path / f"{name}.pth" for name in files})
+    report = load_parts(target, llava=tmp_path / "parts", clip=tmp_path / "clip.pth", sam=tmp_path / "sam.pth")
     assert not report.unexpected and all(".lora_" in key for key in report.missing)
     after, wanted = target.state_dict(), source.state_dict()
     for key, value in after.items():

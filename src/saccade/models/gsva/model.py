@@ -79,6 +79,13 @@ class Answer:
     has_mask_K: Tensor
     logits_MHW: Tensor
 
+    @property
+    def mask_score_M(self) -> Tensor:
+        """How sure each mask is: the mean probability of its foreground, 0 where it has none."""
+        foreground = (self.logits_MHW >= 0).flatten(1)
+        sure = (self.logits_MHW.sigmoid().flatten(1) * foreground).sum(1)
+        return sure / foreground.sum(1).clamp(min=1)
+
 
 class GSVA(nn.Module):
     """The model.
@@ -262,10 +269,8 @@ class GSVA(nn.Module):
         Returns:
             ``[M, 4h, 4w]``.
         """
-        if not len(prompts_MC):
-            h, w = encoded.maps_BChw.shape[2:]
-            return prompts_MC.new_zeros(0, 4 * h, 4 * w)
-        # SAM's choice for one prompt with one answer is the first of its mask tokens.
+        # SAM's choice for one prompt with one answer is the first of its mask tokens. No prompts go the same way, so that
+        # what is trained has a gradient (of zeros) in every step, as processes that train together expect.
         parts = [
             self.sam.decode(encoded.maps_BChw[images], prompts[:, None])[0][:, 0]
             for images, prompts in zip(
@@ -285,11 +290,14 @@ class GSVA(nn.Module):
         conversations = slots.conversation_K[segs]
         images = batch.conversation_to_image[conversations]
         low = self.masks(encoded, images, self.prompts(slots.of(reading.states_NTC)[segs]))
-        spoken = slots.conversation_K.tolist()
+        flags: list[list[bool]] = [[] for _ in batch.input_ids]
+        for conversation, is_seg in zip(slots.conversation_K.tolist(), slots.is_seg_K.tolist(), strict=True):
+            flags[conversation].append(is_seg)
+        owners = batch.conversation_to_image.tolist()
         packed = []
         for index, truth in enumerate(batch.masks):
-            own = (batch.conversation_to_image == index).nonzero()[:, 0].tolist()
-            rows = _rows_of(own, spoken, slots.is_seg_K.tolist(), len(truth), where=_name(batch, index))
+            own = [slots_ for slots_, image in zip(flags, owners, strict=True) if image == index]
+            rows = _rows_of(own, len(truth), where=_name(batch, index))
             logits = self._resize(low[images == index], batch, index)
             packed.append(logits.new_zeros(len(truth), *logits.shape[1:]).index_put((rows.to(low.device),), logits))
         return packed
@@ -339,7 +347,10 @@ class GSVA(nn.Module):
     def _free(self, batch: ConversationBatch, encoded: EncodedImages) -> Iterator[Answer]:
         seg, rej = self.config.seg_id, self.config.rej_id
         prompt = self._splice(batch, encoded, batch.input_ids)
-        room = self.config.language.positions - prompt.ids_NT.shape[1]
+        length, positions = prompt.ids_NT.shape[1], self.config.language.positions
+        if length == positions:
+            raise _too_long(length + 1, positions)
+        room = positions - length
         said = generate(self.language, prompt, end_id=self.config.end_id, most=min(self.config.max_new_tokens, room))
         is_seg = said.ids_NT == seg
         rows, columns = (is_seg | (said.ids_NT == rej)).nonzero(as_tuple=True)
@@ -403,11 +414,7 @@ class GSVA(nn.Module):
     def _splice(self, batch: ConversationBatch, encoded: EncodedImages, ids: Tensor) -> Sequence:
         length, most = ids.shape[1] - 1 + self.config.clip.tokens, self.config.language.positions
         if length > most:
-            raise DataError(
-                f"a conversation of {length} tokens, image included",
-                why=f"the language model has {most} positions",
-                fix="ask for fewer expressions at once",
-            )
+            raise _too_long(length, most)
         embeds = self.language.model.embed_tokens(ids.clamp(min=0))
         tokens = encoded.tokens_BPC[batch.conversation_to_image].to(embeds.dtype)
         return splice(embeds, tokens, ids, batch.attention_mask, batch.labels)
@@ -437,20 +444,24 @@ class GSVA(nn.Module):
             )
 
 
-def _rows_of(own: list[int], spoken: list[int], is_seg: list[bool], rows: int, *, where: str) -> Tensor:
-    """Rows of an image's truth that its [SEG] fill, in their order."""
-    flags = [[seg for conversation, seg in zip(spoken, is_seg, strict=True) if conversation == one] for one in own]
-    if len(own) == 1:
-        filled = [row for row, seg in enumerate(flags[0]) if seg]
+def _rows_of(flags: list[list[bool]], rows: int, *, where: str) -> Tensor:
+    """Rows of an image's truth that its [SEG] fill, in their order.
+
+    Args:
+        flags: Per conversation of the image, whether each slot is a [SEG].
+        rows: Of the truth.
+        where: The image.
+    """
+    if len(flags) == 1:
         # A conversation that was cut to the greatest length may have fewer slots than there are masks.
         if len(flags[0]) > rows:
             raise DataError(f"{len(flags[0])} [SEG] and [REJ], but {rows} masks", where=where)
-        return torch.tensor(filled, dtype=torch.long)
-    if not any(any(one) for one in flags) and not rows:
+        return torch.tensor([row for row, is_seg in enumerate(flags[0]) if is_seg], dtype=torch.long)
+    if not any(map(any, flags)) and not rows:
         return torch.zeros(0, dtype=torch.long)
-    if len(own) != rows or any(one != [True] for one in flags):
+    if len(flags) != rows or any(one != [True] for one in flags):
         raise DataError(
-            f"{len(own)} conversations about one image with {rows} masks",
+            f"{len(flags)} conversations about one image with {rows} masks",
             where=where,
             why=f"each must say one [SEG] and nothing else; they say {[len(one) for one in flags]} [SEG] or [REJ]",
             fix="ask for several things in one conversation",
@@ -472,6 +483,14 @@ def _referral(
         rejected=F.pad(answer.chosen_K.cpu() == rej_id, (0, unsaid), value=True),
         scores=F.pad(1 - answer.rejection_K.cpu(), (0, unsaid)),
         size_hw=size_hw,
+    )
+
+
+def _too_long(length: int, positions: int) -> DataError:
+    return DataError(
+        f"a conversation of {length} tokens, image included",
+        why=f"the language model has {positions} positions",
+        fix="ask for fewer expressions at once",
     )
 
 
