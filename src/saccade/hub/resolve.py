@@ -181,8 +181,9 @@ def _by_hand(entry: ZooEntry) -> str:
         field = "init_from" if entry.kind == "backbone" else "text_init"
         return f"fetch {entry.source} on a machine with network, and train with {field}=PATH/{entry.file}"
     if entry.system != "git":
+        words = " --vocabulary tokenizer.model" if entry.system == "gsva" else ""
         return (
-            f"fetch {entry.source}, then run `saccade convert FILE --preset {entry.preset} --out {entry.name}` "
+            f"fetch {entry.source}, then run `saccade convert FILE --preset {entry.preset}{words} --out {entry.name}` "
             f"and use the folder {entry.name}"
         )
     return (

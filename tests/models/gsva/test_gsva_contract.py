@@ -276,7 +276,7 @@ def test_nothing_to_segment(answers: dict[int, list[tuple[int, ...]]]) -> None:
 
 def test_half_precision() -> None:
     net, data = model(), mixed()
-    exact = total(net.loss(data))
+    exact = total(net.loss(data)).detach()
     with torch.autocast("cpu", dtype=torch.bfloat16):
         near = total(net.loss(data))
         near.backward()

@@ -269,8 +269,8 @@ class GSVA(nn.Module):
         Returns:
             ``[M, 4h, 4w]``.
         """
-        # SAM's choice for one prompt with one answer is the first of its mask tokens. No prompts go the same way, so that
-        # what is trained has a gradient (of zeros) in every step, as processes that train together expect.
+        # SAM's choice for one prompt with one answer is the first of its mask tokens. No prompts go the same way, so
+        # that what is trained has a gradient (of zeros) in every step, as processes that train together expect.
         parts = [
             self.sam.decode(encoded.maps_BChw[images], prompts[:, None])[0][:, 0]
             for images, prompts in zip(
