@@ -400,7 +400,7 @@ def test_detection_by_another_protocol(last_state: Path, name: str) -> None:
     result = evaluate(model, source, protocol=name)
     assert set(result.metrics) == {"mAP"} and result.stamp["protocol"].startswith("VOC box mAP")
     for task in (Task.SEMANTIC, Task.CAPTION):
-        with pytest.raises(UsageError, match="scores detection, instance segmentation or depth, not"):
+        with pytest.raises(UsageError, match="scores detection, instance segmentation, phrases or depth, not"):
             evaluate(model, open_source(scenes(task, split="val", limit=1)), protocol=name)
 
 
