@@ -381,13 +381,13 @@ class AiT(nn.Module):
         positions = net.position_embed[row]
         nucleus = Nucleus(top_p=config.top_p, seed=config.seed)
         generator = torch.Generator().manual_seed(nucleus.seed)
-        decoding = net.start(memory_BNC, length)
         x = net.task_embed[row].expand(b, 1, -1)
         if net.parallel_embed is not None:
             whole = torch.cat([x, net.parallel_embed.expand(b, length - 1, -1)], dim=1) + positions[:length]
-            logits = net.logits(decoding.step(whole), allowed)
+            logits = net.logits(net.states(memory_BNC, whole), allowed)
             tokens = [sample_nucleus(logits[:, step], nucleus, generator) for step in range(length)]
             return torch.stack(tokens, dim=1), logits
+        decoding = net.start(memory_BNC, length)
         picked, every = [], []
         for step in range(length):
             logits = net.logits(decoding.step(x + positions[step]), allowed)[:, 0]
