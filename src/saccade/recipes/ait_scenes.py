@@ -98,7 +98,7 @@ def nano_depth_plain(*, depth_vqvae: str = "", init_from: str = "git-nano", step
         depth_vqvae=depth_vqvae,
         steps=steps,
     )
-    return dataclasses.replace(config, init_from=init_from, initialise="plain" if init_from else "local")
+    return dataclasses.replace(config, init_from=init_from)
 
 
 def nano_instance(*, mask_vqvae: str = "", steps: int = 6_000, size: int = 192, soft: bool = True) -> TrainConfig:
@@ -177,6 +177,7 @@ def _solver(
             min_lr=1e-5,
         ),
         precision="bf16",
+        initialise="local",
         ema_decay=0.999,
         save_every=500,
         log_every=50,

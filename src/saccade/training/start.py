@@ -21,6 +21,7 @@ from saccade.layers.local_start import start_local
 from saccade.layers.vit import PlainViT
 from saccade.mapping import MappingReport
 from saccade.models.ait.adapt import adapted_state
+from saccade.models.ait.initialise import initialise_local as initialise_ait_local
 from saccade.models.ait.model import AiT
 from saccade.models.ait.vqvae import MapVQVAE
 from saccade.models.git.config import GiTConfig
@@ -135,6 +136,8 @@ def _kind(model: Model) -> str:
 def _start_local(model: Model) -> None:
     if isinstance(model, GiT):
         initialise_local(model)
+    elif isinstance(model, AiT):
+        initialise_ait_local(model)
     elif isinstance(model, MapVQVAE):
         model.vqvae.start_alive()
     elif isinstance(model.backbone, PlainViT):

@@ -8,6 +8,7 @@ m mask codes, K codes, h w the grid of codes. Source: All in Tokens (ICCV 2023);
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from typing import Self
 
@@ -116,9 +117,10 @@ class AiT(nn.Module):
         self._require(task)
         if task is Task.DEPTH:
             size = self._depth.depth.size
-            return Preprocess(
-                size_hw=(size, size), keep_ratio=True, cover=True, mean=(0.0, 0.0, 0.0), std=(255.0, 255.0, 255.0)
-            )
+            declared = Preprocess(size_hw=(size, size), keep_ratio=True, cover=True)
+            if self._depth.normalised:
+                return declared
+            return dataclasses.replace(declared, mean=(0.0, 0.0, 0.0), std=(255.0, 255.0, 255.0))
         size = self._objects(task).input_size
         return Preprocess(size_hw=(size, size), keep_ratio=True, pad_multiple=size)
 
