@@ -24,7 +24,7 @@ from saccade.tasks import Task
 if TYPE_CHECKING:
     from saccade.models.ait.model import AiT
 
-_LOOK = 2.5  # gain of queries and of keys to the memory
+_LOOK = 3.0  # gain of the places in queries and in keys to the memory
 
 
 @torch.no_grad()
@@ -34,8 +34,9 @@ def initialise_local(model: AiT) -> None:
     * The blocks of a SwinV2 begin as nothing (their norms have the weight 0, as in its own paper), patches and merges
       as rotations, so that the last map is a picture in fewer, richer pixels. A plain ViT starts local.
     * Coordinates get sinusoidal rows: neighbouring bins are alike, so that they are learned as quantities.
-    * The place of a depth code in the sequence is known as its place in the map, and queries to the memory start equal
-      to its keys: every code looks at its own cell first.
+    * The place of a depth code in the sequence is known as its place in the map. The memory says its places where the
+      sines tell neighbours apart, and nothing else there; half of every head compares just that. So every code looks
+      first at its own cell or at one beside it.
     """
     if isinstance(model.backbone, PlainViT):
         start_local(model.backbone)
@@ -48,9 +49,17 @@ def initialise_local(model: AiT) -> None:
             nn.init.xavier_uniform_(module.weight)
     net.token_embed.normal_(std=width**-0.5)
     _order_coordinates(net.token_embed[model.config.coordinate_tokens])
+    head_dim = width // net.config.heads
+    quarter = torch.arange(head_dim // 4)
+    places = torch.cat([quarter, width // 2 + quarter])  # the fastest waves of rows and of columns
+    net.memory_norm.weight[places] = 0
+    net.memory_mlp.fc2.weight[places] = 0
     for block in cast("list[DecoderBlock]", net.decoder):
-        nn.init.orthogonal_(block.cross.query.weight, gain=_LOOK)
-        block.cross.key.weight.copy_(block.cross.query.weight)
+        query = block.cross.query.weight
+        for first in range(0, width, head_dim):
+            query[first : first + len(places)] = 0
+            query[first + torch.arange(len(places)), places] = _LOOK
+        block.cross.key.weight.copy_(query)
     if model.config.depth is not None:
         grid = model.config.depth.depth.grid
         cells = sine_positions(grid, grid, width).flatten(0, 1)
