@@ -116,7 +116,7 @@ def _run(arguments: argparse.Namespace) -> int:
 
 def describe(answer: Answer) -> str:
     """The answer in one line: ``2 cat, 1 dog``, a sentence, or a box."""
-    from saccade.results import Caption, Grounding, Instances, Panoptic, SemanticMap
+    from saccade.results import Caption, DepthMap, Grounding, Instances, Panoptic, SemanticMap
 
     prediction = answer.prediction
     if isinstance(prediction, Instances | Panoptic):
@@ -133,6 +133,9 @@ def describe(answer: Answer) -> str:
     if isinstance(prediction, Grounding):
         x0, y0, x1, y1 = (round(float(value)) for value in prediction.box_xyxy)
         return f"'{prediction.phrase}' at x {x0} to {x1}, y {y0} to {y1} (score {prediction.score:.2f})"
+    if isinstance(prediction, DepthMap):
+        told = prediction.to_dict()
+        return f"{told['least_m']:.1f} m to {told['greatest_m']:.1f} m, median {told['median_m']:.1f} m"
     return "no answer"
 
 

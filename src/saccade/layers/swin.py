@@ -253,9 +253,7 @@ def cosine_attention(
     """
     bias = bias_nwwww.flatten(3).flatten(1, 2)
     bias = bias if mask_NN is None else bias + mask_NN
-    if torch.is_grad_enabled():
-        return ((q_KnNd @ k_KnNd.mT) * scale_n11 + bias).softmax(-1) @ v_KnNd
-    return F.scaled_dot_product_attention(q_KnNd * scale_n11, k_KnNd, v_KnNd, attn_mask=bias[None], scale=1.0)
+    return ((q_KnNd @ k_KnNd.mT) * scale_n11 + bias).softmax(-1) @ v_KnNd
 
 
 class SwinBlock(nn.Module):

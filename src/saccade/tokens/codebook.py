@@ -145,6 +145,8 @@ class VQVAEConfig:
     def __post_init__(self) -> None:
         if self.downsample < 4 or self.downsample & (self.downsample - 1):
             raise ConfigError(f"downsample must be a power of 2 from 4 on, not {self.downsample}", where="vqvae")
+        if self.signed and self.scale != 1:
+            raise ConfigError("maps of 0..1 are not divided by a scale", where="vqvae.scale", fix="signed=false")
         if self.size % self.downsample:
             raise ConfigError(f"size {self.size} is not a multiple of downsample {self.downsample}", where="vqvae.size")
 

@@ -110,7 +110,7 @@ def _load_vqvaes(model: Model, config: TrainConfig) -> None:
 
 def _form(vqvae: VQVAEConfig) -> dict[str, Any]:
     """What decides the shapes and the meaning of the weights."""
-    names = ("size", "downsample", "base_width", "residual_blocks", "signed")
+    names = ("size", "downsample", "base_width", "residual_blocks", "signed", "scale")
     own = {name: getattr(vqvae, name) for name in names}
     return own | {f"codebook.{name}": getattr(vqvae.codebook, name) for name in ("codes", "width")}
 
@@ -143,9 +143,7 @@ def _start_local(model: Model) -> None:
     elif isinstance(model.backbone, PlainViT):
         start_local(model.backbone)
     else:
-        raise ConfigError(
-            "the local start is for plain ViTs and VQ-VAEs", where="initialise", fix="set initialise=plain"
-        )
+        raise ConfigError("no local start is known for this backbone", where="initialise", fix="set initialise=plain")
 
 
 def _whole_model(config: TrainConfig) -> Model:
