@@ -443,13 +443,18 @@ class AiT(nn.Module):
         return (total / seen).clamp(min=_LEAST_DEPTH_M)
 
     def _predict_depth(self, batch: Batch) -> list[DepthMap]:
-        found = []
-        for image, (height, width), origin in zip(batch.images, batch.input_sizes_hw, batch.origins, strict=True):
-            depth = self.depth_of(image[None, :, :height, :width])
-            if (height, width) != origin.size_hw:
-                depth = F.interpolate(depth[None], size=origin.size_hw, mode="bilinear", align_corners=False)[0]
-            found.append(DepthMap(depth_m=depth[0].cpu()))
-        return found
+        together: dict[tuple[int, int], list[int]] = {}
+        for index, size_hw in enumerate(batch.input_sizes_hw):
+            together.setdefault(size_hw, []).append(index)
+        found: dict[int, DepthMap] = {}
+        for (height, width), members in together.items():
+            maps = self.depth_of(batch.images[members, :, :height, :width])
+            for index, depth in zip(members, maps.split(1), strict=True):
+                original_hw = batch.origins[index].size_hw
+                if (height, width) != original_hw:
+                    depth = F.interpolate(depth[None], size=original_hw, mode="bilinear", align_corners=False)[0]
+                found[index] = DepthMap(depth_m=depth[0].cpu())
+        return [found[index] for index in range(len(batch))]
 
     # ------------------------------------------------------------------ what was asked for
 
