@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from saccade.errors import UsageError, nearest
 from saccade.layers.precision import Precision, autocast, halve_linears
+from saccade.metrics.depth import DRAWN_SCENES
 from saccade.models.ait.config import AiTConfig
 from saccade.models.ait.presets import PRESETS as AIT_PRESETS
 from saccade.models.ait.presets import nano as ait_nano
@@ -189,9 +190,10 @@ def precision_cost(task: Task, *, model: str = "git-nano", images: int = 100) ->
 
     loaded = load_model(model).model
     source = open_source(SourceSpec(task=task, reader="scenes", split="val", limit=images))
-    full = evaluate(loaded, source, batch_size=8, precision="float32").metrics
+    protocol = DRAWN_SCENES if task is Task.DEPTH else ""
+    full = evaluate(loaded, source, batch_size=8, precision="float32", protocol=protocol).metrics
     halve_linears(backbone_of(loaded))
-    half = evaluate(loaded, source, batch_size=8, precision="bf16").metrics
+    half = evaluate(loaded, source, batch_size=8, precision="bf16", protocol=protocol).metrics
     return {"float32": full, "bf16": half, "difference": {name: half[name] - full[name] for name in full}}
 
 

@@ -8,15 +8,13 @@ from saccade.data.augment import ScaleJitterAugment
 from saccade.data.depth_augment import DepthAugment
 from saccade.data.mask_crops import MaskCropAugment
 from saccade.data.sources.scenes import ScenesSource
+from saccade.metrics.depth import DRAWN_SCENES
 from saccade.models.ait import presets
 from saccade.models.ait.config import AiTConfig
 from saccade.models.ait.vqvae import MapVQVAEConfig
 from saccade.recipes.ait import NO_DECAY
 from saccade.tasks import Task
 from saccade.training.config import OptimConfig, SourceConfig, TrainConfig
-
-FAR_M = 80.0
-"""No truth of a scene lies farther away, in metres; the official limit is that of rooms."""
 
 
 def nano_vqvae_masks(*, steps: int = 1_500, size: int = 192) -> TrainConfig:
@@ -215,7 +213,7 @@ def _depth_validation(size: int) -> SourceConfig:
         size=size,
         limit=500,
         batch_size=16,
-        protocol=f"crop=none,max_m={FAR_M:g}",
+        protocol=DRAWN_SCENES,
     )
 
 

@@ -12,7 +12,7 @@ from saccade.data.loader import EvalLoader
 from saccade.data.sources.base import Source, select_range
 from saccade.errors import SaccadeError, UsageError
 from saccade.layers.precision import Precision, autocast
-from saccade.metrics import DETECTION_PROTOCOLS, CaptionMetric, build_metrics, depth_protocol, detection_protocol
+from saccade.metrics import DETECTION_PROTOCOLS, CaptionMetric, DepthMetric, build_metrics, detection_protocol
 from saccade.metrics.detection import Engine
 from saccade.models.ait.model import AiT
 from saccade.models.ait.vqvae import MapVQVAE
@@ -155,7 +155,9 @@ def evaluate(
             "task": str(source.task),
             "data": source.name,
             "left_out": dict(source.skipped),
-            "protocol": _protocol_line(source, protocol, engine),
+            "protocol": metric.protocol
+            if isinstance(metric, DepthMetric)
+            else _protocol_line(source, protocol, engine),
             "notes": list(metric.notes),
             "input_hw": list(declared.size_hw),
             "precision": precision,
@@ -181,8 +183,6 @@ def _answer_stamp(model: Model, task: Task) -> dict[str, Any]:
 
 
 def _protocol_line(source: Source, asked: str, engine: Engine) -> str:
-    if source.task is Task.DEPTH:
-        return str(depth_protocol(asked))
     if source.classes is None or source.task in PROTOCOLS:
         return PROTOCOLS[source.task]
     chosen = detection_protocol(source.classes, asked)
