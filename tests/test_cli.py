@@ -15,9 +15,11 @@ import torch
 from helpers_checkpoint import tiny_checkpoint
 from PIL import Image
 
+from saccade.bench import run_bench
 from saccade.cli import build, main
 from saccade.data.scenes import THING_CLASSES
 from saccade.hub.checkpoint import save_model
+from saccade.models.ait.model import AiT
 from saccade.models.vitdet.model import ViTDet
 from saccade.models.vitdet.presets import PRESETS as DETECTORS
 
@@ -469,6 +471,31 @@ def test_bench_times_a_backbone_and_a_whole_detector(run, tmp_path: Path) -> Non
     backbone, whole = json.loads((tmp_path / "b.json").read_text())["results"]
     assert (backbone["task"], whole["task"]) == ("backbone", "instance_segmentation")
     assert 0 < backbone["ratio"] < whole["ratio"]
+
+
+def test_bench_times_every_task_of_ait(run, tmp_path: Path) -> None:
+    words = ["--task", "backbone,instance,depth", "--preset", "nano", "--repeats", "1", "--device", "cpu"]
+    shown = run("bench", "ait", *words, "--json", tmp_path / "b.json")
+    assert shown.code == 0, shown.err
+    backbone, *whole = json.loads((tmp_path / "b.json").read_text())["results"]
+    assert [one["task"] for one in whole] == ["instance_segmentation", "depth"]
+    assert all(0 < backbone["ratio"] < one["ratio"] and one["input_size"] == 192 for one in whole)
+    refused = run("bench", "ait", "--task", "detection", "--preset", "depth-b")
+    assert refused.code == 2
+    assert "does not offer the task 'detection'" in refused.err and "depth, backbone" in refused.err
+
+
+def test_bench_sees_depth_in_one_window_that_is_not_mirrored(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[tuple[int, ...]] = []
+    look = AiT.depth_of_windows
+
+    def record(model: AiT, images: torch.Tensor) -> torch.Tensor:
+        seen.append(tuple(images.shape))
+        return look(model, images)
+
+    monkeypatch.setattr(AiT, "depth_of_windows", record)
+    run_bench("ait", task="depth", preset="nano", repeats=1)
+    assert seen == [(1, 3, 192, 192)] * len(seen) and len(seen) == 2
 
 
 # --- what a review found ---------------------------------------------------------------------------------------------

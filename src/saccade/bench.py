@@ -21,16 +21,25 @@ from torch import Tensor, nn
 
 from saccade.errors import UsageError, nearest
 from saccade.layers.precision import Precision, autocast, halve_linears
+from saccade.metrics.depth import DRAWN_SCENES
+from saccade.models.ait.config import AiTConfig
+from saccade.models.ait.presets import PRESETS as AIT_PRESETS
+from saccade.models.ait.presets import nano as ait_nano
+from saccade.models.git.config import GiTConfig
 from saccade.models.git.model import GiT
 from saccade.models.git.presets import PRESETS as GIT_PRESETS
-from saccade.models.systems import Model, ModelConfig, backbone_of, input_size
-from saccade.models.vitdet.model import ViTDet
+from saccade.models.systems import Model, ModelConfig, backbone_of, build, input_size
+from saccade.models.vitdet.config import ViTDetConfig
 from saccade.models.vitdet.presets import PRESETS as DETECTORS
 from saccade.samples import Batch, ClassList, Origin
 from saccade.tasks import Task
 from saccade.tokens.vocabulary import TextVocabulary
 
-PRESETS: dict[str, Mapping[str, Callable[[], ModelConfig]]] = {"git": GIT_PRESETS, "vitdet": DETECTORS}
+PRESETS: dict[str, Mapping[str, Callable[[], ModelConfig]]] = {
+    "git": GIT_PRESETS,
+    "vitdet": DETECTORS,
+    "ait": {**AIT_PRESETS, "nano": ait_nano},
+}
 """System to its named sizes."""
 
 BACKBONE = "backbone"
@@ -46,7 +55,7 @@ class BenchResult:
     """What a benchmark measured.
 
     Attributes:
-        system: ``git`` or ``vitdet``.
+        system: ``git``, ``vitdet`` or ``ait``.
         preset: Size of the model.
         task: The task, or ``backbone``.
         input_size: Side of the network input in pixels.
@@ -90,8 +99,8 @@ def run_bench(
     """Times a model with random weights.
 
     Args:
-        system: ``git`` or ``vitdet``.
-        task: The task, or :data:`BACKBONE`.
+        system: ``git``, ``vitdet`` or ``ait``.
+        task: The task, or :data:`BACKBONE`, which sees what the first task of the model sees.
         preset: Size of the model.
         dtype: ``float32``, or ``bf16`` for bfloat16 arithmetic where it is safe.
         repeats: Timed passes; the median counts.
@@ -111,7 +120,12 @@ def run_bench(
         model = _build(system, preset, Path(scratch)).eval().to(device)
         if dtype == "bf16":
             halve_linears(backbone_of(model))
-        asked = Task.DETECTION if task == BACKBONE else Task(task)
+        asked = model.tasks[0] if task == BACKBONE else Task(task)
+        if asked not in model.tasks:
+            raise UsageError(
+                f"{system} {preset} does not offer the task '{task}'",
+                fix=f"one of: {', '.join(model.tasks)}, {BACKBONE}",
+            )
         size = input_size(model.config, asked)
         batch = _batch(asked, size, batch_size, device, named=isinstance(model, GiT))
 
@@ -145,12 +159,18 @@ def run_bench(
 
 
 def _build(system: str, preset: str, scratch: Path) -> Model:
-    """The model with random weights; a detector gives as many detections as it may, as a trained one does."""
-    if system == "git":
-        config = GIT_PRESETS[preset]()
-        return GiT(config, TextVocabulary(_bench_vocabulary(scratch, config.vocab_size - 2)))
-    detector = DETECTORS[preset]()
-    return ViTDet(dataclasses.replace(detector, roi=dataclasses.replace(detector.roi, min_score=0.0)))
+    """The model with random weights, in the form that the published figures are of.
+
+    A detector gives as many detections as it may, as a trained one does; depth is that of one window, not mirrored.
+    """
+    config = PRESETS[system][preset]()
+    if isinstance(config, GiTConfig):
+        return build(config, TextVocabulary(_bench_vocabulary(scratch, config.vocab_size - 2)))
+    if isinstance(config, ViTDetConfig):
+        config = dataclasses.replace(config, roi=dataclasses.replace(config.roi, min_score=0.0))
+    if isinstance(config, AiTConfig) and config.depth is not None:
+        config = dataclasses.replace(config, depth=dataclasses.replace(config.depth, flip=False))
+    return build(config)
 
 
 def precision_cost(task: Task, *, model: str = "git-nano", images: int = 100) -> dict[str, dict[str, float]]:
@@ -170,9 +190,10 @@ def precision_cost(task: Task, *, model: str = "git-nano", images: int = 100) ->
 
     loaded = load_model(model).model
     source = open_source(SourceSpec(task=task, reader="scenes", split="val", limit=images))
-    full = evaluate(loaded, source, batch_size=8, precision="float32").metrics
+    protocol = DRAWN_SCENES if task is Task.DEPTH else ""
+    full = evaluate(loaded, source, batch_size=8, precision="float32", protocol=protocol).metrics
     halve_linears(backbone_of(loaded))
-    half = evaluate(loaded, source, batch_size=8, precision="bf16").metrics
+    half = evaluate(loaded, source, batch_size=8, precision="bf16", protocol=protocol).metrics
     return {"float32": full, "bf16": half, "difference": {name: half[name] - full[name] for name in full}}
 
 
@@ -237,12 +258,13 @@ def _reference(device: str) -> Callable[[], None]:
 def _batch(task: Task, size: int, batch_size: int, device: str, *, named: bool) -> Batch:
     images: Tensor = torch.randn(batch_size, 3, size, size)
     names = [f"class {index}" for index in range(_CLASSES.get(task, 0))] if named else []
+    original = (size, size) if task is Task.DEPTH else (480, 640)
     return Batch(
         images=images.to(device),
         task=task,
         classes=ClassList.from_names(names) if names else None,
         phrases=[_PHRASE] * batch_size if task is Task.GROUNDING else None,
-        origins=[Origin(dataset="bench", image_id=index, path=None, size_hw=(480, 640)) for index in range(batch_size)],
+        origins=[Origin(dataset="bench", image_id=index, path=None, size_hw=original) for index in range(batch_size)],
         input_sizes_hw=[(size, size)] * batch_size,
     )
 

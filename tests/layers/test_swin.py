@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import math
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -49,6 +51,12 @@ def loud(module: torch.nn.Module, seed: int = 0) -> torch.nn.Module:
         noise = torch.randn(parameter.shape, generator=generator)
         parameter.data.copy_(4 + noise if "logit_scale" in name else 1 + 0.3 * noise if "norm" in name else 0.5 * noise)
     return module
+
+
+def tiny_with(seed: int) -> SwinV2:
+    net = SwinV2(TINY)
+    loud(net, seed)
+    return net
 
 
 def tiny(**changes: object) -> SwinV2:
@@ -227,6 +235,103 @@ def test_offsets_reach_8_at_the_border_of_the_pretrained_window() -> None:
     assert float(wide[5 + 2]) == pytest.approx(math.log2(9) / 3)
     torch.testing.assert_close(wide, -wide.flip(0))
     assert bool(log_offsets(1, 1).isfinite().all())
+
+
+def counted(net: SwinV2) -> list[int]:
+    """Counts how often a position network is computed."""
+    calls: list[int] = []
+    for stage in net.stages:
+        for block in stage.blocks:
+            block.attn.position.hidden.register_forward_hook(lambda *_: calls.append(1))
+    return calls
+
+
+def test_position_tables_are_kept_in_evaluation_and_made_anew_in_training() -> None:
+    net = tiny().eval()
+    images, wide = torch.randn(1, 3, 30, 30), torch.randn(1, 3, 30, 50)
+    calls = counted(net)
+    with torch.no_grad():
+        first = net(images)
+        assert len(calls) == 4
+        with torch.inference_mode():
+            assert torch.equal(net(images), first)
+        net(wide)  # another size has other padding, but the same tables
+        assert torch.equal(net(images), first)
+    assert len(calls) == 4
+    net(images)
+    net(images)
+    assert len(calls) == 12
+    with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
+        net(images)
+    with torch.no_grad():
+        assert torch.equal(net(images), first)
+
+
+def fused_step(net: SwinV2) -> None:
+    """A step that raises no version of a tensor."""
+    optimiser = torch.optim.AdamW(net.parameters(), lr=0.05, fused=True)
+    net(torch.randn(1, 3, 30, 30)).square().sum().backward()
+    optimiser.step()
+
+
+def plain_step(net: SwinV2) -> None:
+    """A step on gradients that came from elsewhere (another process): no pass of this model went before."""
+    for parameter in net.parameters():
+        parameter.grad = torch.randn(parameter.shape)
+    torch.optim.SGD(net.parameters(), lr=0.05).step()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        fused_step,
+        plain_step,
+        lambda net: net.load_state_dict(tiny_with(5).state_dict()),
+        lambda net: net.load_state_dict(tiny_with(5).state_dict(), assign=True),
+        lambda net: [torch.no_grad()(p.lerp_)(torch.randn(p.shape), 0.3) for p in net.parameters()],
+        lambda net: net.double(),
+    ],
+    ids=["fused step", "plain step", "load", "assign", "average", "double"],
+)
+def test_kept_position_tables_follow_the_weights(change: Callable[[SwinV2], object]) -> None:
+    net = tiny().eval()
+    images = torch.randn(1, 3, 30, 41)
+    with torch.no_grad():
+        before = net(images)
+    change(net)
+    images = images.to(net.patch_embed.weight.dtype)
+    fresh = SwinV2(TINY).to(images.dtype).eval()
+    fresh.load_state_dict(net.state_dict())
+    with torch.no_grad():
+        after = net(images)
+        assert torch.equal(after, fresh(images))
+    assert after.dtype != before.dtype or not torch.allclose(after, before)
+    # Only the position networks of one block: nothing else may bring the change about.
+    with torch.no_grad():
+        net.stages[0].blocks[0].attn.position.out.weight.add_(1.0)
+        assert not torch.equal(net(images), after)
+
+
+def test_a_model_that_has_predicted_is_copied_with_what_it_keeps() -> None:
+    net = tiny().eval()
+    images = torch.randn(1, 3, 30, 41)
+    with torch.inference_mode():
+        wanted = net(images)
+    copied = copy.deepcopy(net)
+    with torch.inference_mode():
+        assert torch.equal(copied(images), wanted)
+    with torch.no_grad():
+        copied.stages[0].blocks[0].attn.position.out.weight.add_(1.0)
+        assert torch.equal(net(images), wanted)
+        assert not torch.allclose(copied(images), wanted)
+
+
+def test_one_graph_holds_the_whole_backbone() -> None:
+    net = tiny().eval()
+    images = torch.randn(1, 3, 45, 38)
+    with torch.no_grad():
+        compiled = torch.compile(net, backend="eager", fullgraph=True)
+        torch.testing.assert_close(compiled(images), net(images), rtol=1e-4, atol=1e-5)
 
 
 # ---------------------------------------------------------------------- the whole

@@ -139,7 +139,7 @@ def test_protocols() -> None:
     known = {"refcoco+/val": "res", "refclef/test": "res", "refzom/test": "refzom", "ReasonSeg/val": "reasonseg",
              "grefcoco/val": "gsva", "scenes/val": "gsva"}  # fmt: skip
     assert {name: referring_protocol("", name) for name in known} == known
-    assert build_metrics(Task.REFERRING, data="refcoco/val").protocol == "res"
+    assert build_metrics(Task.REFERRING, data="refcoco/val").protocol.startswith("RES:")
     with pytest.raises(UsageError, match=r"unknown protocol 'rella'[\s\S]*rela"):
         build_metrics(Task.REFERRING, protocol="rella")
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from unittest import mock
@@ -165,7 +166,7 @@ class Recorder:
     @contextmanager
     def running(self) -> Iterator[Recorder]:
         net = self._net.transformer
-        encode, embed, decode, start = net.encode, net.embed, net.decode, net.start
+        encode, embed, decode, states, start = net.encode, net.embed, net.decode, net.states, net.start
         choose = ait_model.sample_nucleus
 
         def recorded_embed(tasks: Tensor, tokens: Tensor) -> Tensor:
@@ -173,17 +174,15 @@ class Recorder:
             self._keep("input_seq", tokens)
             return self._keep("decoder_in", embed(tasks, tokens))
 
+        def recorded_step(step: Callable[[Tensor], Tensor], inputs: Tensor) -> Tensor:
+            self._keep("step_input", inputs)
+            state = step(inputs)
+            self._keep("step_logits", net.logits(state))
+            return state
+
         def recorded_start(memory: Tensor, length: int) -> Any:
             decoding = start(memory, length)
-            step = decoding.step
-
-            def recorded_step(inputs: Tensor) -> Tensor:
-                self._keep("step_input", inputs)
-                state = step(inputs)
-                self._keep("step_logits", net.logits(state))
-                return state
-
-            decoding.step = recorded_step  # type: ignore[method-assign]
+            decoding.step = partial(recorded_step, decoding.step)  # type: ignore[method-assign]
             return decoding
 
         def recorded_choice(logits: Tensor, nucleus: Nucleus, generator: torch.Generator) -> Tensor:
@@ -207,6 +206,8 @@ class Recorder:
                 (net, "encode", lambda maps: self._keep("memory", encode(maps))),
                 (net, "embed", recorded_embed),
                 (net, "decode", lambda memory, inputs: self._keep("logits", decode(memory, inputs))),
+                # All steps of a parallel model at once.
+                (net, "states", lambda memory, inputs: recorded_step(partial(states, memory), inputs)),
                 (net, "start", recorded_start),
                 (ait_model, "sample_nucleus", recorded_choice),
             ):

@@ -276,14 +276,31 @@ def test_large_models_learn_slower_below_small_ones_alike() -> None:
     assert found == [0.1, 1.0]
 
 
-def test_a_task_that_the_model_lacks_and_a_vqvae_are_refused(start: Path, tmp_path: Path) -> None:
+def test_a_task_that_the_model_lacks_is_refused(tmp_path: Path) -> None:
     root = write_depth(tmp_path / "own")
     alone = AiT(dataclasses.replace(MODEL, depth=None))
     folder = save_model(alone, tmp_path / "alone", classes={}, provenance={})
     with pytest.raises(UsageError, match="does not offer the task depth"):
         finetune(data_root=str(root), task="depth", model=str(folder))
-    vqvae = save_model(
-        MapVQVAE(MapVQVAEConfig(task=Task.DEPTH, vqvae=MAPS)), tmp_path / "vqvae", classes={}, provenance={}
+
+
+def test_a_vqvae_and_then_the_solver_that_says_its_codes(
+    start: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("saccade.training.logs.draw_curves", lambda *_args: None)
+    root = write_depth(tmp_path / "own")
+    form = MapVQVAEConfig(task=Task.DEPTH, vqvae=MAPS)
+    first = save_model(MapVQVAE(form), tmp_path / "vqvae", classes={}, provenance={})
+    config = finetune(data_root=str(root), task="depth", model=str(first), steps=2)
+    validate(config)
+    # Colours say nothing to it, and no layer of it is a lower one.
+    assert config.train[0].augment == DepthAugment(cut_depth=0.0, light=0.0) and config.optim.layer_rates is None
+    tuned = fit(config, tmp_path / "runs").checkpoint
+    codes = load_folder(tuned).model.state_dict()
+    assert not torch.equal(
+        codes["vqvae.codebook.entries"], load_folder(first).model.state_dict()["vqvae.codebook.entries"]
     )
-    with pytest.raises(UsageError, match="a vqvae model is not fine-tuned"):
-        finetune(data_root=str(root), task="depth", model=str(vqvae))
+    solver = finetune(data_root=str(root), task="depth", model=str(start), steps=1)
+    after = load_folder(fit(dataclasses.replace(solver, depth_vqvae=str(tuned)), tmp_path / "runs").checkpoint)
+    own = {key: value for key, value in after.model.state_dict().items() if key.startswith("depth_vqvae.")}
+    assert own and all(torch.equal(value, codes[key.removeprefix("depth_")]) for key, value in own.items())

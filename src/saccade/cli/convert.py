@@ -29,7 +29,9 @@ def add(verbs: Verbs) -> None:
         "--out", type=Path, metavar="DIR", help="the folder to write; without it only the report is made"
     )
     parser.add_argument("--preset", help="the size, where the shapes leave it open: base, huge, vitdet-b ...")
-    parser.add_argument("--vocabulary", type=Path, metavar="FILE", help="the vocab.txt (GSVA: tokenizer.model) of the weights")
+    parser.add_argument(
+        "--vocabulary", type=Path, metavar="FILE", help="the vocab.txt (GSVA: tokenizer.model) of the weights"
+    )
     parser.add_argument("--to-official", type=Path, metavar="FILE", help="write a folder of ours as an official file")
     parser.add_argument("--every-key", action="store_true", help="list the matched keys too")
     add_json(parser)

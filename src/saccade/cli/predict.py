@@ -116,7 +116,7 @@ def _run(arguments: argparse.Namespace) -> int:
 
 def describe(answer: Answer) -> str:
     """The answer in one line: ``2 cat, 1 dog``, a sentence, or a box."""
-    from saccade.results import Caption, Grounding, Instances, Panoptic, Referral, SemanticMap
+    from saccade.results import Caption, DepthMap, Grounding, Instances, Panoptic, Referral, SemanticMap
 
     prediction = answer.prediction
     if isinstance(prediction, Instances | Panoptic):
@@ -135,6 +135,9 @@ def describe(answer: Answer) -> str:
         return f"'{prediction.phrase}' at x {x0} to {x1}, y {y0} to {y1} (score {prediction.score:.2f})"
     if isinstance(prediction, Referral):
         return prediction.in_words()
+    if isinstance(prediction, DepthMap):
+        told = prediction.to_dict()
+        return f"{told['least_m']:.1f} m to {told['greatest_m']:.1f} m, median {told['median_m']:.1f} m"
     return "no answer"
 
 

@@ -175,7 +175,9 @@ def _map_detector(file: TensorFile, preset: str | None) -> Conversion:
 
 def _map_solver(file: TensorFile, preset: str | None) -> Conversion:
     """A released solver of AiT."""
-    name = preset or solver_preset_of(file.tensors)
+    entry = entry_of_file(file.path.name)
+    named = entry.preset if entry is not None and entry.name.startswith("ait-") else None
+    name = preset or named or solver_preset_of(file.tensors)
     if name is None:
         raise CheckpointError(
             "an AiT solver of no released form",
@@ -191,7 +193,7 @@ def _map_solver(file: TensorFile, preset: str | None) -> Conversion:
         expected = {key: tuple(value.shape) for key, value in AiT(config).state_dict().items()}
     state, report = ait.from_official(file.tensors, expected, source=str(file.path))
     report.dropped |= {key: reason for key, reason in file.skipped.items() if key not in report.dropped}
-    if preset is None and f"{name}-hard" in SOLVERS:
+    if preset is None and named is None and f"{name}-hard" in SOLVERS:
         report.notes.append(
             f"taken for a model with soft tokens; one without them has the same tensors: --preset {name}-hard"
         )

@@ -13,13 +13,12 @@ def valid_squared_error(said: Tensor, wanted: Tensor) -> Tensor:
     return ((said - wanted).square() * valid).sum() / valid.sum().clamp(min=1)
 
 
-def scale_invariant_log_error(said_m: Tensor, wanted_m: Tensor, *, balance: float = 0.5) -> Tensor:
-    """``sqrt(mean d^2 - balance * mean(d)^2)`` of the difference of log depths (Eigen et al., 2014).
+def scale_invariant_log_error(said_m: Tensor, wanted_m: Tensor) -> Tensor:
+    """``sqrt(mean d^2 - mean(d)^2 / 2)`` of the difference of log depths (Eigen et al., 2014).
 
     Args:
         said_m: Metres, any shape; values below 1 mm count as 1 mm.
         wanted_m: Metres; 0 marks what is unknown.
-        balance: How much of a common factor is forgiven.
 
     Returns:
         A scalar, 0 where nothing is known.
@@ -29,7 +28,7 @@ def scale_invariant_log_error(said_m: Tensor, wanted_m: Tensor, *, balance: floa
     log = wanted_m.clamp(min=_LEAST_DEPTH).log() - said_m.clamp(min=_LEAST_DEPTH).log()
     d = log * valid
     # The square root of 0 would have no gradient.
-    return (d.square().sum() / count - balance * (d.sum() / count).square()).clamp(min=1e-12).sqrt() * valid.any()
+    return (d.square().sum() / count - 0.5 * (d.sum() / count).square()).clamp(min=1e-12).sqrt() * valid.any()
 
 
 def dice_error(said: Tensor, wanted: Tensor) -> Tensor:

@@ -9,7 +9,8 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import cast
+from itertools import product
+from typing import NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
@@ -18,14 +19,16 @@ from torch.utils.checkpoint import checkpoint
 
 from saccade.errors import ConfigError
 from saccade.layers.attention import Attention
+from saccade.layers.kept import stamp_of
+from saccade.layers.map_windows import OTHER_REGION, window_kinds
 from saccade.layers.vit import MLP, DropPath, from_windows, to_windows
 
 _MAX_LOG_SCALE = math.log(100.0)
 _NORM_EPS = 5e-5
 _POSITION_WIDTH = 512
-_OTHER_REGION = -100.0
 _LOGIT_BYTES = 2**20  # of the logits that are worked on at a time on a CPU: a share of its caches
 _EPS = 1e-6
+_KEPT_SIZES = 16
 
 
 @dataclass(kw_only=True)
@@ -99,14 +102,54 @@ class LogPosition(nn.Module):
         logs = log_offsets(window, pretrained_window)
         table = torch.stack(torch.meshgrid(logs, logs, indexing="ij"), dim=-1)
         self.register_buffer("coordinates", table, persistent=False)
+        self._kept: _Kept | None = None
 
     def forward(self) -> Tensor:
-        """``[n, w, w, w, w]``, queries in reverse order first: a view of ``n * (2 * w - 1)^2`` numbers."""
+        """``[n, w, w, w, w]``, queries in reverse order first: a view of ``n * (2 * w - 1)^2`` numbers.
+
+        Without gradients it is kept as long as the weights stand still.
+        """
+        if torch.is_grad_enabled():
+            self._kept = None
+        if torch.is_grad_enabled() or torch.compiler.is_compiling():
+            return self._bias()
+        return self._keep().bias
+
+    def of_padding(self, size_hw: tuple[int, int], shift: int) -> list[Tensor | None]:
+        """For each of :func:`window_kinds` the logits of its padding ``[n, N]`` (None = none), kept like the bias.
+
+        Args:
+            size_hw: The map.
+            shift: Of its windows.
+        """
+        kept, key = self._keep(), (size_hw, shift)
+        if key not in kept.paddings:
+            if len(kept.paddings) >= _KEPT_SIZES:
+                kept.paddings.clear()
+            kinds = window_kinds(size_hw, self.window, shift)
+            kept.paddings[key] = [kind.padding_logits(kept.bias) for kind in kinds]
+        return kept.paddings[key]
+
+    def _keep(self) -> _Kept:
+        stamp = stamp_of(self.parameters())
+        if self._kept is None or self._kept.stamp != stamp:
+            self._kept = _Kept(stamp, self._bias(), {})
+        return self._kept
+
+    def _bias(self) -> Tensor:
         table = self.out(F.relu(self.hidden(self.coordinates)))
         # Entry (y, x) is an offset query minus key. Read backwards, the keys of a query are a window of the table that
         # moves on by one from the query to the one before it.
         table = (16 * table.sigmoid()).permute(2, 0, 1).flip(1, 2).contiguous()
         return table.unfold(1, self.window, 1).unfold(2, self.window, 1)
+
+
+class _Kept(NamedTuple):
+    """What follows from the weights of a position network as they stand."""
+
+    stamp: tuple[object, ...]
+    bias: Tensor
+    paddings: dict[tuple[tuple[int, int], int], list[Tensor | None]]
 
 
 class WindowAttention(Attention):
@@ -131,11 +174,9 @@ class WindowAttention(Attention):
             x_KNC: Windows.
             groups: Windows (None = all) that share a mask, and that mask (:func:`window_groups`); together all windows.
         """
-        q, k, v = self.split_heads(x_KNC)
-        q = (q / (q.norm(dim=-1, keepdim=True) + _NORM_EPS)).flip(2)
-        k = k / (k.norm(dim=-1, keepdim=True) + _NORM_EPS)
-        scale = self.logit_scale.clamp(max=_MAX_LOG_SCALE).exp().to(q.dtype)
-        bias = self.position().to(q.dtype)
+        q, k, v = self._normed(x_KNC)
+        q = q.flip(2)
+        scale, bias = self._scale().to(q.dtype), self.position().to(q.dtype)
         out = torch.empty_like(v)
         for rows, mask in groups:
             if rows is None:
@@ -143,6 +184,64 @@ class WindowAttention(Attention):
             else:
                 out = out.index_put((rows,), cosine_attention(q[rows], k[rows], v[rows], scale, bias, mask))
         return self.merge_heads(out.flip(2))
+
+    def forward_map(self, x_BHWC: Tensor, shift: int) -> Tensor:
+        """The same for a map, without gradients, and without work for what pads it.
+
+        Padding is zeros, and keys have no bias: its keys are 0, and all its values are ``v_bias``. To a query, all of
+        it is one key, whose logit is the logarithm of the sum.
+        """
+        b, height, width, _ = x_BHWC.shape
+        q, k, v = self._normed(x_BHWC.flatten(1, 2))
+        scales = self._scale().flatten().tolist()
+        bias, paddings = self.position(), self.position.of_padding((height, width), shift)
+        out = torch.empty_like(v.transpose(1, 2)).transpose(1, 2)
+        kinds = window_kinds((height, width), self.position.window, shift)
+        for kind, padding in zip(kinds, paddings, strict=True):
+            keys_at = kind.places_KN
+            queries_at = keys_at.flip(1)
+            queries, keys, values = (
+                part.index_select(2, at.flatten()).unflatten(2, at.shape)
+                for part, at in ((q, queries_at), (k, keys_at), (v, keys_at))
+            )
+            if padding is not None:
+                keys = F.pad(keys, (0, 0, 0, 1))
+                tail = self.v_bias.to(v.dtype).view(1, self.heads, 1, 1, self.head_dim)
+                values = torch.cat([values, tail.expand(b, -1, len(keys_at), -1, -1)], dim=3)
+            own_bias = q.new_empty(queries.shape[3], keys.shape[3])
+            for head in range(self.heads):
+                kind.write_bias(bias[head], own_bias)
+                if padding is not None:
+                    own_bias[:, -1] = padding[head]
+                for image, window in product(range(b), range(len(keys_at))):
+                    at = (image, head, window)
+                    attend_in_parts(queries[at], keys[at], values[at], scales[head], own_bias)
+            out.index_copy_(2, queries_at.flatten(), queries.flatten(2, 3).to(out.dtype))
+        return self.merge_heads(out).view(x_BHWC.shape)
+
+    def _normed(self, x_KNC: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries and keys of length 1, and values, ``[K, n, N, d]``."""
+        q, k, v = self.split_heads(x_KNC)
+        q, k = (part / (part.norm(dim=-1, keepdim=True) + _NORM_EPS) for part in (q, k))
+        return q, k, v
+
+    def _scale(self) -> Tensor:
+        return self.logit_scale.clamp(max=_MAX_LOG_SCALE).exp()
+
+
+def attend_in_parts(q_Nd: Tensor, k_Sd: Tensor, v_Sd: Tensor, scale: float, bias_NS: Tensor) -> None:
+    """``softmax(q k^T * scale + bias) v`` of a window and a head, in the place of q.
+
+    A few queries at a time: their logits stay in the cache. Fused attention is faster by a fifth, but rounds otherwise
+    than the original, which scales of 100 make loud.
+    """
+    count = max(1, _LOGIT_BYTES // (k_Sd.shape[0] * q_Nd.element_size()))
+    logits, weights = q_Nd.new_empty(2, min(count, len(q_Nd)), len(k_Sd))
+    for q, bias in zip(q_Nd.split(count), bias_NS.split(count), strict=True):
+        part, share = logits[: len(q)], weights[: len(q)]
+        torch.mm(q, k_Sd.T, out=part)
+        torch.softmax(part.mul_(scale).add_(bias), -1, out=share)
+        torch.mm(share, v_Sd, out=q)
 
 
 def cosine_attention(
@@ -152,32 +251,9 @@ def cosine_attention(
 
     The scale, up to 100, multiplies the product: on the queries its rounding would be a hundred times as loud.
     """
-    windows, heads, tokens, _ = q_KnNd.shape
-    if torch.is_grad_enabled() or q_KnNd.device.type != "cpu":
-        bias = bias_nwwww.flatten(3).flatten(1, 2)
-        bias = bias if mask_NN is None else bias + mask_NN
-        if torch.is_grad_enabled():
-            return ((q_KnNd @ k_KnNd.mT) * scale_n11 + bias).softmax(-1) @ v_KnNd
-        return F.scaled_dot_product_attention(q_KnNd * scale_n11, k_KnNd, v_KnNd, attn_mask=bias[None], scale=1.0)
-    # A few rows of queries at a time: their logits stay in the cache, and the bias is never made whole.
-    side = bias_nwwww.shape[1]
-    lines = max(1, min(side, _LOGIT_BYTES // (side * tokens * q_KnNd.element_size())))
-    out = torch.empty_like(v_KnNd)
-    scales = scale_n11.flatten().tolist()
-    logits, weights = q_KnNd.new_empty(2, lines * side, tokens)
-    for window in range(windows):
-        for head in range(heads):
-            keys, values = k_KnNd[window, head].T, v_KnNd[window, head]
-            for line in range(0, side, lines):
-                rows = slice(line * side, min(line + lines, side) * side)
-                part, share = logits[: rows.stop - rows.start], weights[: rows.stop - rows.start]
-                torch.mm(q_KnNd[window, head, rows], keys, out=part)
-                part.mul_(scales[head]).view(-1, side, side, side).add_(bias_nwwww[head, line : line + lines])
-                if mask_NN is not None:
-                    part.add_(mask_NN[rows])
-                torch.softmax(part, -1, out=share)
-                torch.mm(share, values, out=out[window, head, rows])
-    return out
+    bias = bias_nwwww.flatten(3).flatten(1, 2)
+    bias = bias if mask_NN is None else bias + mask_NN
+    return ((q_KnNd @ k_KnNd.mT) * scale_n11 + bias).softmax(-1) @ v_KnNd
 
 
 class SwinBlock(nn.Module):
@@ -204,6 +280,8 @@ class SwinBlock(nn.Module):
         """Attention over a map that may have to be padded; the padding takes part, as in the original."""
         b, height, width, _ = x_BHWC.shape
         side, shift = self.window, self.shift
+        if x_BHWC.device.type == "cpu" and not torch.is_grad_enabled() and not torch.compiler.is_compiling():
+            return self.attn.forward_map(x_BHWC, shift)
         x = F.pad(x_BHWC, (0, 0, 0, -width % side, 0, -height % side))
         size_hw = (x.shape[1], x.shape[2])
         if shift:
@@ -244,7 +322,7 @@ def window_groups(
                 continue
             region = 2 * (moved & last_row).long()[:, None] + (moved & last_column).long()
             region = region.flatten()
-            mask = (region.flip(0)[:, None] != region).float() * _OTHER_REGION
+            mask = (region.flip(0)[:, None] != region).float() * OTHER_REGION
             whole = len(chosen) == number.numel()
             groups.append((None if whole else chosen, mask if last_row or last_column else None))
     return groups

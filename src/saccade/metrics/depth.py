@@ -25,6 +25,9 @@ SCORE_NAMES = ("d1", "d2", "d3", "abs_rel", "sq_rel", "rmse", "rmse_log", "log10
 relative, squared relative in metres, root mean square in metres and of natural logarithms, of decimal logarithms, and
 scale-invariant logarithmic."""
 
+DRAWN_SCENES = "crop=none,max_m=80"
+"""How depth of drawn scenes is scored: the whole picture, and no truth of theirs lies farther away."""
+
 EIGEN_SIZE_HW = (480, 640)
 """Height and width of the pictures that the Eigen crop is defined for."""
 

@@ -217,9 +217,14 @@ class ReferringMetric:
     """
 
     def __init__(self, protocol: str = "gsva") -> None:
-        self.protocol = referring_protocol(protocol)
+        self.rules = referring_protocol(protocol)
         self.images: dict[tuple[Key, tuple[str, ...]], list[PhraseCounts]] = {}
         self.repetitions = 0
+
+    @property
+    def protocol(self) -> str:
+        """How the images were scored, in words."""
+        return REFERRING_PROTOCOLS[self.rules]
 
     @property
     def phrases(self) -> list[PhraseCounts]:
@@ -232,7 +237,7 @@ class ReferringMetric:
         phrases = self.phrases
         absent = sum(phrase.absent for phrase in phrases)
         counts = f"{len(phrases)} phrases, {absent} of them without a target"
-        left_out = self.protocol in ("res", "reasonseg", "lisa") and absent
+        left_out = self.rules in ("res", "reasonseg", "lisa") and absent
         return [
             counts + ("; this protocol is for phrases that have one" if left_out else ""),
             *repetition_notes(self.repetitions),
@@ -277,13 +282,13 @@ class ReferringMetric:
         drawn = np.zeros(true.shape, bool) if rle is None else decode_masks([rle], prediction.size_hw)[0].numpy()
         if target.target.ignored is not None:
             ignored = target.target.ignored.as_subclass(Tensor).cpu().bool().numpy()
-            if self.protocol == "reasonseg":
+            if self.rules == "reasonseg":
                 true = true | ignored
             else:
                 true, drawn = true & ~ignored, drawn & ~ignored
         rejected = bool(prediction.rejected[k])
         f1 = math.nan
-        if self.protocol == "grec":
+        if self.rules == "grec":
             parts = torch.from_numpy(boxes_of_parts(drawn if not rejected else np.zeros_like(drawn)))
             score = prediction.scores[k].expand(len(parts)).cpu()
             f1, rejected = grec_f1(parts, score, _true_boxes(target, k, true))
@@ -298,9 +303,9 @@ class ReferringMetric:
     def compute(self) -> dict[str, float]:
         """The scores of the protocol, as fractions; NaN where no phrase counts."""
         phrases = self.phrases
-        match self.protocol:
+        match self.rules:
             case "gsva" | "refzom":
-                return gsva_scores(phrases, count_false_alarms=self.protocol == "gsva")
+                return gsva_scores(phrases, count_false_alarms=self.rules == "gsva")
             case "rela":
                 return rela_scores(phrases)
             case "res":

@@ -8,15 +8,13 @@ from saccade.data.augment import ScaleJitterAugment
 from saccade.data.depth_augment import DepthAugment
 from saccade.data.mask_crops import MaskCropAugment
 from saccade.data.sources.scenes import ScenesSource
+from saccade.metrics.depth import DRAWN_SCENES
 from saccade.models.ait import presets
 from saccade.models.ait.config import AiTConfig
 from saccade.models.ait.vqvae import MapVQVAEConfig
 from saccade.recipes.ait import NO_DECAY
 from saccade.tasks import Task
 from saccade.training.config import OptimConfig, SourceConfig, TrainConfig
-
-FAR_M = 80.0
-"""No truth of a scene lies farther away, in metres; the official limit is that of rooms."""
 
 
 def nano_vqvae_masks(*, steps: int = 1_500, size: int = 192) -> TrainConfig:
@@ -98,7 +96,7 @@ def nano_depth_plain(*, depth_vqvae: str = "", init_from: str = "git-nano", step
         depth_vqvae=depth_vqvae,
         steps=steps,
     )
-    return dataclasses.replace(config, init_from=init_from, initialise="plain" if init_from else "local")
+    return dataclasses.replace(config, init_from=init_from)
 
 
 def nano_instance(*, mask_vqvae: str = "", steps: int = 6_000, size: int = 192, soft: bool = True) -> TrainConfig:
@@ -177,6 +175,7 @@ def _solver(
             min_lr=1e-5,
         ),
         precision="bf16",
+        initialise="local",
         ema_decay=0.999,
         save_every=500,
         log_every=50,
@@ -214,7 +213,7 @@ def _depth_validation(size: int) -> SourceConfig:
         size=size,
         limit=500,
         batch_size=16,
-        protocol=f"crop=none,max_m={FAR_M:g}",
+        protocol=DRAWN_SCENES,
     )
 
 

@@ -11,6 +11,7 @@ import torch
 
 from saccade.data.augment import Augment, LightAugment, ScaleJitterAugment
 from saccade.data.depth_augment import DepthAugment
+from saccade.data.mask_crops import MaskCropAugment
 from saccade.data.sources import ONE_SPLIT_FILES, Source, SourceSpec, open_source
 from saccade.data.sources.base import most_objects
 from saccade.errors import DataError, UsageError
@@ -20,8 +21,9 @@ from saccade.layers.precision import Precision
 from saccade.layers.swin import SwinV2Config
 from saccade.models.ait.adapt import for_depth, for_objects
 from saccade.models.ait.config import AiTConfig
+from saccade.models.ait.vqvae import MapVQVAEConfig
 from saccade.models.git.config import GiTConfig
-from saccade.models.systems import ModelConfig, system_of, width_of
+from saccade.models.systems import ModelConfig, width_of
 from saccade.models.vitdet.config import ViTDetConfig
 from saccade.recipes.ait import NO_DECAY
 from saccade.recipes.git import LAYER_RATES, STEM_RATES, only
@@ -69,6 +71,9 @@ def finetune(
     The folder may hold a COCO JSON, PASCAL VOC files, images with mask files, or images with depth maps. Its own split
     is used; a data set without one is divided by the reader, and where there is no validation part the last fifth of
     the training part is held out. The checkpoint with the best validation metric is kept.
+
+    A VQ-VAE of masks or of depth is fine-tuned, too; the solver that says its codes then takes it as
+    ``mask_vqvae=`` or ``depth_vqvae=``.
 
     Args:
         data_root: The folder.
@@ -182,19 +187,21 @@ def _source(spec: SourceSpec, *, batch_size: int, augment: Augment | None = None
 
 
 def _adapted(model: ModelConfig, task: Task, source: Source) -> ModelConfig:
-    """The model for one task; a detector and AiT get the classes of the data, GiT reads their names."""
+    """The model for one task; a detector and AiT get the classes of the data, GiT reads their names.
+
+    A VQ-VAE knows no classes.
+    """
     if isinstance(model, GiTConfig):
         return only(model, [task])
     if isinstance(model, AiTConfig) and task is Task.DEPTH:
         return for_depth(model)
-    if not isinstance(model, ViTDetConfig | AiTConfig):
-        raise UsageError(
-            f"a {system_of(model)} model is not fine-tuned by this recipe", fix="train it by its own recipe"
-        )
+    if isinstance(model, MapVQVAEConfig):
+        return model
     classes = source.classes
     assert classes is not None  # detection and instance segmentation have classes
     if isinstance(model, AiTConfig):
         return for_objects(model, task, classes, most_objects(source))
+    assert isinstance(model, ViTDetConfig)  # no other system finds objects
     heads = dataclasses.replace(
         model.roi, num_classes=len(classes), mask="none" if task is Task.DETECTION else model.roi.mask
     )
@@ -202,6 +209,8 @@ def _adapted(model: ModelConfig, task: Task, source: Source) -> ModelConfig:
 
 
 def _augment(task: Task, model: ModelConfig) -> Augment:
+    if isinstance(model, MapVQVAEConfig):
+        return DepthAugment(cut_depth=0.0, light=0.0) if task is Task.DEPTH else MaskCropAugment()
     if task is Task.DEPTH:
         return DepthAugment()
     if isinstance(model, AiTConfig):
@@ -229,7 +238,7 @@ def _optim(model: ModelConfig, steps: int) -> OptimConfig:
         decay_matrices_only=True,
         no_decay=NO_DECAY if isinstance(model, AiTConfig) else (),
         clip_norm=1.0,
-        layer_rates=STEM_RATES if small else _rates(model),
+        layer_rates=None if isinstance(model, MapVQVAEConfig) else STEM_RATES if small else _rates(model),
         warmup_steps=steps // 20,
         min_lr=1e-6,
     )

@@ -1,5 +1,7 @@
 """Soft tokens: a VQ-VAE turns small dense maps (masks, depth) into codes and back (AiT, section 3.1).
 
+Under autocast codes are chosen and maps are drawn in float32: eight bits of a mantissa would show in a depth map.
+
 Shape legend: B maps, H W their side, D channels of the latent map, h w its size, K codes.
 """
 
@@ -16,6 +18,7 @@ from torch import Tensor, nn
 
 from saccade.errors import ConfigError, UsageError
 from saccade.layers.losses import scale_invariant_log_error, valid_squared_error
+from saccade.layers.precision import full_precision
 
 Reconstruction: TypeAlias = Literal["squared", "valid_squared", "scale_invariant_log"]
 
@@ -63,7 +66,7 @@ class Codebook(nn.Module):
 
     def distances(self, latents_ND: Tensor) -> Tensor:
         """Squared distances to every entry, ``[N, K]``; in float32 under autocast, too: codes are near each other."""
-        with torch.autocast(latents_ND.device.type, enabled=False):
+        with full_precision(latents_ND.device):
             return self._distances(latents_ND.to(self.entries.dtype))
 
     def _distances(self, latents_ND: Tensor) -> Tensor:
@@ -145,6 +148,8 @@ class VQVAEConfig:
     def __post_init__(self) -> None:
         if self.downsample < 4 or self.downsample & (self.downsample - 1):
             raise ConfigError(f"downsample must be a power of 2 from 4 on, not {self.downsample}", where="vqvae")
+        if self.signed and self.scale != 1:
+            raise ConfigError("maps of 0..1 are not divided by a scale", where="vqvae.scale", fix="signed=false")
         if self.size % self.downsample:
             raise ConfigError(f"size {self.size} is not a multiple of downsample {self.downsample}", where="vqvae.size")
 
@@ -269,15 +274,16 @@ class VQVAE(nn.Module):
                 where="VQ-VAE",
                 fix=f"bring them to {size}x{size}",
             )
-        with torch.no_grad():
-            latents = self.latents(maps_BHW[:, None])
+        with torch.no_grad(), full_precision(maps_BHW.device):
+            latents = self.latents(maps_BHW[:, None].to(self.codebook.entries.dtype))
             return self.codebook.nearest(_rows(latents)).view(len(maps_BHW), -1)
 
     def decode(self, codes_BN: Tensor) -> Tensor:
         """Maps ``[B, H, W]`` of codes ``[B, tokens]``."""
         grid = self.config.grid
         latents = self.codebook.entries[codes_BN].mT.unflatten(2, (grid, grid))
-        return self._draw(latents)[:, 0]
+        with full_precision(latents.device):
+            return self._draw(latents)[:, 0]
 
     def decode_soft(self, logits_BKhw: Tensor, *, sharpness: float = 1.0) -> Tensor:
         """Maps ``[B, H, W]`` of mixtures of codes.
@@ -286,8 +292,9 @@ class VQVAE(nn.Module):
             logits_BKhw: Of every code at every place of the grid.
             sharpness: Multiplies the logits before the softmax (tau in the original).
         """
-        shares = (sharpness * logits_BKhw).softmax(1)
-        return self._draw(torch.einsum("bkhw,kd->bdhw", shares, self.codebook.entries))[:, 0]
+        with full_precision(logits_BKhw.device):
+            shares = (sharpness * logits_BKhw).softmax(1).to(self.codebook.entries.dtype)
+            return self._draw(torch.einsum("bkhw,kd->bdhw", shares, self.codebook.entries))[:, 0]
 
     def _draw(self, latents_BDhw: Tensor) -> Tensor:
         drawn = self.decoder(latents_BDhw)

@@ -15,12 +15,11 @@ from saccade.errors import SaccadeError, UsageError
 from saccade.layers.precision import Precision, autocast
 from saccade.metrics import (
     DETECTION_PROTOCOLS,
-    REFERRING_PROTOCOLS,
     CaptionMetric,
+    DepthMetric,
+    ReferringMetric,
     build_metrics,
-    depth_protocol,
     detection_protocol,
-    referring_protocol,
 )
 from saccade.metrics.detection import Engine
 from saccade.models.ait.model import AiT
@@ -168,7 +167,9 @@ def evaluate(
             "task": str(source.task),
             "data": source.name,
             "left_out": dict(source.skipped),
-            "protocol": _protocol_line(source, protocol, engine),
+            "protocol": metric.protocol
+            if isinstance(metric, DepthMetric | ReferringMetric)
+            else _protocol_line(source, protocol, engine),
             "notes": list(metric.notes),
             "input_hw": list(declared.size_hw),
             "precision": precision,
@@ -194,10 +195,6 @@ def _answer_stamp(model: Model, task: Task) -> dict[str, Any]:
 
 
 def _protocol_line(source: Source, asked: str, engine: Engine) -> str:
-    if source.task is Task.DEPTH:
-        return str(depth_protocol(asked))
-    if source.task is Task.REFERRING:
-        return REFERRING_PROTOCOLS[referring_protocol(asked, source.name)]
     if source.classes is None or source.task in PROTOCOLS:
         return PROTOCOLS[source.task]
     chosen = detection_protocol(source.classes, asked)

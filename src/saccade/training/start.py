@@ -21,6 +21,7 @@ from saccade.layers.local_start import start_local
 from saccade.layers.vit import PlainViT
 from saccade.mapping import MappingReport
 from saccade.models.ait.adapt import adapted_state
+from saccade.models.ait.initialise import initialise_local as initialise_ait_local
 from saccade.models.ait.model import AiT
 from saccade.models.ait.vqvae import MapVQVAE
 from saccade.models.git.config import GiTConfig
@@ -109,7 +110,7 @@ def _load_vqvaes(model: Model, config: TrainConfig) -> None:
 
 def _form(vqvae: VQVAEConfig) -> dict[str, Any]:
     """What decides the shapes and the meaning of the weights."""
-    names = ("size", "downsample", "base_width", "residual_blocks", "signed")
+    names = ("size", "downsample", "base_width", "residual_blocks", "signed", "scale")
     own = {name: getattr(vqvae, name) for name in names}
     return own | {f"codebook.{name}": getattr(vqvae.codebook, name) for name in ("codes", "width")}
 
@@ -135,14 +136,14 @@ def _kind(model: Model) -> str:
 def _start_local(model: Model) -> None:
     if isinstance(model, GiT):
         initialise_local(model)
+    elif isinstance(model, AiT):
+        initialise_ait_local(model)
     elif isinstance(model, MapVQVAE):
         model.vqvae.start_alive()
     elif isinstance(model.backbone, PlainViT):
         start_local(model.backbone)
     else:
-        raise ConfigError(
-            "the local start is for plain ViTs and VQ-VAEs", where="initialise", fix="set initialise=plain"
-        )
+        raise ConfigError("no local start is known for this backbone", where="initialise", fix="set initialise=plain")
 
 
 def _whole_model(config: TrainConfig) -> Model:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 
 import pytest
@@ -30,6 +31,7 @@ from saccade.models.ait.config import TASK_ROWS, AiTConfig
 from saccade.models.ait.model import AiT
 from saccade.models.ait.presets import PRESETS
 from saccade.models.ait.sequences import IGNORED, Draws, sequence_targets
+from saccade.models.ait.transformer import Transformer, TransformerConfig
 from saccade.results import DepthMap, Instances, Prediction, decode_masks
 from saccade.samples import Batch, ClassList, Target
 from saccade.tasks import Task
@@ -332,6 +334,48 @@ def test_parallel_decoding_in_one_pass_is_decoding_step_by_step() -> None:
     torch.testing.assert_close(torch.cat(every, dim=1), logits, rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(trained, logits, rtol=1e-4, atol=1e-4)
     assert torch.equal(logits.argmax(-1), codes)
+
+
+def loud_transformer(length: int) -> Transformer:
+    """Weights that all matter, in double precision."""
+    torch.manual_seed(1)
+    config = TransformerConfig(width=16, heads=2, mlp_width=32, encoder_blocks=1, decoder_blocks=3, length=length)
+    net = Transformer(config, 8, 30).double().eval()
+    for parameter in net.parameters():
+        parameter.data = torch.randn_like(parameter) * (0.5 if parameter.ndim > 1 else 1.0)
+    return net
+
+
+@pytest.mark.parametrize("sequences", [1, 3])
+def test_steps_with_joined_projections_and_a_cache_are_one_causal_pass(sequences: int) -> None:
+    net = loud_transformer(length=9)
+    memory, inputs = torch.randn(sequences, 5, 16).double(), torch.randn(sequences, 9, 16).double()
+    with torch.no_grad():
+        wanted = net.states(memory, inputs)
+        for length in (9, 12):  # room for more tokens than are said
+            decoding = net.start(memory, length)
+            said = [decoding.step(inputs[:, step : step + 1]) for step in range(9)]
+            torch.testing.assert_close(torch.cat(said, dim=1), wanted, rtol=1e-9, atol=1e-9)
+    # The three projections matter each.
+    for projection in ("query", "key", "value"):
+        changed = copy.deepcopy(net)
+        changed.decoder[1].attn.get_submodule(projection).bias.data += torch.randn(16).double()
+        changed.decoder[1].attn.get_submodule(projection).weight.data *= 1.5
+        with torch.no_grad():
+            assert not torch.allclose(changed.states(memory, inputs), wanted)
+            decoding = changed.start(memory, 9)
+            said = [decoding.step(inputs[:, step : step + 1]) for step in range(9)]
+            torch.testing.assert_close(torch.cat(said, dim=1), changed.states(memory, inputs), rtol=1e-9, atol=1e-9)
+
+
+def test_a_decoding_reads_the_weights_as_they_stand() -> None:
+    net = loud_transformer(length=3)
+    memory, x = torch.randn(1, 5, 16).double(), torch.randn(1, 1, 16).double()
+    with torch.no_grad():
+        before = net.start(memory, 3).step(x)
+        net.decoder[0].attn.value.weight.mul_(1.5)
+        torch.testing.assert_close(net.start(memory, 3).step(x), net.states(memory, x), rtol=1e-9, atol=1e-9)
+        assert not torch.allclose(net.start(memory, 3).step(x), before)
 
 
 def test_the_decoder_looks_back_only() -> None:

@@ -83,6 +83,7 @@ class DepthConfig:
         weight: Of the task's loss.
         windows: Windows side by side that cover a wide picture, averaged where they overlap; more where they must be.
         flip: Predict the mirrored windows, too, and average.
+        normalised: Pictures have ImageNet's mean and deviation, as for the other tasks; otherwise 0..1, as published.
         pad_to: Side that the windows are padded to with zeros before the backbone; 0 = as they are.
     """
 
@@ -96,6 +97,7 @@ class DepthConfig:
     weight: float = 1.0
     windows: int = 2
     flip: bool = True
+    normalised: bool = False
     pad_to: int = 0
 
 

@@ -8,6 +8,7 @@ m mask codes, K codes, h w the grid of codes. Source: All in Tokens (ICCV 2023);
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from typing import Self
 
@@ -116,9 +117,10 @@ class AiT(nn.Module):
         self._require(task)
         if task is Task.DEPTH:
             size = self._depth.depth.size
-            return Preprocess(
-                size_hw=(size, size), keep_ratio=True, cover=True, mean=(0.0, 0.0, 0.0), std=(255.0, 255.0, 255.0)
-            )
+            declared = Preprocess(size_hw=(size, size), keep_ratio=True, cover=True)
+            if self._depth.normalised:
+                return declared
+            return dataclasses.replace(declared, mean=(0.0, 0.0, 0.0), std=(255.0, 255.0, 255.0))
         size = self._objects(task).input_size
         return Preprocess(size_hw=(size, size), keep_ratio=True, pad_multiple=size)
 
@@ -381,13 +383,13 @@ class AiT(nn.Module):
         positions = net.position_embed[row]
         nucleus = Nucleus(top_p=config.top_p, seed=config.seed)
         generator = torch.Generator().manual_seed(nucleus.seed)
-        decoding = net.start(memory_BNC, length)
         x = net.task_embed[row].expand(b, 1, -1)
         if net.parallel_embed is not None:
             whole = torch.cat([x, net.parallel_embed.expand(b, length - 1, -1)], dim=1) + positions[:length]
-            logits = net.logits(decoding.step(whole), allowed)
+            logits = net.logits(net.states(memory_BNC, whole), allowed)
             tokens = [sample_nucleus(logits[:, step], nucleus, generator) for step in range(length)]
             return torch.stack(tokens, dim=1), logits
+        decoding = net.start(memory_BNC, length)
         picked, every = [], []
         for step in range(length):
             logits = net.logits(decoding.step(x + positions[step]), allowed)[:, 0]
@@ -441,13 +443,18 @@ class AiT(nn.Module):
         return (total / seen).clamp(min=_LEAST_DEPTH_M)
 
     def _predict_depth(self, batch: Batch) -> list[DepthMap]:
-        found = []
-        for image, (height, width), origin in zip(batch.images, batch.input_sizes_hw, batch.origins, strict=True):
-            depth = self.depth_of(image[None, :, :height, :width])
-            if (height, width) != origin.size_hw:
-                depth = F.interpolate(depth[None], size=origin.size_hw, mode="bilinear", align_corners=False)[0]
-            found.append(DepthMap(depth_m=depth[0].cpu()))
-        return found
+        together: dict[tuple[int, int], list[int]] = {}
+        for index, size_hw in enumerate(batch.input_sizes_hw):
+            together.setdefault(size_hw, []).append(index)
+        found: dict[int, DepthMap] = {}
+        for (height, width), members in together.items():
+            maps = self.depth_of(batch.images[members, :, :height, :width])
+            for index, depth in zip(members, maps.split(1), strict=True):
+                original_hw = batch.origins[index].size_hw
+                if (height, width) != original_hw:
+                    depth = F.interpolate(depth[None], size=original_hw, mode="bilinear", align_corners=False)[0]
+                found[index] = DepthMap(depth_m=depth[0].cpu())
+        return [found[index] for index in range(len(batch))]
 
     # ------------------------------------------------------------------ what was asked for
 

@@ -135,6 +135,7 @@ def nano(size: int = 192, *, parallel: bool = False, soft: bool = True) -> AiTCo
             soft_maps=soft,
             sharpness=1.0,
             auxiliary=1.0 if soft else 0.0,
+            normalised=True,
         ),
     )
 

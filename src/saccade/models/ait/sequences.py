@@ -156,8 +156,8 @@ def check_count(number: int, objects: int, where: object) -> None:
         )
 
 
-def sequence_error(logits_BTV: Tensor, targets_BT: Tensor, weight_V: Tensor | None = None) -> Tensor:
+def sequence_error(logits_BTV: Tensor, targets_BT: Tensor) -> Tensor:
     """Cross-entropy over the vocabulary, summed over what is not ignored."""
     return F.cross_entropy(
-        logits_BTV.float().flatten(0, 1), targets_BT.flatten(), weight=weight_V, ignore_index=IGNORED, reduction="sum"
+        logits_BTV.float().flatten(0, 1), targets_BT.flatten(), ignore_index=IGNORED, reduction="sum"
     )

@@ -1,22 +1,26 @@
 """AiT's transformer: an encoder over the map of the backbone, and a decoder of flat token sequences.
 
-Shape legend: B sequences, N memory tokens, T tokens of a sequence, C width, n heads, d channels per head, V vocabulary.
+Shape legend: B sequences, N memory tokens, T tokens of a sequence, C width, n heads, d channels per head, R = B * n,
+V vocabulary.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import cast
+from typing import TypeAlias, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from saccade.errors import ConfigError
-from saccade.layers.decoding import KVCache
 from saccade.layers.vit import MLP, DropPath
 
 _STD = 0.02
+
+Attend: TypeAlias = Callable[[Tensor], Tensor]
+"""Normed tokens to what they find elsewhere, ``[..., C]`` both."""
 
 
 @dataclass(kw_only=True)
@@ -132,19 +136,27 @@ class DecoderBlock(nn.Module):
         """Keys and values of the memory; the same for every step."""
         return self.cross.keys_values(self.norm2(memory_BNC))
 
-    def forward(
-        self, x_BTC: Tensor, memory: tuple[Tensor, Tensor], cache: KVCache | None = None, layer: int = 0
-    ) -> Tensor:
-        """New tokens ``[B, T, C]`` to the same shape, after those of the cache."""
-        normed = self.norm1(x_BTC)
-        keys, values = self.attn.keys_values(normed)
-        if cache is not None:
-            keys, values = cache.append(layer, keys, values)
-        causal = x_BTC.shape[1] > 1
-        x_BTC = _add(self.drop_path, x_BTC, self.attn.attend(self.attn.queries(normed), keys, values, causal=causal))
-        queries = self.cross.queries(self.norm2(x_BTC))
-        x_BTC = _add(self.drop_path, x_BTC, self.cross.attend(queries, *memory))
-        return _add(self.drop_path, x_BTC, self.mlp(self.norm3(x_BTC)))
+    def forward(self, x_BTC: Tensor, memory_BNC: Tensor) -> Tensor:
+        """A whole sequence ``[B, T, C]`` to the same shape."""
+        keys, values = self.memory(memory_BNC)
+
+        def look_back(normed: Tensor) -> Tensor:
+            own = self.attn.keys_values(normed)
+            return self.attn.attend(self.attn.queries(normed), *own, causal=True)
+
+        return self.read(x_BTC, look_back, lambda normed: self.cross.attend(self.cross.queries(normed), keys, values))
+
+    def read(self, x: Tensor, look_back: Attend, look_up: Attend) -> Tensor:
+        """Tokens ``[..., C]`` to the same shape.
+
+        Args:
+            x: The tokens.
+            look_back: Attention to the sequence.
+            look_up: Attention to the memory.
+        """
+        x = _add(self.drop_path, x, look_back(self.norm1(x)))
+        x = _add(self.drop_path, x, look_up(self.norm2(x)))
+        return _add(self.drop_path, x, self.mlp(self.norm3(x)))
 
 
 def _add(drop_path: DropPath, x: Tensor, branch: Tensor) -> Tensor:
@@ -212,10 +224,14 @@ class Transformer(nn.Module):
 
     def decode(self, memory_BNC: Tensor, inputs_BTC: Tensor) -> Tensor:
         """Logits ``[B, T, V]`` of a whole sequence at once."""
+        return self.logits(self.states(memory_BNC, inputs_BTC))
+
+    def states(self, memory_BNC: Tensor, inputs_BTC: Tensor) -> Tensor:
+        """Normed states ``[B, T, C]`` of a whole sequence at once."""
         x = inputs_BTC
-        for block in cast("list[DecoderBlock]", self.decoder):
-            x = block(x, block.memory(memory_BNC))
-        return self.logits(self.norm(x))
+        for block in self.decoder:
+            x = block(x, memory_BNC)
+        return self.norm(x)
 
     def logits(self, x_BTC: Tensor, tokens: slice = slice(None)) -> Tensor:
         """Logits of some of the tokens, ``[..., tokens]``."""
@@ -227,7 +243,10 @@ class Transformer(nn.Module):
 
 
 class Decoding:
-    """Sequences in the making: the cache of what was said, and the memory laid out once.
+    """Sequences in the making, a token at a time: what was said and the memory, laid out once for the steps.
+
+    Keys stand with their channels first, and the three projections of a token are one product: a step reads all weights
+    and all keys for little arithmetic, and these are the forms that are read fastest.
 
     Args:
         transformer: The model.
@@ -236,24 +255,58 @@ class Decoding:
     """
 
     def __init__(self, transformer: Transformer, memory_BNC: Tensor, length: int) -> None:
-        config = transformer.config
         self._transformer = transformer
-        blocks = cast("list[DecoderBlock]", transformer.decoder)
-        self._memory = [tuple(part.contiguous() for part in block.memory(memory_BNC)) for block in blocks]
-        self._cache = KVCache(
-            layers=len(blocks),
-            rows=len(memory_BNC),
-            heads=config.heads,
-            length=length,
-            head_dim=config.width // config.heads,
-            like=memory_BNC,
-        )
+        self._layers = [_Layer(block, memory_BNC, length) for block in cast("list[DecoderBlock]", transformer.decoder)]
+        self._said = 0
 
-    def step(self, inputs_BTC: Tensor) -> Tensor:
-        """Reads the next inputs (positions included) and returns their normed states ``[B, T, C]``."""
-        x = inputs_BTC
-        for layer, block in enumerate(cast("list[DecoderBlock]", self._transformer.decoder)):
-            keys, values = self._memory[layer]
-            x = block(x, (keys, values), self._cache, layer)
-        self._cache.advance(x.shape[1])
-        return self._transformer.norm(x)
+    def step(self, inputs_B1C: Tensor) -> Tensor:
+        """Reads the next inputs (positions included) and returns their normed states ``[B, 1, C]``."""
+        # Two axes, not three: products of a vector are then taken as such.
+        x = inputs_B1C[:, 0]
+        for layer in self._layers:
+            x = layer.read(x, self._said)
+        self._said += 1
+        return self._transformer.norm(x)[:, None]
+
+
+class _Layer:
+    """A block of a decoder in use.
+
+    Args:
+        block: The block.
+        memory_BNC: What the sequences are about.
+        length: Greatest number of steps.
+    """
+
+    def __init__(self, block: DecoderBlock, memory_BNC: Tensor, length: int) -> None:
+        self._block = block
+        keys, values = (part.flatten(0, 1) for part in block.memory(memory_BNC))
+        self._memory = keys.mT.contiguous(), values.contiguous()
+        rows, _, head_dim = keys.shape
+        self._said = keys.new_empty(rows, head_dim, length), keys.new_empty(rows, length, head_dim)
+        own = block.attn
+        parts = (own.query, own.key, own.value)
+        self._weight, self._bias = torch.cat([p.weight for p in parts]), torch.cat([p.bias for p in parts])
+
+    def read(self, x_BC: Tensor, at: int) -> Tensor:
+        """One more token of every sequence, ``[B, C]`` to the same shape."""
+        block, (keys, values) = self._block, self._said
+        rows, head_dim = keys.shape[:2]
+
+        def look_back(normed: Tensor) -> Tensor:
+            q, k, v = F.linear(normed, self._weight, self._bias).chunk(3, dim=1)
+            keys[:, :, at] = k.reshape(rows, head_dim)
+            values[:, at] = v.reshape(rows, head_dim)
+            return block.attn.proj(_look(q, keys[:, :, : at + 1], values[:, : at + 1]))
+
+        def look_up(normed: Tensor) -> Tensor:
+            return block.cross.proj(_look(block.cross.query(normed), *self._memory))
+
+        return block.read(x_BC, look_back, look_up)
+
+
+def _look(q_BC: Tensor, keys_RdT: Tensor, values_RTd: Tensor) -> Tensor:
+    """Attention of one token of every sequence, ``[B, C]``."""
+    rows, head_dim = keys_RdT.shape[:2]
+    q_R1d = q_BC.reshape(rows, 1, head_dim) * head_dim**-0.5
+    return torch.bmm(torch.bmm(q_R1d, keys_RdT).softmax(-1), values_RTd).view(q_BC.shape)

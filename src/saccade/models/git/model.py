@@ -18,6 +18,7 @@ from torch.utils.checkpoint import checkpoint
 
 from saccade.errors import UsageError
 from saccade.layers.decoding import KVCache
+from saccade.layers.kept import stamp_of
 from saccade.layers.vit import Block, PlainViT, from_windows, resize_position, to_windows
 from saccade.models.git import caption, detection, grounding, semantic
 from saccade.models.git.config import CaptionConfig, GiTConfig, GroundingConfig, TaskConfig
@@ -239,10 +240,7 @@ class GiT(nn.Module):
             return _INTERFACES[task].vocabulary(self, task, classes)
         key = (task.value, tuple(classes))
         weights = [self.text_embed.words.weight, self.concept_positions.weight, *self.concept_attention.parameters()]
-        # In-place updates (optimiser, EMA, loading) raise a tensor's version; moves change its address.
-        stamp: tuple[object, ...] = tuple((w._version, w.data_ptr(), w.dtype) for w in weights if not w.is_inference())
-        device = weights[0].device.type
-        stamp += (torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None,)
+        stamp = stamp_of(weights)
         held = self._matrices.get(key)
         if held is None or held[0] != stamp:
             if len(self._matrices) >= 16:

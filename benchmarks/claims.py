@@ -1,0 +1,182 @@
+"""Claims of the papers at small scale, on drawn scenes: trains every variant with every seed and prints one table.
+
+    python benchmarks/claims.py vitdet                  every variant, seeds 0 1 2, one after the other
+    python benchmarks/claims.py ait --jobs 2            two trainings at a time
+    python benchmarks/claims.py ait --only depth,depth-hard --seeds 0
+    python benchmarks/claims.py ait --show              the table of what is there
+
+Runs lie in ``runs/claims/SYSTEM/VARIANT-SEED``. What is finished is only read, what was stopped goes on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+RUNS = Path("runs/claims")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Variant:
+    """One row of a table.
+
+    Attributes:
+        says: What it is, for the reader.
+        words: Of ``saccade train``; ``{seed}`` and ``{runs}`` are filled in.
+        needs: Variants whose checkpoints the words name.
+        columns: Metrics that are shown: heading to name.
+    """
+
+    says: str
+    words: str
+    needs: tuple[str, ...] = ()
+    columns: dict[str, str]
+
+
+_BOXES = {"box AP": "detection/AP", "AP50": "detection/AP50"}
+_METRES = {"depth RMSE": "depth/rmse", "d1": "depth/d1"}
+_MASKS = {"mask AP": "instance_segmentation/mask_AP", "box AP": "instance_segmentation/AP"}
+
+_DETECTOR = (
+    "recipe=vitdet.nano_scenes size=192 model.input_size=192 model.backbone.image_size=192 model.backbone.width=128 "
+    "model.backbone.heads=2 model.backbone.mlp_width=448 model.backbone.window_size=3 model.roi.mask=none "
+    "train.0.task=detection val.0.task=detection train.0.batch_size=8 steps=1800"
+)
+_CODES = "depth_vqvae={runs}/codes-0/checkpoints/last"
+_MASK_CODES = "mask_vqvae={runs}/mask-codes-0/checkpoints/last"
+_LOST = "recipe=ait.nano_vqvae_depth size=128 holes=0.3"
+_DEPTH = "recipe=ait.nano_depth size=128 steps=1500"
+_INSTANCE = f"recipe=ait.nano_instance size=128 steps=1500 {_MASK_CODES}"
+
+
+def _detector(says: str, words: str) -> Variant:
+    return Variant(says=says, words=f"{_DETECTOR} {words}", columns=_BOXES)
+
+
+CLAIMS: dict[str, dict[str, Variant]] = {
+    "vitdet": {
+        "none": _detector("windows, nothing between them", "model.backbone.global_blocks="),
+        "global4": _detector("windows and 4 global blocks (simple pyramid)", ""),
+        "conv": _detector(
+            "windows and 4 convolutions", "model.backbone.global_blocks= model.backbone.conv_blocks=1,3,5,7"
+        ),
+        "all": _detector("8 global blocks", "model.backbone.global_blocks=0,1,2,3,4,5,6,7"),
+        "fpn_stages": _detector("4 global blocks, FPN over stages", "model.pyramid.kind=fpn_stages"),
+        "fpn_last": _detector("4 global blocks, FPN over the last map", "model.pyramid.kind=fpn_last"),
+    },
+    "ait": {
+        "codes": Variant(says="VQ-VAE of depth", words="recipe=ait.nano_vqvae_depth size=128", columns=_METRES),
+        "mask-codes": Variant(says="VQ-VAE of masks", words="recipe=ait.nano_vqvae_masks", columns=_MASKS),
+        "depth": Variant(says="depth, soft tokens", words=f"{_DEPTH} {_CODES}", needs=("codes",), columns=_METRES),
+        "depth-parallel": Variant(
+            says="depth, soft tokens, in one pass",
+            words=f"{_DEPTH} {_CODES} parallel=true",
+            needs=("codes",),
+            columns=_METRES,
+        ),
+        "depth-hard": Variant(
+            says="depth, hard tokens", words=f"{_DEPTH} {_CODES} soft=false", needs=("codes",), columns=_METRES
+        ),
+        "lost-codes-plain": Variant(says="VQ-VAE, 30 % of depth lost", words=f"{_LOST} hidden=0", columns=_METRES),
+        "lost-codes-hidden": Variant(
+            says="VQ-VAE, 30 % of depth lost, half of the patches hidden", words=f"{_LOST} hidden=0.5", columns=_METRES
+        ),
+        "lost-plain": Variant(
+            says="depth, 30 % lost, codes without mask augmentation",
+            words=f"{_DEPTH} holes=0.3 depth_vqvae={{runs}}/lost-codes-plain-{{seed}}/checkpoints/last",
+            needs=("lost-codes-plain",),
+            columns=_METRES,
+        ),
+        "lost-hidden": Variant(
+            says="depth, 30 % lost, codes with mask augmentation",
+            words=f"{_DEPTH} holes=0.3 depth_vqvae={{runs}}/lost-codes-hidden-{{seed}}/checkpoints/last",
+            needs=("lost-codes-hidden",),
+            columns=_METRES,
+        ),
+        "instance": Variant(says="masks, soft tokens", words=_INSTANCE, needs=("mask-codes",), columns=_MASKS),
+        "instance-hard": Variant(
+            says="masks, hard tokens", words=f"{_INSTANCE} soft=false", needs=("mask-codes",), columns=_MASKS
+        ),
+        "joint": Variant(
+            says="masks and depth together, soft tokens",
+            words=f"recipe=ait.nano_joint size=128 steps=1500 {_CODES} {_MASK_CODES}",
+            needs=("codes", "mask-codes"),
+            columns=_METRES | _MASKS,
+        ),
+    },
+}
+"""System to its variants. A VQ-VAE that several seeds share is trained with the seed 0."""
+
+
+def metrics_of(folder: Path) -> dict[str, float]:
+    """``source/metric`` to value of the last evaluation of a finished run; empty where it is not finished."""
+    path = folder / "metrics.jsonl"
+    if not path.is_file():
+        return {}
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    steps = json.loads((folder / "config.json").read_text())["steps"]
+    done = [line for line in lines if line["kind"] == "eval" and line["step"] == steps]
+    return {f"{line['source']}/{name}": value for line in done for name, value in line["metrics"].items()}
+
+
+def train(system: str, name: str, seed: int) -> None:
+    """Trains one variant, unless it is finished; its lines go to a text file beside the run folder."""
+    folder = RUNS / system / f"{name}-{seed}"
+    if metrics_of(folder):
+        return
+    words = CLAIMS[system][name].words.format(seed=seed, runs=RUNS / system).split()
+    words += [f"name=claims/{system}/{name}-{seed}", f"seed={seed}", "threads=1", "workers=0"]
+    print(f"saccade train {' '.join(words)}", flush=True)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with folder.with_suffix(".txt").open("a") as out:
+        subprocess.run([sys.executable, "-m", "saccade", "train", *words], stdout=out, stderr=out, check=True)
+
+
+def table(system: str, seeds: Sequence[int]) -> str:
+    """Mean and standard deviation over the seeds that are there, in Markdown."""
+    headings = list(dict.fromkeys(column for one in CLAIMS[system].values() for column in one.columns))
+    lines = [f"| {system} | seeds | {' | '.join(headings)} |", "|---" * (len(headings) + 2) + "|"]
+    for name, variant in CLAIMS[system].items():
+        found = [values for seed in seeds if (values := metrics_of(RUNS / system / f"{name}-{seed}"))]
+        cells = []
+        for heading in headings:
+            numbers = [each[variant.columns[heading]] for each in found if heading in variant.columns]
+            spread = f" ± {statistics.stdev(numbers):.3f}" if len(numbers) > 1 else ""
+            cells.append(f"{statistics.mean(numbers):.3f}{spread}" if numbers else "")
+        lines.append(f"| {variant.says} | {len(found)} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Trains what is missing, the needed before the needing, and prints the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("system", choices=CLAIMS)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--only", default="", help="variants, separated by commas")
+    parser.add_argument("--jobs", type=int, default=1, help="trainings at a time")
+    parser.add_argument("--show", action="store_true", help="train nothing")
+    asked = parser.parse_args()
+    variants = CLAIMS[asked.system]
+    wanted = asked.only.split(",") if asked.only else list(variants)
+    shared = {"codes", "mask-codes"}
+    if not asked.show:
+        needed = {need for name in wanted for need in variants[name].needs}
+        first = [(name, seed) for seed in asked.seeds for name in needed if name not in shared]
+        first += [(name, 0) for name in (needed | set(wanted)) & shared]
+        rest = [(name, seed) for seed in asked.seeds for name in wanted if name not in needed | shared]
+        for part in (first, rest):
+            with ThreadPoolExecutor(asked.jobs) as pool:
+                for one in [pool.submit(train, asked.system, *job) for job in part]:
+                    one.result()
+    print(table(asked.system, asked.seeds))
+
+
+if __name__ == "__main__":
+    main()
