@@ -64,6 +64,12 @@ def add(verbs: Verbs) -> None:
         "voc07, voc10 (default: lvis for LVIS, else coco); phrases: gsva, refzom, rela, res, reasonseg, lisa, grec "
         "(default: as the data set is); depth: nyu (default) or what differs, e.g. crop=none,max_m=80",
     )
+    parser.add_argument(
+        "--answers",
+        choices=("given", "free"),
+        default="given",
+        help="phrases: given (default): the model judges the true answers, as published; free: it answers by itself",
+    )
     parser.add_argument("--per-class", action="store_true", help="also show the metrics of every class")
     add_detector_options(parser)
     add_device(parser)
@@ -143,6 +149,7 @@ def _run(arguments: argparse.Namespace) -> int:
                 precision=arguments.precision,
                 engine=arguments.engine,
                 protocol=arguments.protocol,
+                answer=arguments.answers,
                 progress=steps.update,
                 checkpoint=arguments.model,
             )

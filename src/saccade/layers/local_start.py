@@ -42,7 +42,7 @@ def start_local(backbone: PlainViT, *, marker: Tensor | None = None) -> None:
     backbone.patch_embed.weight.mul_(_PATCH_SCALE)
     if backbone.patch_embed.bias is not None:
         backbone.patch_embed.bias.mul_(_PATCH_SCALE)
-    backbone.pos_embed.copy_(_sinusoids_2d(backbone.pos_embed.shape[1], vit.width)[None] * _POSITION_SCALE)
+    backbone.pos_embed.copy_(sinusoids_2d(backbone.pos_embed.shape[1], vit.width)[None] * _POSITION_SCALE)
     for block in backbone:
         attention = block.attn
         d, width = attention.head_dim, vit.width
@@ -61,7 +61,7 @@ def start_local(backbone: PlainViT, *, marker: Tensor | None = None) -> None:
                 attention.qkv.weight[keys] += gain * direction[:, None] * marker
 
 
-def _sinusoids_2d(side: int, width: int) -> Tensor:
+def sinusoids_2d(side: int, width: int) -> Tensor:
     """``[side, side, width]``: sine and cosine of row and column, wavelengths from 4 to 40 positions."""
     quarter = width // 4
     waves = 2 * math.pi / (4 * 10 ** (torch.arange(quarter) / (quarter - 1)))

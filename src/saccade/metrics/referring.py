@@ -46,6 +46,7 @@ SCORE_NAMES = (
 """What the protocols report, each some of them."""
 
 _OF_DATA = {"refzom": "refzom", "reasonseg": "reasonseg", "refcoco": "res", "refclef": "res"}
+_ONE_TARGET = ("res", "reasonseg", "lisa")  # protocols for phrases that all have one
 _GRES_THRESHOLDS = (0.7, 0.8, 0.9)
 _RES_THRESHOLDS = (0.5, 0.6, 0.7, 0.8, 0.9)
 _LEAST_GIOU, _LEAST_SCORE = 0.5, 0.7
@@ -227,6 +228,11 @@ class ReferringMetric:
         return REFERRING_PROTOCOLS[self.rules]
 
     @property
+    def scores_rejected(self) -> bool:
+        """Whether masks of rejected phrases are looked at: the model is then to draw one for every phrase."""
+        return self.rules not in _ONE_TARGET
+
+    @property
     def phrases(self) -> list[PhraseCounts]:
         """All phrases so far."""
         return [phrase for phrases in self.images.values() for phrase in phrases]
@@ -237,7 +243,7 @@ class ReferringMetric:
         phrases = self.phrases
         absent = sum(phrase.absent for phrase in phrases)
         counts = f"{len(phrases)} phrases, {absent} of them without a target"
-        left_out = self.rules in ("res", "reasonseg", "lisa") and absent
+        left_out = self.rules in _ONE_TARGET and absent
         return [
             counts + ("; this protocol is for phrases that have one" if left_out else ""),
             *repetition_notes(self.repetitions),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import Literal, TypeAlias
 
 from torch import nn
 
@@ -16,6 +16,7 @@ from saccade.models.ait.model import AiT
 from saccade.models.ait.vqvae import MapVQVAE, MapVQVAEConfig
 from saccade.models.git.config import GiTConfig
 from saccade.models.git.model import GiT
+from saccade.models.gsva.collate import Conversing
 from saccade.models.gsva.config import GSVAConfig
 from saccade.models.gsva.model import GSVA
 from saccade.models.vitdet.config import SoftNMS, ViTDetConfig
@@ -158,6 +159,40 @@ def set_detector_options(model: Model, options: DetectorOptions) -> None:
         )
     model.config = dataclasses.replace(
         model.config, test_soft_nms=options.soft_nms, test_sizes=options.sizes, test_flip=options.flip
+    )
+
+
+def extra_of(
+    model: Model, *, answer: Literal["given", "free"] = "given", reevaluate: bool = False
+) -> Conversing | None:
+    """What loaders make for a model besides pictures (:class:`saccade.data.pipeline.Extra`); None = nothing.
+
+    Args:
+        model: The model.
+        answer: Of one that converses: whether evaluation gives it the true answers to judge, or lets it answer.
+        reevaluate: Of the same: see :class:`saccade.models.gsva.inputs.ConversationBatch`.
+
+    Raises:
+        ConfigError: The model converses, and has no vocabulary.
+    """
+    if not isinstance(model, GSVA):
+        return None
+    if model.vocabulary is None:
+        raise ConfigError(
+            "the model has no vocabulary",
+            where="tokenizer.model",
+            why="its weights were converted without one",
+            fix="copy the tokenizer.model of its language model into the checkpoint folder",
+        )
+    config = model.config
+    return Conversing(
+        vocabulary=model.vocabulary,
+        clip_size=config.clip.image_size,
+        image_tokens=config.clip.tokens,
+        style=config.conversation,
+        max_length=config.max_length,
+        answer=answer,
+        reevaluate=reevaluate,
     )
 
 

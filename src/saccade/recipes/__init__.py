@@ -11,7 +11,7 @@ from functools import partial
 
 from saccade.errors import UsageError, nearest
 from saccade.models.git.config import GIT_TASKS
-from saccade.recipes import ait, ait_scenes, git, vitdet
+from saccade.recipes import ait, ait_scenes, git, gsva, vitdet
 from saccade.recipes.finetune import finetune as _finetune
 from saccade.recipes.git import multi_fivetask
 from saccade.recipes.git_scenes import nano_scenes, nano_scenes_single
@@ -78,6 +78,7 @@ RECIPES: dict[str, Recipe] = {
         for size in _LETTERS
     },
     "vitdet.nano_scenes": vitdet.nano_scenes,
+    "gsva.nano_scenes": gsva.nano_scenes,
     **{f"git.few_shot_{name}_{size}": partial(few_shot, name, size) for name in _FEW_SHOT for size in _SIZES},
 }
 """Every recipe by its name."""

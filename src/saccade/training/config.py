@@ -153,7 +153,8 @@ class TrainConfig:
         mask_vqvae: A trained VQ-VAE of masks, whose codes AiT learns to say: a checkpoint folder, or a released file.
         depth_vqvae: The same of depth.
         text_init: A BERT embedding file for ``text_embed`` (GiT's ``bert_embed*.pt``).
-        vocabulary: A WordPiece vocabulary file; empty = the bundled one.
+        vocabulary: A WordPiece vocabulary file (GiT) or a SentencePiece model (GSVA); empty = that of ``weights``, or
+            the bundled one that fits.
         mixture: ``drawn``: every batch comes from one source, drawn by weight, and gradients are the mean over the
             batches of a step; ``together``: every step takes ``per_step`` batches of every source, the losses of
             different tasks are added, and those of one task averaged.

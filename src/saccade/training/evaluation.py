@@ -6,10 +6,9 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from saccade.data.loader import EvalLoader
-from saccade.data.pipeline import Extra
 from saccade.data.sources.base import Source, select_range
 from saccade.errors import SaccadeError, UsageError
 from saccade.layers.precision import Precision, autocast
@@ -24,7 +23,8 @@ from saccade.metrics import (
 from saccade.metrics.detection import Engine
 from saccade.models.ait.model import AiT
 from saccade.models.ait.vqvae import MapVQVAE
-from saccade.models.systems import Model
+from saccade.models.gsva.model import GSVA
+from saccade.models.systems import Model, extra_of
 from saccade.models.vitdet.model import ViTDet
 from saccade.tasks import Task
 from saccade.training.distributed import World
@@ -81,7 +81,7 @@ def evaluate(
     precision: Precision = "float32",
     engine: Engine = "faster",
     protocol: str = "",
-    extra: Extra | None = None,
+    answer: Literal["given", "free"] = "given",
     progress: Callable[[int, int], None] | None = None,
     stop: Callable[[], bool] | None = None,
     world: World | None = None,
@@ -101,7 +101,8 @@ def evaluate(
         protocol: How detection and instance segmentation (:data:`saccade.metrics.DETECTION_PROTOCOLS`), phrases
             (:data:`saccade.metrics.REFERRING_PROTOCOLS`) and depth are scored; empty = as the data set is, e.g. LVIS by
             its own protocol, other boxes by that of COCO.
-        extra: What the model is given besides pictures.
+        answer: Of a model that converses: ``given``: it judges the true answers, as published; ``free``: it answers by
+            itself.
         progress: Called with (samples done on this rank, samples of this rank).
         stop: Asked after every batch; once it says yes on any rank, the evaluation is given up.
         world: This process among all; samples are shared out and metrics merged, every rank gets the result.
@@ -121,20 +122,20 @@ def evaluate(
     source = select_range(source, limit=limit)
     declared = model.preprocess(source.task)
     device = next(model.parameters()).device
+    metric = (
+        CaptionMetric(meteor=engine == "pycocotools")
+        if source.task is Task.CAPTION and not protocol
+        else build_metrics(source.task, source.classes, engine=engine, protocol=protocol, data=source.name)
+    )
     loader = EvalLoader(
         source,
         preprocess=declared,
-        extra=extra,
+        extra=extra_of(model, answer=answer, reevaluate=isinstance(metric, ReferringMetric) and metric.scores_rejected),
         batch_size=batch_size,
         workers=workers,
         rank=world.rank,
         world_size=world.size,
         pin_memory=device.type == "cuda",
-    )
-    metric = (
-        CaptionMetric(meteor=engine == "pycocotools")
-        if source.task is Task.CAPTION and not protocol
-        else build_metrics(source.task, source.classes, engine=engine, protocol=protocol, data=source.name)
     )
     share = len(range(world.rank, len(source), world.size))
     started_s, done, stopped = time.perf_counter(), 0, False
@@ -173,14 +174,16 @@ def evaluate(
             "notes": list(metric.notes),
             "input_hw": list(declared.size_hw),
             "precision": precision,
-            **_answer_stamp(model, source.task),
+            **_answer_stamp(model, source.task, answer),
             "checkpoint": checkpoint,
         },
     )
 
 
-def _answer_stamp(model: Model, task: Task) -> dict[str, Any]:
+def _answer_stamp(model: Model, task: Task, answer: str) -> dict[str, Any]:
     """How a detector predicted, where that is not the plain way, and how tokens were chosen."""
+    if isinstance(model, GSVA):
+        return {"answers": answer}
     if isinstance(model, AiT):
         depth = model.config.depth
         if task is Task.DEPTH and depth is not None:

@@ -15,7 +15,7 @@ from saccade.data.sources import SourceSpec, open_source
 from saccade.errors import UsageError
 from saccade.layers.precision import Precision, autocast
 from saccade.models.git.config import GiTConfig
-from saccade.models.systems import Model, build, input_size, with_vit
+from saccade.models.systems import Model, build, extra_of, input_size, with_vit
 from saccade.models.vitdet.config import ViTDetConfig
 from saccade.samples import Batch
 from saccade.tasks import Task
@@ -158,6 +158,8 @@ def _batch(source: SourceConfig, model: Model, images: int, seed: int) -> Batch:
     declared = model.preprocess(source.task)
     side = min(max(*declared.size_hw, _SCENE_SIDES[0]), _SCENE_SIDES[1])
     drawn = open_source(SourceSpec(task=source.task, reader="scenes", size=side))
-    entry = SourceEntry(source=drawn, preprocess=declared, augment=source.augment, batch_size=images)
+    entry = SourceEntry(
+        source=drawn, preprocess=declared, augment=source.augment, batch_size=images, extra=extra_of(model)
+    )
     batch: Batch = next(iter(TrainLoader([entry], seed=seed)))
-    return dataclasses.replace(batch, images=batch.images.to(next(model.parameters()).device))
+    return batch.to(next(model.parameters()).device)

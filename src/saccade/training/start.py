@@ -27,11 +27,16 @@ from saccade.models.ait.vqvae import MapVQVAE
 from saccade.models.git.config import GiTConfig
 from saccade.models.git.initialise import initialise_local
 from saccade.models.git.model import GiT
-from saccade.models.systems import Model, build
+from saccade.models.gsva.config import GSVAConfig
+from saccade.models.gsva.initialise import initialise_local as initialise_gsva_local
+from saccade.models.gsva.model import GSVA
+from saccade.models.systems import Model, Vocabulary, build
 from saccade.models.vitdet.initialise import initialise_published
 from saccade.models.vitdet.model import ViTDet
 from saccade.tasks import Task
 from saccade.tokens.codebook import VQVAEConfig
+from saccade.tokens.pieces import FILE as PIECES
+from saccade.tokens.pieces import PieceVocabulary
 from saccade.tokens.vocabulary import TextVocabulary
 from saccade.training.config import TrainConfig
 
@@ -138,6 +143,8 @@ def _start_local(model: Model) -> None:
         initialise_local(model)
     elif isinstance(model, AiT):
         initialise_ait_local(model)
+    elif isinstance(model, GSVA):
+        initialise_gsva_local(model)
     elif isinstance(model, MapVQVAE):
         model.vqvae.start_alive()
     elif isinstance(model.backbone, PlainViT):
@@ -202,15 +209,17 @@ def use_image_counts(model: Model, sources: Sequence[Source]) -> None:
     model.roi.class_weights.copy_(weights)
 
 
-def vocabulary_of(config: TrainConfig) -> TextVocabulary | None:
+def vocabulary_of(config: TrainConfig) -> Vocabulary | None:
     """The vocabulary of a run: the file it names, that of ``weights``, or the bundled one that fits the model.
 
     None where the model reads and writes no text.
 
     Raises:
         ConfigError: None is named, and no bundled one fits.
-        CheckpointError: The file is missing or no WordPiece vocabulary.
+        CheckpointError: The file is missing, or no vocabulary of the kind that the model reads.
     """
+    if isinstance(config.model, GSVAConfig):
+        return _pieces_of(config, config.model.language.vocab_size)
     if not isinstance(config.model, GiTConfig):
         return None
     if config.vocabulary:
@@ -225,6 +234,20 @@ def vocabulary_of(config: TrainConfig) -> TextVocabulary | None:
         f"no bundled vocabulary has {config.model.vocab_size} pieces",
         where="vocabulary",
         fix="pass vocabulary=PATH/vocab.txt (for the published sizes of GiT: that of bert-base-uncased)",
+    )
+
+
+def _pieces_of(config: TrainConfig, rows: int) -> PieceVocabulary:
+    if config.vocabulary or config.weights:
+        return PieceVocabulary(config.vocabulary or resolve(config.weights), rows)
+    for path in sorted(ASSETS.rglob(PIECES)):
+        bundled = PieceVocabulary(path)
+        if len(bundled) == rows:
+            return bundled
+    raise ConfigError(
+        f"no bundled vocabulary has {rows} rows",
+        where="vocabulary",
+        fix="pass vocabulary=PATH/tokenizer.model, that of the language model (LLaVA, Vicuna or Llama)",
     )
 
 

@@ -19,7 +19,7 @@ from saccade.data.sources import open_source
 from saccade.data.sources.base import Source
 from saccade.errors import ConfigError, nearest
 from saccade.hub.checkpoint import save_model
-from saccade.models.systems import Model
+from saccade.models.systems import Model, extra_of
 from saccade.samples import Batch, ClassList
 from saccade.tasks import Task
 from saccade.training.checkpoint import CheckpointStore, read_state, write_state
@@ -346,6 +346,7 @@ def _entry(config: SourceConfig, source: Source, model: Model) -> SourceEntry:
         augment=config.augment,
         weight=config.weight,
         batch_size=config.batch_size,
+        extra=extra_of(model),
     )
 
 

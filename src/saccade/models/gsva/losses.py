@@ -19,5 +19,6 @@ def mask_bce(logits_EHW: Tensor, truth_EHW: Tensor) -> Tensor:
 def mask_dice(logits_EHW: Tensor, truth_EHW: Tensor) -> Tensor:
     """One minus the soft overlap, per mask ``[E]``; truths are 0 or 1, as floats."""
     said, wanted = logits_EHW.sigmoid().flatten(1), truth_EHW.flatten(1)
-    overlap = 2 * (said / _SCALE * wanted).sum(1)
-    return 1 - (overlap + _SMOOTH) / ((said / _SCALE).sum(1) + (wanted / _SCALE).sum(1) + _SMOOTH)
+    # A product of vectors, so that no map of products is kept for the backward pass.
+    overlap = 2 * (said[:, None] @ wanted[..., None])[:, 0, 0] / _SCALE
+    return 1 - (overlap + _SMOOTH) / ((said.sum(1) + wanted.sum(1)) / _SCALE + _SMOOTH)

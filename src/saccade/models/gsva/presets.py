@@ -1,4 +1,4 @@
-"""Named sizes of GSVA: the published ones."""
+"""Named sizes of GSVA: the published ones, and one of ours."""
 
 from __future__ import annotations
 
@@ -6,7 +6,13 @@ from collections.abc import Callable
 from functools import partial
 from typing import Literal
 
-from saccade.models.gsva.config import GSVAConfig, LanguageConfig, LoRAConfig
+from saccade.layers.sam import SAMConfig
+from saccade.layers.sam_decoder import MaskDecoderConfig
+from saccade.layers.vit import ViTConfig
+from saccade.models.gsva.config import CLIPConfig, GSVAConfig, LanguageConfig, LoRAConfig
+
+NANO_PIECES = 492
+"""Pieces of the vocabulary that is bundled for ``gsva-nano``, without the four tokens that GSVA adds."""
 
 _LARGE_LANGUAGE = partial(LanguageConfig, vocab_size=32004, width=5120, mlp_width=13824, layers=40, heads=40)
 
@@ -29,8 +35,43 @@ def gsva_13b(base: Literal["vicuna", "llama2"] = "vicuna") -> GSVAConfig:
     return GSVAConfig(language=_LARGE_LANGUAGE(), lora=LoRAConfig(rank=64), seg_id=32000, rej_id=32001)
 
 
+def nano(size: int = 192) -> GSVAConfig:
+    """Ours, for pictures of drawn scenes: trained whole, from nothing.
+
+    Args:
+        size: Side of what SAM and CLIP see, in pixels.
+    """
+    rows = NANO_PIECES + 4
+    return GSVAConfig(
+        language=LanguageConfig(vocab_size=rows, width=128, mlp_width=384, layers=4, heads=4, positions=1024),
+        lora=LoRAConfig(rank=0),
+        clip=CLIPConfig(width=128, mlp_width=384, layers=4, heads=4, image_size=size, patch_size=16),
+        sam=SAMConfig(
+            vit=ViTConfig(
+                width=128,
+                depth=4,
+                heads=4,
+                mlp_width=384,
+                image_size=size,
+                window_size=size // 16,
+                global_blocks=(),
+                drop_path=0.0,
+            ),
+            width=96,
+            mask_width=8,
+            decoder=MaskDecoderConfig(heads=4, mlp_width=256, mask_tokens=1, iou_width=32),
+        ),
+        seg_id=NANO_PIECES,
+        rej_id=NANO_PIECES + 1,
+        max_length=768,
+        max_new_tokens=160,
+        trainable=("language", "vocabulary", "clip", "projector", "image_encoder", "mask_decoder", "bridge"),
+    )
+
+
 PRESETS: dict[str, Callable[[], GSVAConfig]] = {
     "gsva-7b": gsva_7b,
     "gsva-13b": gsva_13b,
     "gsva-llama2-13b": partial(gsva_13b, "llama2"),
+    "gsva-nano": nano,
 }
