@@ -5,15 +5,13 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
-import socket
 import time
-from collections.abc import Callable
-from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from helpers_processes import finish, ranks, run
 from helpers_training import assert_same_state, scenes, state_of, tiny_run
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -28,26 +26,6 @@ from saccade.training.distributed import open_world
 from saccade.training.engine import Engine
 from saccade.training.logs import read_lines
 from saccade.training.trainer import Trainer
-
-# A server that has imported everything once and computed nothing: its forks start at once and are clean.
-PROCESSES = multiprocessing.get_context("forkserver")
-PROCESSES.set_forkserver_preload(["saccade.training.trainer", "helpers_training"])
-
-
-def run(target: Callable[..., None], *arguments: object) -> BaseProcess:
-    process = PROCESSES.Process(target=target, args=arguments)
-    process.start()
-    return process
-
-
-def finish(*processes: BaseProcess, timeout_s: float = 120) -> list[int | None]:
-    for process in processes:
-        process.join(timeout_s)
-    codes = [process.exitcode for process in processes]
-    for process in processes:
-        process.kill()
-    return codes
-
 
 # ---------------------------------------------------------------------------------------------- SIGKILL in a save
 
@@ -138,26 +116,6 @@ def test_a_signal_to_the_whole_group_ends_with_a_checkpoint_and_exit_code_0(tmp_
 # ---------------------------------------------------------------------------------------------- two ranks
 
 
-def _ranks(target: Callable[..., None], *arguments: object) -> None:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    ranks = [run(_as_rank, rank, port, target, *arguments) for rank in range(2)]
-    assert finish(*ranks) == [0, 0]
-
-
-def _as_rank(rank: int, port: int, target: Callable[..., None], *arguments: object) -> None:
-    os.environ |= {
-        "RANK": str(rank),
-        "LOCAL_RANK": str(rank),
-        "WORLD_SIZE": "2",
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(port),
-    }
-    torch.set_num_threads(1)
-    target(*arguments)
-
-
 class Mean(nn.Module):
     """Its loss is a mean over the batch; the batch's task decides which branch is used; dropout draws per batch."""
 
@@ -205,7 +163,7 @@ def test_two_ranks_take_the_steps_of_one_process_that_accumulates(tmp_path: Path
     optim = OptimConfig(lr=1e-2, weight_decay=0.5, clip_norm=0.1)
     config = tiny_run(tmp_path, optim=optim, accumulate=2)
     _toy_steps(tmp_path, config)
-    _ranks(_toy_steps, tmp_path, config)
+    ranks(_toy_steps, tmp_path, config)
     one, first, second = (load_file(tmp_path / f"{name}.safetensors") for name in ("1-0", "2-0", "2-1"))
     assert one.keys() == first.keys() == second.keys()
     for key, value in one.items():
@@ -232,7 +190,7 @@ def _toy_poisoned(out: Path, config: TrainConfig) -> None:
 
 
 def test_a_loss_that_is_not_finite_on_one_rank_stops_all_and_names_it(tmp_path: Path) -> None:
-    _ranks(_toy_poisoned, tmp_path, tiny_run(tmp_path))
+    ranks(_toy_poisoned, tmp_path, tiny_run(tmp_path))
     for rank in range(2):
         text = (tmp_path / f"{rank}.txt").read_text()
         assert "the loss is not finite at step 1" in text
@@ -246,7 +204,7 @@ def test_two_ranks_train_git_like_one_process_with_twice_the_batch(tmp_path: Pat
         return {"train": (scenes(Task.CAPTION, batch_size=batch_size),), "model": _still_model(), "log_every": 3}
 
     one = Trainer(tiny_run(tmp_path, name="one", **settings(4))).fit()
-    _ranks(_train, tmp_path, {"name": "two", **settings(2)})
+    ranks(_train, tmp_path, {"name": "two", **settings(2)})
     two = tmp_path / "runs" / "two"
     found, expected = state_of(two / "checkpoints" / "last"), state_of(one.checkpoint)
     assert found.keys() == expected.keys()
@@ -263,9 +221,9 @@ def _still_model() -> Any:
 
 
 def test_two_ranks_stop_and_resume_exactly(tmp_path: Path) -> None:
-    _ranks(_fit_until, tmp_path, "whole", None)
-    _ranks(_fit_until, tmp_path, "parts", 5)
-    _ranks(_fit_until, tmp_path, "parts", None)
+    ranks(_fit_until, tmp_path, "whole", None)
+    ranks(_fit_until, tmp_path, "parts", 5)
+    ranks(_fit_until, tmp_path, "parts", None)
     runs = tmp_path / "runs"
     assert_same_state(runs / "parts" / "checkpoints" / "last", runs / "whole" / "checkpoints" / "last")
 

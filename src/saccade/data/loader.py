@@ -117,6 +117,8 @@ class EvalLoader:
         rank: This process takes samples rank, rank + world_size, ...
         world_size: Number of processes.
         pin_memory: Pin the tensors for the copy to a GPU.
+        even: Every rank gets equally many samples, for processes that must go in step: where one has none left, it is
+            given the first ones of the source again, which the caller leaves out.
         extra: What the model is given besides pictures.
     """
 
@@ -130,11 +132,13 @@ class EvalLoader:
         workers: int = 0,
         rank: int = 0,
         world_size: int = 1,
+        even: bool = False,
         pin_memory: bool = False,
     ) -> None:
         if batch_size < 1:
             raise UsageError(f"the batch size must be at least 1, not {batch_size}", where=source.name)
-        indices = range(rank, len(source), world_size)
+        end = -(-len(source) // world_size) * world_size if even else len(source)
+        indices = [index % len(source) for index in range(rank, end, world_size)]
         chunks = [indices[k : k + batch_size] for k in range(0, len(indices), batch_size)]
         self._chunks = _Chunks(source, preprocess, extra, chunks)
         self._workers, self._pin_memory = workers, pin_memory
@@ -209,7 +213,7 @@ class _Steps(Dataset[Parcel]):
 class _Chunks(Dataset[Parcel]):
     """Batch number -> (original samples, batch), packed."""
 
-    def __init__(self, source: Source, declared: Preprocess, extra: Extra | None, chunks: list[range]) -> None:
+    def __init__(self, source: Source, declared: Preprocess, extra: Extra | None, chunks: list[list[int]]) -> None:
         self._source, self._declared, self._extra, self._chunks = source, declared, extra, chunks
 
     def __len__(self) -> int:

@@ -92,6 +92,7 @@ def save_model(
     *,
     classes: Mapping[Task, ClassList],
     provenance: Mapping[str, Any],
+    state: Mapping[str, Tensor] | None = None,
     dtype: torch.dtype | None = None,
     texts: Mapping[str, str] | None = None,
 ) -> Path:
@@ -102,6 +103,7 @@ def save_model(
         folder: Where to.
         classes: Class lists of the tasks that are prompted by classes.
         provenance: Plain data about the origin; saccade's and torch's versions and the date are added.
+        state: Its weights, where they are not those that it holds (averaged, or gathered from several processes).
         dtype: Type that floating-point weights are stored in (None = as they are).
         texts: Further files, e.g. ``{"README.md": ..., "LICENSE": ...}``.
 
@@ -117,7 +119,7 @@ def save_model(
         raise UsageError(f"classes for the task '{foreign[0]}', which the model does not offer", where=folder)
     return write_checkpoint(
         folder,
-        state=model.state_dict(),
+        state=model.state_dict() if state is None else state,
         config=model.config,
         tasks=model.tasks,
         classes=classes,

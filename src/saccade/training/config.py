@@ -13,6 +13,7 @@ from saccade.layers.precision import Precision
 from saccade.metrics.depth import SCORE_NAMES as DEPTH_SCORES
 from saccade.metrics.referring import SCORE_NAMES as REFERRING_SCORES
 from saccade.models.ait.config import AiTConfig
+from saccade.models.gsva.config import GSVAConfig
 from saccade.models.systems import ModelConfig, offers
 from saccade.tasks import Task
 
@@ -158,6 +159,10 @@ class TrainConfig:
         mixture: ``drawn``: every batch comes from one source, drawn by weight, and gradients are the mean over the
             batches of a step; ``together``: every step takes ``per_step`` batches of every source, the losses of
             different tasks are added, and those of one task averaged.
+        parallel: Several processes: ``replicate``: each holds the whole model (DDP); ``shard``: the weights are spread
+            over them (FSDP2; GSVA).
+        missing: Data sets of ``train`` that are not there: ``refuse`` them, or ``leave_out`` with a warning that says
+            what to download.
         accumulate: Batches per optimiser step; rounds of all sources with ``together``.
         precision: Arithmetic of the forward pass, in training and evaluation.
         activation_checkpointing: Recompute activations in the backward pass.
@@ -191,6 +196,8 @@ class TrainConfig:
     text_init: str = ""
     vocabulary: str = ""
     mixture: Literal["drawn", "together"] = "drawn"
+    parallel: Literal["replicate", "shard"] = "replicate"
+    missing: Literal["refuse", "leave_out"] = "refuse"
     accumulate: int = 1
     precision: Precision = "float32"
     activation_checkpointing: bool = False
@@ -275,6 +282,12 @@ def validate(config: TrainConfig) -> None:
             raise ConfigError(
                 "weight is for a mixture that is drawn", where=f"train.{index}.weight", fix="set per_step instead"
             )
+    if config.parallel == "shard" and (config.ema_decay or not isinstance(config.model, GSVAConfig)):
+        raise ConfigError(
+            "only a GSVA without averaged weights can be spread over processes",
+            where="parallel",
+            fix="set parallel=replicate" + (", or ema_decay=0" if isinstance(config.model, GSVAConfig) else ""),
+        )
     if config.train and not any(source.weight > 0 for source in config.train):
         raise ConfigError("every source of the mixture has weight 0", where="train")
     for part, sources in (("train", config.train), ("val", config.val)):

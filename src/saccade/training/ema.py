@@ -12,7 +12,7 @@ from saccade.errors import CheckpointError
 
 
 class WeightAverage:
-    """Averages every parameter; buffers are not averaged, the model's own are used.
+    """Averages every trained parameter; of frozen ones and of buffers the model's own are used.
 
     The decay ramps up as ``min(decay, (1 + step) / (10 + step))``, so that a short run does not average in its random
     start. It depends on the step alone, so a resumed run needs no counter.
@@ -24,7 +24,7 @@ class WeightAverage:
 
     def __init__(self, model: nn.Module, decay: float) -> None:
         self.decay = decay
-        self._live = dict(model.named_parameters())
+        self._live = {name: p for name, p in model.named_parameters() if p.requires_grad}
         self._average = {name: parameter.detach().clone() for name, parameter in self._live.items()}
 
     @torch.no_grad()

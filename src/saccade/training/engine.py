@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
 from saccade.errors import CheckpointError, TrainingError
@@ -21,6 +22,7 @@ from saccade.training.ema import WeightAverage
 from saccade.training.optim import build_optimizer, load_optimizer_tensors, optimizer_tensors
 from saccade.training.schedule import learning_rate
 from saccade.training.seeding import seed_everything
+from saccade.training.sharding import part_of, shard, whole
 
 _SHOWN_SAMPLES = 16
 
@@ -68,13 +70,16 @@ class Engine:
         world: This process among all.
     """
 
-    def __init__(self, model: nn.Module, config: TrainConfig, world: World) -> None:
+    def __init__(self, model: Any, config: TrainConfig, world: World) -> None:
         self.model, self.config, self.world = model, config, world
+        sharded = config.parallel == "shard" and world.size > 1
+        if sharded:
+            shard(model, world, config.precision)
         self.optimizer = build_optimizer(model, config.optim)
         self.average = WeightAverage(model, config.ema_decay) if config.ema_decay > 0 else None
         self._trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
         self._replica: nn.Module = _LossOf(model)
-        if world.size > 1:
+        if world.size > 1 and not sharded:
             # One task per batch uses a part of the parameters: DDP has to look which ones. Buffers are constants.
             self._replica = DistributedDataParallel(self._replica, find_unused_parameters=True, broadcast_buffers=False)
 
@@ -93,7 +98,7 @@ class Engine:
         self.optimizer.zero_grad(set_to_none=True)
         losses = [self._backward(index, number, batches) for number in range(len(batches))]
         gradients = [parameter.grad for parameter in self._trainable if parameter.grad is not None]
-        norm = torch.nn.utils.get_total_norm(gradients)
+        norm = whole(torch.nn.utils.get_total_norm(gradients))
         reports, grad_norm = self._to_host(batches, losses, norm)
         self._require_finite(index, batches, reports, grad_norm)
         if self.config.optim.clip_norm > 0:
@@ -169,12 +174,34 @@ class Engine:
         )
 
     def tensors(self) -> dict[str, Tensor]:
-        """Everything that learning changed, under ``model/``, ``optim/`` and ``ema/``."""
-        state = {f"model/{name}": value for name, value in _weights(self.model).items()}
+        """Everything that learning changed, under ``model/``, ``optim/`` and ``ema/``.
+
+        Frozen weights are not among it: they are those that the run starts from. Every rank must ask at the same point;
+        where weights are spread over processes, only the main one is given something.
+        """
+        state = {f"model/{name}": value for name, value in _changing(self.model).items()}
         state |= {f"optim/{name}": value for name, value in optimizer_tensors(self.optimizer).items()}
         if self.average is not None:
             state |= {f"ema/{name}": value for name, value in self.average.tensors().items()}
-        return state
+        return self._gathered(state)
+
+    def weights(self) -> dict[str, Tensor]:
+        """The whole state of the model as it is to be used, averaged weights where averaging is on.
+
+        Every rank must ask at the same point, as for :meth:`tensors`.
+        """
+        with self.weights_to_use():
+            return self._gathered(self.model.state_dict())
+
+    def _gathered(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        if not any(isinstance(value, DTensor) for value in tensors.values()):
+            return tensors
+        gathered = {}
+        for name, value in tensors.items():
+            tensor = whole(value)
+            if self.world.is_main:
+                gathered[name] = tensor.cpu()
+        return gathered
 
     @torch.no_grad()
     def load(self, tensors: dict[str, Tensor]) -> None:
@@ -187,13 +214,13 @@ class Engine:
         for key, value in tensors.items():
             part, name = key.split("/", 1)
             parts[part][name] = value
-        weights = _weights(self.model)
-        odd = sorted(set(weights) ^ set(parts["model"]))
-        odd += [n for n in weights if n not in odd and weights[n].shape != parts["model"][n].shape]
+        weights, given = _weights(self.model), parts["model"]
+        odd = sorted((set(_changing(self.model)) - set(given)) | (set(given) - set(weights)))
+        odd += [name for name in given if name not in odd and weights[name].shape != given[name].shape]
         if odd:
             raise CheckpointError("the training state is of another model", where=odd[:5])
-        for name, value in weights.items():
-            value.copy_(parts["model"][name])
+        for name, value in given.items():
+            weights[name].copy_(part_of(value, weights[name]))
         load_optimizer_tensors(self.optimizer, parts["optim"])
         if self.average is not None:
             self.average.load(parts["ema"])
@@ -208,6 +235,12 @@ def _weights(model: nn.Module) -> dict[str, Tensor]:
     persistent = model.state_dict(keep_vars=True)
     buffers = {name: value for name, value in model.named_buffers() if name in persistent}
     return {name: value.detach() for name, value in (dict(model.named_parameters()) | buffers).items()}
+
+
+def _changing(model: nn.Module) -> dict[str, Tensor]:
+    """What a step may change: trained parameters and buffers."""
+    frozen = {name for name, parameter in model.named_parameters() if not parameter.requires_grad}
+    return {name: value for name, value in _weights(model).items() if name not in frozen}
 
 
 def _describe(batch: Batch, losses: dict[str, float], rank: int) -> str:

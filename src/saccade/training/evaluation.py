@@ -28,6 +28,7 @@ from saccade.models.systems import Model, extra_of
 from saccade.models.vitdet.model import ViTDet
 from saccade.tasks import Task
 from saccade.training.distributed import World
+from saccade.training.sharding import is_sharded
 
 PROTOCOLS: dict[Task, str] = {
     Task.SEMANTIC: "IoU from areas summed over the set, at the original size, label 255 left out",
@@ -135,6 +136,7 @@ def evaluate(
         workers=workers,
         rank=world.rank,
         world_size=world.size,
+        even=is_sharded(model),
         pin_memory=device.type == "cuda",
     )
     share = len(range(world.rank, len(source), world.size))
@@ -148,9 +150,10 @@ def evaluate(
                     if isinstance(model, MapVQVAE)
                     else model.predict(batch.to(device, non_blocking=True))
                 )
-            for sample, prediction in zip(samples, predictions, strict=True):
+            own = min(len(samples), share - done)  # the rest keeps this process in step with the others
+            for sample, prediction in zip(samples[:own], predictions[:own], strict=True):
                 metric.update(sample, prediction)
-            done += len(samples)
+            done += own
             if progress is not None:
                 progress(done, share)
             if stopped := stop is not None and stop():

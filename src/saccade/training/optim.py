@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from saccade.errors import CheckpointError, ConfigError
 from saccade.training.config import LayerDecay, LayerRates, OptimConfig
+from saccade.training.sharding import part_of
 
 _BLOCK = re.compile(r"backbone\.blocks\.(\d+)\.")
 _CELL = re.compile(r"backbone\.cells\.(\d+)\.")
@@ -153,6 +154,6 @@ def load_optimizer_tensors(optimizer: torch.optim.Optimizer, tensors: dict[str, 
             raise CheckpointError(
                 f"optimiser state has shape {tuple(value.shape)}, the parameter {tuple(parameter.shape)}", where=key
             )
-        state.setdefault(position, {})[slot] = value
+        state.setdefault(position, {})[slot] = part_of(value, parameter) if value.ndim else value
     # The optimiser's own loader decides where each tensor lives (fused AdamW keeps its step counters on the GPU).
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})

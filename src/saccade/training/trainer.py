@@ -12,11 +12,13 @@ from typing import Any
 
 import torch
 from rich.console import Console
+from torch import Tensor
 
 from saccade.configs import to_dict
 from saccade.data.loader import SourceEntry, TrainLoader
 from saccade.data.sources import open_source
 from saccade.data.sources.base import Source
+from saccade.data.sources.present import open_present
 from saccade.errors import ConfigError, nearest
 from saccade.hub.checkpoint import save_model
 from saccade.models.systems import Model, extra_of
@@ -124,13 +126,14 @@ class _Run:
             self.best = None
         self.evaluated_step: int = start.values.get("evaluated_step", -1)
         self.evaluations: dict[str, EvalResult] = {}
-        self.train_sources = [open_source(source) for source in config.train]
+        self.train, left_out = self._open_training()
         self.val_sources = [open_source(source) for source in config.val]
         self.labels = source_labels(config.val)
         seed_everything(config.seed)
         model, reports = build_model(config)
-        use_image_counts(model, self.train_sources)
-        self.model: Model = model.to(world.device)
+        use_image_counts(model, [source for _, source in self.train])
+        # What is spread over processes goes to the device part by part.
+        self.model: Model = model if config.parallel == "shard" and world.size > 1 else model.to(world.device)
         self.model.set_activation_checkpointing(config.activation_checkpointing)
         self.engine = Engine(self.model, config, world)
         if start.checkpoint is not None:
@@ -140,23 +143,30 @@ class _Run:
         self.progress = TrainProgress(steps=config.steps, done=start.step, quiet=not world.is_main, console=console)
         for text in [
             *start.notes,
+            *left_out,
             *(text for report in reports for text in (str(report), *report.notes)),
-            *_skipped(self.train_sources + self.val_sources),
+            *_skipped([source for _, source in self.train] + self.val_sources),
         ]:
             self._note(text)
+
+    def _open_training(self) -> tuple[list[tuple[SourceConfig, Source]], list[str]]:
+        """The sources of the mixture, and a warning for each that is missing."""
+        if self.config.missing == "leave_out" and self.config.train:
+            return open_present(self.config.train)
+        return [(source, open_source(source)) for source in self.config.train], []
 
     def go(self, goal: int) -> TrainResult:
         """Trains up to ``goal`` steps."""
         if self.config.steps == 0:
             return self._only_evaluate()
         loader = TrainLoader(
-            [_entry(s, o, self.model) for s, o in zip(self.config.train, self.train_sources, strict=True)],
+            [_entry(given, source, self.model) for given, source in self.train],
             seed=self.config.seed,
             rank=self.world.rank,
             world_size=self.world.size,
             workers=self.config.workers,
             start_step=self.step * self.config.batches_per_step,
-            rounds=[s.per_step for s in self.config.train] if self.config.mixture == "together" else None,
+            rounds=[given.per_step for given, _ in self.train] if self.config.mixture == "together" else None,
             pin_memory=self.world.device.type == "cuda",
         )
         try:
@@ -291,12 +301,14 @@ class _Run:
 
     def _save(self, *, best: bool = False) -> None:
         """Writes a checkpoint from the main process; a failure stops every rank."""
-        self.world.from_main(lambda: self.store.save(self.step, self._write, best=best))
+        weights, state = self.engine.weights(), self.engine.tensors()
+        self.world.from_main(
+            lambda: self.store.save(self.step, lambda folder: self._write(folder, weights, state), best=best)
+        )
         self.saved_step = self.step
 
-    def _write(self, folder: Path) -> None:
-        with self.engine.weights_to_use():
-            save_model(self.model, folder, classes=self._classes(), provenance=self._provenance())
+    def _write(self, folder: Path, weights: dict[str, Tensor], state: dict[str, Tensor]) -> None:
+        save_model(self.model, folder, state=weights, classes=self._classes(), provenance=self._provenance())
         values = {
             "step": self.step,
             "processes": self.world.size,
@@ -305,12 +317,12 @@ class _Run:
             "evaluated_step": self.evaluated_step,
             "config": to_dict(self.config),
         }
-        write_state(folder, self.engine.tensors(), values)
+        write_state(folder, state, values)
 
     def _classes(self) -> dict[Task, ClassList]:
         """The class list of each task: that of its first evaluated source, or else of its first training source."""
         classes: dict[Task, ClassList] = {}
-        for source in [*self.val_sources, *self.train_sources]:
+        for source in [*self.val_sources, *(source for _, source in self.train)]:
             if source.classes is not None:
                 classes.setdefault(source.task, source.classes)
         return classes
@@ -328,7 +340,7 @@ class _Run:
             "start": config.weights or config.init_from or "fresh weights",
             "data": [
                 {"task": str(source.task), "name": source.name, "samples": len(source), "weight": given.weight}
-                for given, source in zip(config.train, self.train_sources, strict=True)
+                for given, source in self.train
             ],
             "metrics": self.metrics,
         }

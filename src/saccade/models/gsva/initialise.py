@@ -1,9 +1,9 @@
 """A start for GSVA models that are trained without any pre-training.
 
 The published model starts from a Llama that speaks, a CLIP whose patches its projector turned into words, and a SAM
-that segments. From the usual small random weights a small one learns to speak, and says the same of every picture: attention
-is uniform at first, so that a patch is 1 part in 300 of what a word reads. :func:`initialise_local` writes into the
-fresh weights what stands where; neither the architecture nor what is trained changes.
+that segments. From the usual small random weights a small one learns to speak, and says the same of every picture:
+attention is uniform at first, so that a patch is 1 part in 300 of what a word reads. :func:`initialise_local` writes
+into the fresh weights what stands where; neither the architecture nor what is trained changes.
 """
 
 from __future__ import annotations

@@ -29,7 +29,8 @@ from saccade.samples import Batch, Preprocess
 from saccade.tasks import Task
 from saccade.tokens.pieces import PieceVocabulary
 
-_PROMPTS_AT_ONCE = 16
+# What one pass of SAM is given: an image of its published size, and that image with sixteen prompts.
+_PIXELS_AT_ONCE, _CELLS_AT_ONCE = 1024**2, 16 * 64**2
 
 
 @dataclass
@@ -220,8 +221,9 @@ class GSVA(nn.Module):
             images_clip_B3ss: What CLIP sees.
         """
         with self._trained("image_encoder"):
-            # One by one: blocks with global attention over 64x64 places leave no memory for several.
-            maps = torch.cat([self.sam.encode(image[None]) for image in images_B3SS])
+            # Blocks with global attention over 64x64 places leave no memory for several images.
+            at_once = max(1, _PIXELS_AT_ONCE // images_B3SS[0, 0].numel())
+            maps = torch.cat([self.sam.encode(images) for images in images_B3SS.split(at_once)])
         with self._trained("clip"):
             patches = self.clip(images_clip_B3ss)
         return EncodedImages(maps, self.projector(patches))
@@ -271,11 +273,10 @@ class GSVA(nn.Module):
         """
         # SAM's choice for one prompt with one answer is the first of its mask tokens. No prompts go the same way, so
         # that what is trained has a gradient (of zeros) in every step, as processes that train together expect.
+        at_once = max(1, _CELLS_AT_ONCE // encoded.maps_BChw[0, 0].numel())
         parts = [
             self.sam.decode(encoded.maps_BChw[images], prompts[:, None])[0][:, 0]
-            for images, prompts in zip(
-                images_M.split(_PROMPTS_AT_ONCE), prompts_MC.split(_PROMPTS_AT_ONCE), strict=True
-            )
+            for images, prompts in zip(images_M.split(at_once), prompts_MC.split(at_once), strict=True)
         ]
         return torch.cat(parts)
 
@@ -316,7 +317,8 @@ class GSVA(nn.Module):
             encoded: Their images, where they were encoded before.
         """
         batch = self._conversations(batch)
-        with torch.inference_mode():
+        # Not inference_mode: tensors made there cannot be gathered again by processes that share the weights.
+        with torch.no_grad():
             if encoded is None:
                 encoded = self.encode(batch.images, batch.images_clip)
             return list(self._free(batch, encoded) if batch.labels is None else self._judge(batch, encoded))
@@ -386,6 +388,13 @@ class GSVA(nn.Module):
             )
 
     # ------------------------------------------------------------------ parts
+
+    @property
+    def blocks(self) -> Iterator[nn.Module]:
+        """The blocks of the three networks, which hold nearly all weights."""
+        yield from self.language.model.layers
+        yield from self.clip.tower.encoder.layers
+        yield from self.sam.image_encoder.vit
 
     def parameters_of(self, part: Part) -> Iterator[nn.Parameter]:
         """The parameters of a part; the head that guesses how good a mask is belongs to none, for nothing trains it."""

@@ -1,0 +1,114 @@
+"""Two processes that share the weights of a GSVA take the steps of one, evaluate, save and go on like one."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from helpers_processes import ranks
+from helpers_training import state_of, tiny_run
+from safetensors import safe_open
+
+from saccade.errors import ConfigError
+from saccade.hub.resolve import load_model
+from saccade.models.gsva.config import PUBLISHED_PARTS, LoRAConfig
+from saccade.recipes.gsva import nano_scenes
+from saccade.training.config import TrainConfig, validate
+from saccade.training.logs import read_lines
+from saccade.training.trainer import Trainer
+
+
+def run_of(folder: Path, **changes: Any) -> TrainConfig:
+    """A small GSVA of which the published parts are trained; without dropout nothing is random."""
+    recipe = nano_scenes(steps=4, size=64, images=1)
+    model = recipe.model
+    model.language.width, model.language.mlp_width, model.language.layers, model.language.heads = 32, 48, 2, 2
+    model.clip.width, model.clip.mlp_width, model.clip.layers, model.clip.heads = 24, 32, 3, 2
+    model.sam.vit.width, model.sam.vit.mlp_width, model.sam.vit.depth = 32, 48, 2
+    model.lora, model.trainable = LoRAConfig(rank=4, dropout=0.0), PUBLISHED_PARTS
+    val = (dataclasses.replace(recipe.val[0], limit=3, batch_size=1),)
+    settings: dict[str, Any] = {
+        "val": val,
+        "name": "gsva",
+        "out": str(folder / "runs"),
+        "precision": "float32",
+        "ema_decay": 0.0,
+        "log_every": 1,
+        "save_every": 2,
+        "workers": 0,
+        "device": "cpu",
+        "monitor": "",
+        "parallel": "shard",
+        "activation_checkpointing": True,
+        **changes,
+    }
+    return dataclasses.replace(recipe, **settings)
+
+
+def _train(folder: Path, changes: dict[str, Any], until: int | None) -> None:
+    Trainer(run_of(folder, **changes)).fit(until=until)
+
+
+def test_two_processes_learn_what_one_learns(tmp_path: Path) -> None:
+    one = Trainer(run_of(tmp_path, name="one", accumulate=2)).fit()
+    ranks(_train, tmp_path, {"name": "two"}, None)
+    two = tmp_path / "runs" / "two"
+    found, expected = state_of(two / "checkpoints" / "last"), state_of(one.checkpoint)
+    assert found.keys() == expected.keys()
+    for key, value in expected.items():
+        torch.testing.assert_close(found[key], value, rtol=1e-3, atol=2e-5, msg=key)
+    pairs = [
+        pair for pair in zip(read_lines(two), read_lines(one.folder), strict=True) if pair[0].get("loss") is not None
+    ]
+    assert len(pairs) == 4
+    assert all(ours["loss"] == pytest.approx(theirs["loss"], rel=1e-5) for ours, theirs in pairs)
+    # Three images on two processes: none is counted twice.
+    judged = [next(line for line in read_lines(run) if "metrics" in line) for run in (two, one.folder)]
+    assert judged[0]["images"] == judged[1]["images"] == 3
+    for name, value in judged[1]["metrics"].items():
+        assert judged[0]["metrics"][name] == pytest.approx(value, abs=1e-4) or math.isnan(value)
+
+
+def test_the_checkpoint_is_whole_and_holds_optimiser_state_of_what_trains(tmp_path: Path) -> None:
+    ranks(_train, tmp_path, {}, 2)
+    last = tmp_path / "runs" / "gsva" / "checkpoints" / "last"
+    model = load_model(last).model
+    trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    buffers = {"sam.prompt_encoder.gaussian"}
+    with safe_open(last / "trainer.safetensors", framework="pt") as stored:
+        keys = set(stored.keys())  # noqa: SIM118 (not a dict)
+    assert {key.removeprefix("model/") for key in keys if key.startswith("model/")} == trained | buffers
+    assert {key.split("/")[1] for key in keys if key.startswith("optim/")} == trained
+    assert 0 < len(trained) < len(list(model.parameters())) / 2
+
+
+def test_two_processes_stop_and_go_on_exactly(tmp_path: Path) -> None:
+    ranks(_train, tmp_path, {"name": "whole"}, None)
+    ranks(_train, tmp_path, {"name": "parts"}, 3)
+    ranks(_train, tmp_path, {"name": "parts"}, None)
+    found, expected = (state_of(tmp_path / "runs" / name / "checkpoints" / "last") for name in ("parts", "whole"))
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(found[key], value) for key, value in expected.items())
+
+
+def test_in_half_precision_blocks_are_gathered_in_it(tmp_path: Path) -> None:
+    one = Trainer(run_of(tmp_path, name="one", accumulate=2, precision="bf16", steps=2)).fit()
+    ranks(_train, tmp_path, {"name": "two", "precision": "bf16", "steps": 2}, None)
+    losses = [
+        [line["loss"] for line in read_lines(folder) if line.get("loss") is not None]
+        for folder in (tmp_path / "runs" / "two", one.folder)
+    ]
+    assert losses[0] == pytest.approx(losses[1], rel=2e-3) and len(losses[0]) == 2
+    stored = state_of(tmp_path / "runs" / "two" / "checkpoints" / "last")
+    assert {value.dtype for value in stored.values() if value.is_floating_point()} == {torch.float32}
+
+
+def test_only_gsva_without_an_average_is_spread(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="set parallel=replicate, or ema_decay=0"):
+        validate(run_of(tmp_path, ema_decay=0.9))
+    with pytest.raises(ConfigError, match="only a GSVA without averaged weights can be spread"):
+        validate(tiny_run(tmp_path, parallel="shard"))
