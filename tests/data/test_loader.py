@@ -22,6 +22,7 @@ from saccade.data.augment import CaptionAugment, DetectionAugment, GroundingAugm
 from saccade.data.loader import EvalLoader, SourceEntry, TrainLoader
 from saccade.data.mixture import MAX_SHUFFLED, Mixture
 from saccade.data.parcel import pack, unpack
+from saccade.data.sources.base import select_range
 from saccade.errors import DataError, ImageError, SaccadeError, UsageError
 from saccade.samples import Batch, Preprocess, Sample
 from saccade.tasks import Task
@@ -99,6 +100,30 @@ def test_ranks_share_a_stream() -> None:
         plans = [mixture.plan(step) for mixture in two]
         assert plans[0].source == plans[1].source == one.plan(step).source
         assert sorted(plans[0].positions + plans[1].positions) == list(one.plan(step).positions)
+
+
+@pytest.mark.parametrize("world_size", [1, 3])
+def test_mixed_batches_draw_a_source_for_every_sample(world_size: int) -> None:
+    """Any number of ranks shares out the same samples, and batches mix the sources by weight."""
+    made = MadeSource(Task.CAPTION, 57)
+    often, seldom = select_range(made, limit=50), select_range(made, offset=50)
+
+    def seen(rank: int, size: int, batch: int) -> list[list[int]]:
+        entries = [
+            SourceEntry(source=source, preprocess=INPUT, weight=weight, batch_size=batch)
+            for source, weight in ((often, 3.0), (seldom, 1.0))
+        ]
+        loader = TrainLoader(entries, seed=3, rank=rank, world_size=size, mixed=True)
+        return [[int(origin.image_id) for origin in one.origins] for one in itertools.islice(loader, 10)]
+
+    whole = seen(0, 1, 12)
+    shared = [seen(rank, world_size, 12 // world_size) for rank in range(world_size)]
+    for step, expected in enumerate(whole):
+        assert sorted(number for rank in shared for number in rank[step]) == sorted(expected)
+    assert sum({number < 50 for number in batch} == {True, False} for batch in whole) >= 8
+    drawn = [number for batch in whole for number in batch]
+    assert 75 <= sum(number < 50 for number in drawn) <= 105  # of 120
+    assert sorted([number for number in drawn if number >= 50][:7]) == list(range(50, 57))  # a stream of its own
 
 
 def test_endless_sources_are_read_in_order() -> None:

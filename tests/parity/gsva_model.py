@@ -27,6 +27,7 @@ from saccade.samples import Origin, Sample
 from saccade.tasks import Task
 from saccade.training.config import OptimConfig
 from saccade.training.optim import build_optimizer
+from saccade.training.schedule import learning_rate
 
 if TYPE_CHECKING:
     from check import Report
@@ -308,11 +309,13 @@ class ModelCheck:
             eps=optimiser["eps"],
             weight_decay=optimiser["weight_decay"],
             clip_norm=optimiser["gradient_clipping"],
+            schedule="deepspeed",
+            warmup_steps=scheduler["warmup_num_steps"],
         )
         adam = build_optimizer(net, settings)
         trained = [parameter for parameter in net.parameters() if parameter.requires_grad]
         for step, expected in enumerate(told["steps"]):
-            rate = official_rate(step, settings.lr, scheduler["warmup_num_steps"], scheduler["total_num_steps"])
+            rate = learning_rate(step, steps=scheduler["total_num_steps"], optim=settings)
             self._number(f"step {step}: learning rate", rate, expected["lr_used"])
             losses = net.loss(self.train)
             self._compare_losses(losses, {name: torch.tensor([expected[name]]) for name in LOSSES}, f"step {step}: ")
@@ -505,16 +508,6 @@ class ModelCheck:
 LOSSES = ("loss", "ce_loss", "mask_bce_loss", "mask_dice_loss", "mask_loss")
 INPUTS = {"input_ids", "attention_masks", "labels", "offset", "images_clip", "resize_list", "original_sizes"}
 STEP_CHANGE = GRADIENT
-
-
-def official_rate(step: int, lr: float, warmup: int, total: int) -> float:
-    """Learning rate of a 0-based step: the scheduler first acts behind it, so that the first has the full rate."""
-    if step == 0:
-        return lr
-    index = step - 1
-    if index < warmup:
-        return lr * index / warmup
-    return lr * max(0.0, (total - index) / max(1, total - warmup))
 
 
 def _keep(seen: dict[str, Tensor], name: str, order: tuple[int, ...] | None = None) -> Callable[..., None]:

@@ -20,6 +20,8 @@ from saccade.layers.vitae import ViTAEConfig
 from saccade.models.ait.config import AiTConfig, ObjectsConfig
 from saccade.models.ait.vqvae import MapVQVAE, MapVQVAEConfig
 from saccade.models.git.config import DetectionConfig, GiTConfig
+from saccade.models.gsva.config import GSVAConfig
+from saccade.models.gsva.presets import nano as gsva_nano
 from saccade.models.systems import ModelConfig
 from saccade.models.vitdet.config import ViTDetConfig
 from saccade.recipes import RECIPES, get_recipe
@@ -142,7 +144,20 @@ def _vqvaes(model: ModelConfig, folder: Path) -> dict[str, str]:
     return made
 
 
+def _small_gsva(model: GSVAConfig) -> GSVAConfig:
+    small = gsva_nano(SIDE)
+    return dataclasses.replace(
+        small,
+        language=dataclasses.replace(small.language, layers=2),
+        lora=model.lora,
+        conversation=model.conversation,
+        trainable=model.trainable,
+    )
+
+
 def _small_model(model: ModelConfig) -> ModelConfig:
+    if isinstance(model, GSVAConfig):
+        return _small_gsva(model)
     if isinstance(model, ViTDetConfig):
         return _small_detector(model)
     if isinstance(model, AiTConfig):

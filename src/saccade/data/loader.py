@@ -65,6 +65,7 @@ class TrainLoader:
         workers: Loader processes (0 = load in this process).
         start_step: Number of the first batch.
         rounds: Batches of every source in a round; None = sources are drawn by weight.
+        mixed: A source is drawn for every sample, not for every batch; all have the task and batch size of the first.
         pin_memory: Pin the tensors for the copy to a GPU.
 
     Attributes:
@@ -81,20 +82,24 @@ class TrainLoader:
         workers: int = 0,
         start_step: int = 0,
         rounds: Sequence[int] | None = None,
+        mixed: bool = False,
         pin_memory: bool = False,
     ) -> None:
         mixture = Mixture(
             lengths=[len(entry.source) for entry in sources],
             factors=[entry.source.factors if isinstance(entry.source, Repeated) else None for entry in sources],
             weights=[entry.weight for entry in sources],
-            batch_sizes=[entry.batch_size for entry in sources],
+            batch_sizes=[1 if mixed else entry.batch_size for entry in sources],
             seed=seed,
-            rank=rank,
-            world_size=world_size,
+            rank=0 if mixed else rank,
+            world_size=1 if mixed else world_size,
             rounds=rounds,
         )
+        # Mixed, the plan is one of single samples, of which every rank takes a batch in turn.
+        each = sources[0].batch_size * world_size if mixed else 1
+        own = range(rank, each, world_size) if mixed else range(1)
         self.redraws: Counter[str] = Counter()
-        self._steps = _Steps(sources, mixture)
+        self._steps = _Steps(sources, mixture, each, own)
         self._start_step, self._workers, self._pin_memory = start_step, workers, pin_memory
 
     def __iter__(self) -> Generator[Batch, None, None]:
@@ -166,8 +171,9 @@ class _CountFrom:
 class _Steps(Dataset[Parcel]):
     """Step number -> (batch, counts of redraws), packed."""
 
-    def __init__(self, sources: Sequence[SourceEntry], mixture: Mixture) -> None:
+    def __init__(self, sources: Sequence[SourceEntry], mixture: Mixture, each: int, own: range) -> None:
         self._sources, self._mixture = list(sources), mixture
+        self._each, self._own = each, own  # draws of the plan in a step, and which of them are of this rank
         self._transforms: list[Transform] | None = None
 
     def __getitem__(self, step: int) -> Parcel:
@@ -176,10 +182,10 @@ class _Steps(Dataset[Parcel]):
     def _load(self, step: int) -> tuple[Batch, Counter[str]]:
         if self._transforms is None:  # built here, in the worker: closures do not cross process borders
             self._transforms = [_transform_of(entry) for entry in self._sources]
-        plan = self._mixture.plan(step)
+        plans = [self._mixture.plan(step * self._each + offset) for offset in self._own]
         redraws: Counter[str] = Counter()
-        entry = self._sources[plan.source]
-        drawn = [self._draw(plan.source, position, redraws) for position in plan.positions]
+        entry = self._sources[plans[0].source]
+        drawn = [self._draw(plan.source, position, redraws) for plan in plans for position in plan.positions]
         batch = collate([sample for sample, _ in drawn], entry.preprocess)
         if entry.extra is not None:
             batch = entry.extra.join(batch, [prepared for _, prepared in drawn], training=True)

@@ -58,14 +58,19 @@ def map_gsva(file: TensorFile, preset: str | None) -> tuple[str, GSVAConfig, dic
 
 
 def load_parts(
-    model: GSVA, *, llava: str | Path | None = None, clip: str | Path | None = None, sam: str | Path | None = None
+    model: GSVA,
+    *,
+    llava: str | Path | None = None,
+    llama: str | Path | None = None,
+    clip: str | Path | None = None,
+    sam: str | Path | None = None,
 ) -> MappingReport:
     """Copies what GSVA starts from into a model: the one report of all parts that were given.
 
     Args:
         model: Its parts are overwritten.
-        llava: A LLaVA with a linear projector: a file, or a folder of files that hold parts of it (for a delta:
-            :func:`saccade.models.gsva.convert.add_delta`).
+        llava: A LLaVA with a linear projector: a file, or a folder of files that hold parts of it.
+        llama: The LLaMA that ``llava`` is the difference from, where it was released so, likewise.
         clip: A CLIP as ``transformers`` names it, likewise.
         sam: A SAM, in its own names or in those of ``transformers``, likewise.
 
@@ -78,7 +83,10 @@ def load_parts(
     for path, mapper in ((llava, gsva.from_llava), (clip, gsva.from_clip), (sam, gsva.from_sam)):
         if path is None:
             continue
-        mapped, report = mapper(_read(Path(path)), expected, source=str(path))
+        tensors = _read(Path(path))
+        if mapper is gsva.from_llava and llama is not None:
+            tensors = dict(gsva.add_delta(tensors.items(), _read(Path(llama)).get))
+        mapped, report = mapper(tensors, expected, source=str(path))
         report.check(allow=["*.lora_?.*"])
         with torch.no_grad():
             for key, value in mapped.items():

@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from saccade.errors import CheckpointError, ConfigError
-from saccade.hub.convert_gsva import load_parts
 from saccade.hub.shards import WEIGHTS
 from saccade.hub.sizes import count_blocks, variant_notes
 from saccade.hub.unpickle import TensorFile, read_tensor_file
@@ -37,16 +36,14 @@ def load_backbone(model: Model, path: str | Path) -> MappingReport:
 
     Args:
         model: Its backbone is overwritten.
-        path: A SAM file in mmpretrain's or Segment Anything's names (for GSVA in the latter's or transformers', whole),
+        path: A SAM file in mmpretrain's or Segment Anything's names,
             an MAE or ViTAE file, a GiT file, a SimMIM file or a released solver for AiT, or a folder or file of ours.
 
     Raises:
         CheckpointError: The file is damaged, or a tensor of the backbone is missing or has another shape.
     """
-    if isinstance(model, MapVQVAE):
-        raise ConfigError("a VQ-VAE has no backbone", where="init_from")
-    if isinstance(model, GSVA):
-        return load_parts(model, sam=path)
+    if isinstance(model, MapVQVAE | GSVA):
+        raise ConfigError(f"a {model.system} model has no backbone of its own", where="init_from")
     file, depth = _read_part(path, BACKBONE)
     whole = isinstance(model, AiT) and ait.has_transformer(file.tensors)
     parts = ("backbone.", "transformer.") if whole else ("backbone.",)

@@ -41,6 +41,7 @@ _FORMS: tuple[vitdet.Form, ...] = ("vit-b", "vitae-b", "vitae-s")
 _LETTERS: tuple[vitdet.Size, ...] = ("b", "l", "h")
 
 _DEPTH: tuple[ait.DepthForm, ...] = ("depth-b", "depth-b-hard", "depth-b-parallel", "depth-l", "depth-l-parallel")
+_BASES: tuple[gsva.Base, ...] = ("7b", "13b", "llama2-13b")
 _INSTANCE: tuple[ait.InstanceForm, ...] = ("instance-b", "instance-b-hard")
 
 RECIPES: dict[str, Recipe] = {
@@ -78,6 +79,8 @@ RECIPES: dict[str, Recipe] = {
         for size in _LETTERS
     },
     "vitdet.nano_scenes": vitdet.nano_scenes,
+    **{f"gsva.pretrain_{base.replace('-', '_')}": partial(gsva.pretrain, base) for base in _BASES},
+    **{f"gsva.finetune_gres_{base.replace('-', '_')}": partial(gsva.finetune_gres, base) for base in _BASES},
     "gsva.nano_scenes": gsva.nano_scenes,
     **{f"git.few_shot_{name}_{size}": partial(few_shot, name, size) for name in _FEW_SHOT for size in _SIZES},
 }

@@ -108,8 +108,10 @@ class OptimConfig:
         no_decay: Shell patterns of further parameters without weight decay.
         clip_norm: Greatest L2 norm of all gradients (0 = no clipping).
         layer_rates: Per-layer multipliers; None = 1 everywhere.
-        schedule: ``cosine`` to ``min_lr``, ``constant``, ``steps``: a factor (a tenth) from every milestone on, or
-            ``linear``: down to a hundredth of itself at the end, the warm-up counted in (mmcv).
+        schedule: ``cosine`` to ``min_lr``, ``constant``, ``steps``: a factor (a tenth) from every milestone on,
+            ``linear``: down to a hundredth of itself at the end, the warm-up counted in (mmcv), or ``deepspeed``:
+            behind the warm-up linearly to 0, one step late (the first step has the full rate, the second none), as
+            DeepSpeed's engine applies its WarmupDecayLR.
         milestones: Steps (0-based) of the schedule ``steps``.
         milestone_factor: What the rate is multiplied by at each of them.
         warmup_steps: Linear warm-up.
@@ -126,7 +128,7 @@ class OptimConfig:
     clip_norm: float = 0.1
     no_decay: tuple[str, ...] = ()
     layer_rates: LayerRates | LayerDecay | None = None
-    schedule: Literal["cosine", "constant", "steps", "linear"] = "cosine"
+    schedule: Literal["cosine", "constant", "steps", "linear", "deepspeed"] = "cosine"
     milestones: tuple[int, ...] = ()
     milestone_factor: float = 0.1
     warmup_steps: int = 0
@@ -153,11 +155,15 @@ class TrainConfig:
             which the transformer is taken, too.
         mask_vqvae: A trained VQ-VAE of masks, whose codes AiT learns to say: a checkpoint folder, or a released file.
         depth_vqvae: The same of depth.
+        language_init: A LLaVA with a linear projector, the start of GSVA's language model: a file, or a folder of some.
+        language_base: The LLaMA that ``language_init`` is the difference from, where it was released so (a delta).
+        clip_init: A CLIP, the start of what GSVA's language model sees with.
         text_init: A BERT embedding file for ``text_embed`` (GiT's ``bert_embed*.pt``).
         vocabulary: A WordPiece vocabulary file (GiT) or a SentencePiece model (GSVA); empty = that of ``weights``, or
             the bundled one that fits.
         mixture: ``drawn``: every batch comes from one source, drawn by weight, and gradients are the mean over the
-            batches of a step; ``together``: every step takes ``per_step`` batches of every source, the losses of
+            batches of a step; ``mixed``: every sample of a batch does (for models whose batches may mix sources);
+            ``together``: every step takes ``per_step`` batches of every source, the losses of
             different tasks are added, and those of one task averaged.
         parallel: Several processes: ``replicate``: each holds the whole model (DDP); ``shard``: the weights are spread
             over them (FSDP2; GSVA).
@@ -193,9 +199,12 @@ class TrainConfig:
     init_from: str = ""
     mask_vqvae: str = ""
     depth_vqvae: str = ""
+    language_init: str = ""
+    language_base: str = ""
+    clip_init: str = ""
     text_init: str = ""
     vocabulary: str = ""
-    mixture: Literal["drawn", "together"] = "drawn"
+    mixture: Literal["drawn", "mixed", "together"] = "drawn"
     parallel: Literal["replicate", "shard"] = "replicate"
     missing: Literal["refuse", "leave_out"] = "refuse"
     accumulate: int = 1
@@ -258,17 +267,18 @@ def validate(config: TrainConfig) -> None:
             raise ConfigError(f"{name} must be at least {least}, got {getattr(config, name)}", where=name)
     if not 0.0 <= config.ema_decay < 1.0:
         raise ConfigError(f"ema_decay must be in [0, 1), got {config.ema_decay}", where="ema_decay")
-    parts = PurePath(config.name).parts
-    if not parts or PurePath(config.name).is_absolute() or ".." in parts:
+    folders = PurePath(config.name).parts
+    if not folders or PurePath(config.name).is_absolute() or ".." in folders:
         raise ConfigError(f"'{config.name}' cannot name a run folder", where="name", fix="use a relative name")
     if only_evaluates and not config.val:
         raise ConfigError("a run of 0 steps evaluates, but nothing is to be evaluated", where="val")
     if not config.train and not only_evaluates:
         raise ConfigError("the mixture has no source", where="train", fix="add at least one source to train")
-    if sum(bool(start) for start in (config.weights, config.init_from)) > 1:
+    parts = [name for name in ("init_from", "language_init", "clip_init") if getattr(config, name)]
+    if config.weights and parts:
         raise ConfigError(
-            "weights and init_from both say what the model starts from",
-            where="weights, init_from",
+            f"weights and {parts[0]} both say what the model starts from",
+            where=f"weights, {parts[0]}",
             fix="weights takes a whole model (fine-tuning), init_from a pre-trained backbone: set one of them",
         )
     for index, source in enumerate(config.train):
@@ -276,12 +286,19 @@ def validate(config: TrainConfig) -> None:
             raise ConfigError("weight must not be negative and batch_size at least 1", where=f"train.{index}")
         if source.per_step < 1:
             raise ConfigError(f"per_step must be at least 1, got {source.per_step}", where=f"train.{index}")
-        if config.mixture == "drawn" and source.per_step != 1:
+        if config.mixture != "together" and source.per_step != 1:
             raise ConfigError("per_step is for a mixture of sources together", where=f"train.{index}.per_step")
         if config.mixture == "together" and source.weight != 1.0:
             raise ConfigError(
                 "weight is for a mixture that is drawn", where=f"train.{index}.weight", fix="set per_step instead"
             )
+    if config.mixture == "mixed" and len({(source.task, source.batch_size) for source in config.train}) > 1:
+        raise ConfigError("sources that share a batch have one task and one batch size", where="train")
+    for name in ("language_init", "language_base", "clip_init"):
+        if getattr(config, name) and not isinstance(config.model, GSVAConfig):
+            raise ConfigError("only GSVA has such a part", where=name, fix="leave it out")
+    if config.language_base and not config.language_init:
+        raise ConfigError("a base without the difference that is added to it", where="language_base")
     if config.parallel == "shard" and (config.ema_decay or not isinstance(config.model, GSVAConfig)):
         raise ConfigError(
             "only a GSVA without averaged weights can be spread over processes",

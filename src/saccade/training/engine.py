@@ -74,7 +74,7 @@ class Engine:
         self.model, self.config, self.world = model, config, world
         sharded = config.parallel == "shard" and world.size > 1
         if sharded:
-            shard(model, world, config.precision)
+            shard(model, world)
         self.optimizer = build_optimizer(model, config.optim)
         self.average = WeightAverage(model, config.ema_decay) if config.ema_decay > 0 else None
         self._trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]

@@ -6,33 +6,27 @@ gathered where it is used and let go behind it.
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
+from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-from saccade.layers.precision import Precision
 from saccade.models.gsva.model import GSVA
 from saccade.models.systems import Model
 from saccade.training.distributed import World
 
 
-def shard(model: Model, world: World, precision: Precision) -> None:
+def shard(model: Model, world: World) -> None:
     """Spreads the weights of a model over all processes, in place, and moves them to the device.
 
     Args:
         model: On every process the same, with the same weights.
         world: At least two processes.
-        precision: In ``bf16`` blocks are gathered in that type (the parts stay as they are, and so do gradients).
     """
     assert isinstance(model, GSVA)  # validated
     mesh = init_device_mesh(world.device.type, (world.size,))
-    policy = MixedPrecisionPolicy()
-    if precision == "bf16":
-        policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32, cast_forward_inputs=False)
     for block in model.blocks:
-        fully_shard(block, mesh=mesh, mp_policy=policy)
+        fully_shard(block, mesh=mesh)
     # Whatever asks for the weights between two passes sees the parts.
     fully_shard(model, mesh=mesh, reshard_after_forward=True)
     for method in ("loss", "predict"):

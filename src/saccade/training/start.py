@@ -14,7 +14,9 @@ from saccade.data.sources.base import Source, class_counts
 from saccade.errors import CheckpointError, ConfigError, UsageError
 from saccade.hub.checkpoint import VOCABULARY
 from saccade.hub.convert import map_file
+from saccade.hub.convert_gsva import load_parts
 from saccade.hub.resolve import ASSETS, bundled_checkpoints, fetch_file, load_model, resolve
+from saccade.hub.shards import fill, no_weights
 from saccade.hub.starts import load_backbone, load_text_embedding
 from saccade.hub.zoo import ZOO
 from saccade.layers.local_start import start_local
@@ -50,7 +52,8 @@ def build_model(config: TrainConfig) -> tuple[Model, list[MappingReport]]:
     Fresh weights depend on torch's random generator: the caller seeds it.
 
     Args:
-        config: ``model``, ``vocabulary``, ``weights``, ``init_from`` and ``text_init`` are read.
+        config: ``model``, ``vocabulary``, ``weights``, ``initialise``, ``init_from`` and the other starts of parts are
+            read.
 
     Returns:
         The model, and one report per file that was read for it.
@@ -69,7 +72,12 @@ def build_model(config: TrainConfig) -> tuple[Model, list[MappingReport]]:
     elif isinstance(model, ViTDet):
         initialise_published(model)
     reports: list[MappingReport] = []
-    if config.init_from:
+    if isinstance(model, GSVA):
+        given = {"sam": config.init_from, "llava": config.language_init, "clip": config.clip_init}
+        given |= {"llama": config.language_base}
+        if any(given.values()):
+            reports.append(load_parts(model, **{part: _file(name) for part, name in given.items() if name}))
+    elif config.init_from:
         reports.append(load_backbone(model, _file(config.init_from)))
     if config.text_init:
         if not isinstance(model, GiT):
@@ -159,6 +167,8 @@ def _whole_model(config: TrainConfig) -> Model:
     A detector with other classes than those of ``weights`` keeps fresh what depends on the classes; AiT keeps what both
     know (:func:`saccade.models.ait.adapt.adapted_state`).
     """
+    if isinstance(config.model, GSVAConfig):
+        return _large_model(config)
     loaded = load_model(config.weights).model
     model = build(config.model, vocabulary_of(config))
     state = loaded.state_dict()
@@ -178,6 +188,23 @@ def _whole_model(config: TrainConfig) -> Model:
         )
     fitting = {key: value for key, value in state.items() if found[key] == expected.get(key)}
     model.load_state_dict(fitting, strict=False)
+    return model
+
+
+def _large_model(config: TrainConfig) -> Model:
+    """The same, tensor by tensor: a second copy of a language model may not fit into memory."""
+    folder = resolve(config.weights)
+    with no_weights():
+        model = build(config.model, vocabulary_of(config))
+    try:
+        fill(model, folder, device="cpu", dtype=torch.float32)
+    except CheckpointError as error:
+        raise ConfigError(
+            "the configured model is not the one that weights names",
+            where=config.weights,
+            why=error.why or error.what,
+            fix="use that model's own configuration",
+        ) from error
     return model
 
 

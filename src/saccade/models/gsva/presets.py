@@ -35,7 +35,7 @@ def gsva_13b(base: Literal["vicuna", "llama2"] = "vicuna") -> GSVAConfig:
     return GSVAConfig(language=_LARGE_LANGUAGE(), lora=LoRAConfig(rank=64), seg_id=32000, rej_id=32001)
 
 
-def nano(size: int = 192) -> GSVAConfig:
+def nano(size: int = 160) -> GSVAConfig:
     """Ours, for pictures of drawn scenes: trained whole, from nothing.
 
     Args:
@@ -45,12 +45,12 @@ def nano(size: int = 192) -> GSVAConfig:
     return GSVAConfig(
         language=LanguageConfig(vocab_size=rows, width=128, mlp_width=384, layers=4, heads=4, positions=1024),
         lora=LoRAConfig(rank=0),
-        clip=CLIPConfig(width=128, mlp_width=384, layers=4, heads=4, image_size=size, patch_size=16),
+        clip=CLIPConfig(width=128, mlp_width=384, layers=4, heads=2, image_size=size, patch_size=16),
         sam=SAMConfig(
             vit=ViTConfig(
                 width=128,
                 depth=4,
-                heads=4,
+                heads=2,
                 mlp_width=384,
                 image_size=size,
                 window_size=size // 16,
