@@ -18,15 +18,20 @@ from torch import Tensor
 from torchvision import tv_tensors
 
 from saccade.data.transforms import collate, preprocess
+from saccade.dialogue import Dialogue
 from saccade.errors import SaccadeError, UsageError, nearest
-from saccade.hub.checkpoint import LoadedModel
-from saccade.hub.resolve import load_model
+from saccade.hub.checkpoint import LoadedModel, load_folder, read_card
+from saccade.hub.resolve import resolve
 from saccade.inputs import Input, Inputs, find_inputs
+from saccade.layers.offload import place
 from saccade.layers.precision import Precision, autocast, halve_linears
+from saccade.layers.quantize import Quantization, quantize_linears
 from saccade.models.git.model import GiT
-from saccade.models.systems import backbone_of, fixed_classes
+from saccade.models.gsva.conversation import check_phrase
+from saccade.models.gsva.model import GSVA
+from saccade.models.systems import backbone_of, extra_of, fixed_classes
 from saccade.results import Instances, Prediction
-from saccade.samples import ClassList, Origin, Sample
+from saccade.samples import Batch, ClassList, Origin, Sample
 from saccade.tasks import TASKS, Task, parse_task
 from saccade.tokens.vocabulary import clean_caption
 from saccade.training.distributed import resolve_device
@@ -114,6 +119,7 @@ class _Question:
     task: Task
     classes: ClassList | None
     phrases: tuple[str, ...]
+    ask: str
     score: float
 
 
@@ -124,15 +130,41 @@ class Predictor:
         loaded: The model and what its checkpoint says.
         device: Where it runs.
         precision: ``bf16`` is two to three times as fast where the machine computes it, at a small cost in accuracy.
+        quantize: Keeps the weights of a language model in 8 or 4 bits.
+        gpu_memory_gb: What the weights of a model with a language model may take on the device, in GB (10^9 bytes);
+            blocks beyond it wait in main memory. None = all stay on the device.
+
+    Raises:
+        UsageError: The model has no language model, or does not fit.
+        MissingExtraError: ``quantize`` without ``torchao``.
     """
 
     def __init__(
-        self, loaded: LoadedModel, *, device: torch.device | str = "cpu", precision: Precision = "float32"
+        self,
+        loaded: LoadedModel,
+        *,
+        device: torch.device | str = "cpu",
+        precision: Precision = "float32",
+        quantize: Quantization = "none",
+        gpu_memory_gb: float | None = None,
     ) -> None:
         self.device = torch.device(device)
         self.precision: Precision = precision
-        self.model = loaded.model.to(self.device).eval()
-        if precision == "bf16":
+        self.model = loaded.model.eval()
+        if isinstance(self.model, GSVA):
+            if precision == "bf16":
+                self.model.to(torch.bfloat16)
+            quantize_linears(self.model.language.model, quantize, self.device)
+        elif quantize != "none" or gpu_memory_gb is not None:
+            raise UsageError(
+                f"a {self.model.system} model has no language model to make smaller",
+                fix="leave out --quantize and --gpu-memory",
+            )
+        if isinstance(self.model, GSVA) and gpu_memory_gb is not None:
+            place(self.model, self.device, blocks=list(self.model.blocks), room_bytes=int(gpu_memory_gb * 1e9))
+        else:
+            self.model.to(self.device)
+        if precision == "bf16" and not isinstance(self.model, GSVA):
             halve_linears(backbone_of(self.model))
         self.classes = loaded.classes
         self.card = loaded.card
@@ -149,6 +181,7 @@ class Predictor:
         task: Task | str | None = None,
         classes: Sequence[str] | ClassList | str | None = None,
         phrases: Sequence[str] | str | None = None,
+        ask: str | None = None,
         score: float | None = None,
         batch_size: int | None = None,
     ) -> Prediction | list[Answer]:
@@ -160,14 +193,15 @@ class Predictor:
             task: A task or its short name; left out, it is grounding where phrases are given, the model's task where it
                 has one alone, and else detection.
             classes: Class names to look for (a list, or ``"cat,dog"``); None takes those of the checkpoint.
-            phrases: What to ground: one phrase or several.
+            phrases: What to ground or to segment: one phrase or several.
+            ask: A question in any words, instead of phrases, for a model that converses.
             score: Least score of instances, 0..1; None means :data:`DEFAULT_SCORE`.
             batch_size: Pictures per call of the model; None means 1 on a CPU and 8 on a GPU.
 
         Returns:
             The prediction, where one picture (and at most one phrase) was given by itself; otherwise a list of
             :class:`Answer`, each with its picture and origin, in the order of the inputs (all phrases of a picture
-            together).
+            together; where they are segmented, they share one answer).
 
         Raises:
             UsageError: The request does not fit the model.
@@ -176,7 +210,7 @@ class Predictor:
         found = find_inputs(inputs)
         stream = self._stream(
             found.items,
-            self._question(task, classes, phrases, score),
+            self._question(task, classes, phrases, ask, score),
             batch_size,
             Report(passed_over=found.passed_over),
         )
@@ -195,6 +229,7 @@ class Predictor:
         task: Task | str | None = None,
         classes: Sequence[str] | ClassList | str | None = None,
         phrases: Sequence[str] | str | None = None,
+        ask: str | None = None,
         score: float | None = None,
         batch_size: int | None = None,
     ) -> Stream:
@@ -207,8 +242,25 @@ class Predictor:
             An iterable of :class:`Answer` with a ``report``. Pictures are read as they are needed, a few ahead.
         """
         found = find_inputs(inputs)
-        question = self._question(task, classes, phrases, score)
+        question = self._question(task, classes, phrases, ask, score)
         return self._stream(found.items, question, batch_size, Report(passed_over=found.passed_over))
+
+    def encode(self, picture: Inputs) -> Dialogue:
+        """Looks at one picture; the model can then be asked about it as often as one likes, at little cost.
+
+        Args:
+            picture: One picture, in any form that :meth:`predict` takes.
+
+        Raises:
+            UsageError: The model does not converse, or there are several pictures.
+            ImageError: The picture cannot be read.
+        """
+        if not isinstance(self.model, GSVA):
+            raise UsageError(f"a {self.model.system} model does not converse", fix="use predict")
+        items = find_inputs(picture).items
+        if len(items) != 1:
+            raise UsageError(f"{len(items)} pictures are no single one", fix="encode them one by one")
+        return Dialogue(self.model, items[0].read(), device=self.device, precision=self.precision)
 
     # ------------------------------------------------------------------ the question
 
@@ -217,14 +269,17 @@ class Predictor:
         task: Task | str | None,
         classes: Sequence[str] | ClassList | str | None,
         phrases: Sequence[str] | str | None,
+        ask: str | None,
         score: float | None,
     ) -> _Question:
         asked = self._task(task, has_phrases=phrases is not None)
         spec = TASKS[asked]
         if classes is not None and spec.prompt != "classes":
             raise UsageError(f"the task '{asked}' takes no class names", fix="leave out the classes")
-        if phrases is not None and spec.prompt != "phrase":
+        if phrases is not None and spec.prompt not in ("phrase", "phrases"):
             raise UsageError(f"the task '{asked}' takes no phrases", fix=f"ask for the task '{Task.GROUNDING}'")
+        if ask is not None and (phrases is not None or asked is not Task.REFERRING):
+            raise UsageError("a question goes to a model that converses, and by itself", fix="leave out --ask")
         if score is not None and spec.result != "Instances":
             raise UsageError(f"the task '{asked}' has no scores to filter by", fix="leave out the score")
         if score is not None and not 0 <= score <= 1:
@@ -232,7 +287,8 @@ class Predictor:
         return _Question(
             task=asked,
             classes=self._class_list(asked, classes) if spec.prompt == "classes" else None,
-            phrases=self._phrases(phrases) if spec.prompt == "phrase" else (),
+            phrases=self._phrases(phrases) if spec.prompt in ("phrase", "phrases") and ask is None else (),
+            ask=ask or "",
             score=DEFAULT_SCORE if score is None else score,
         )
 
@@ -280,6 +336,12 @@ class Predictor:
 
     def _phrases(self, phrases: Sequence[str] | str | None) -> tuple[str, ...]:
         listed = (phrases,) if isinstance(phrases, str) else tuple(phrases or ())
+        if isinstance(self.model, GSVA):
+            if not listed:
+                raise UsageError("no phrase is given", fix="say what to segment: --phrases 'the red ball' 'a dog'")
+            for phrase in listed:
+                check_phrase(phrase)
+            return listed
         if not listed or any(not clean_caption(phrase) for phrase in listed):
             raise UsageError(
                 "grounding needs phrases with words in them", fix="name what to find: --phrase 'the red ball'"
@@ -336,6 +398,10 @@ class Predictor:
         """The open answers about a picture, each with its network input: one, or one per phrase."""
         origin = _origin(item, (int(picture.shape[-2]), int(picture.shape[-1])))
         sample = Sample(image=tv_tensors.Image(picture), task=question.task, origin=origin, classes=question.classes)
+        if question.task is Task.REFERRING:
+            # Not yet as the network sees it: words and the second eye's picture are made of the original.
+            asked = dataclasses.replace(sample, phrases=question.phrases)
+            return [(Answer(origin=origin, stem=item.stem, image=picture), asked)]
         sample = preprocess(sample, self.model.preprocess(question.task), with_target=False)
         if not question.phrases:
             return [(Answer(origin=origin, stem=item.stem, image=picture), sample)]
@@ -357,7 +423,7 @@ class Predictor:
 
     def _answer(self, group: Sequence[tuple[Answer, Sample]], question: _Question) -> None:
         """Runs one batch through the model and fills its answers."""
-        batch = collate([sample for _, sample in group], self.model.preprocess(question.task))
+        batch = self._batch([sample for _, sample in group], question)
         with autocast(self.precision, self.device):
             predictions = self.model.predict(batch.to(self.device))
         for (answer, _), prediction in zip(group, predictions, strict=True):
@@ -366,21 +432,46 @@ class Predictor:
                 prediction = prediction.filter(min_score=question.score)
             answer.prediction = prediction
 
+    def _batch(self, samples: Sequence[Sample], question: _Question) -> Batch:
+        declared = self.model.preprocess(question.task)
+        extra = extra_of(self.model, answer="free" if question.ask else "own")
+        if extra is None:
+            return collate(samples, declared)
+        said = [extra.ask(one.image, question.ask) if question.ask else extra.prepare(one) for one in samples]
+        seen = [preprocess(sample, declared, with_target=False) for sample in samples]
+        return extra.join(collate(seen, declared), said, training=False)
 
-def load(name_or_folder: str | Path, *, device: str = "auto", precision: Precision = "float32") -> Predictor:
+
+def load(
+    name_or_folder: str | Path,
+    *,
+    device: str = "auto",
+    precision: Precision = "float32",
+    quantize: Quantization = "none",
+    gpu_memory_gb: float | None = None,
+) -> Predictor:
     """Loads a checkpoint for prediction.
 
     Args:
         name_or_folder: A name of the zoo (``saccade models list``) or a checkpoint folder.
         device: ``auto`` (a GPU where there is one), ``cpu``, ``cuda`` or ``cuda:N``.
         precision: ``float32``, or ``bf16`` for speed.
+        quantize: See :class:`Predictor`.
+        gpu_memory_gb: See :class:`Predictor`.
 
     Raises:
         UsageError: No such name or device.
         CheckpointError: The checkpoint is damaged.
     """
     where = resolve_device(device)
-    return Predictor(load_model(name_or_folder), device=where, precision=precision)
+    folder = resolve(name_or_folder)
+    # A large model never stands in memory in a type that it is not used in, nor twice.
+    half = precision == "bf16" and read_card(folder).system == GSVA.system
+    whole = gpu_memory_gb is None and quantize == "none"
+    loaded = load_folder(
+        folder, dtype=torch.bfloat16 if half else torch.float32, device=where if half and whole else "cpu"
+    )
+    return Predictor(loaded, device=where, precision=precision, quantize=quantize, gpu_memory_gb=gpu_memory_gb)
 
 
 def _origin(item: Input, size_hw: tuple[int, int]) -> Origin:

@@ -650,6 +650,7 @@ class Referral:
         rejected: ``[K]`` bool: nothing in the picture is what the phrase says.
         scores: ``[K]`` float32, the probability that the phrase was not to be rejected, 0..1.
         size_hw: Size of the original image.
+        text: What the model said, where it was free to say what it likes; [SEG] and [REJ] in it are the phrases.
     """
 
     phrases: tuple[str, ...]
@@ -657,6 +658,7 @@ class Referral:
     rejected: Tensor
     scores: Tensor
     size_hw: tuple[int, int]
+    text: str = ""
 
     def __len__(self) -> int:
         return len(self.phrases)
@@ -679,7 +681,7 @@ class Referral:
         return dense
 
     def in_words(self, *, scores: bool = True) -> str:
-        """A line that says how much of the picture each phrase refers to.
+        """A line that says how much of the picture each phrase refers to, or what was said freely.
 
         Args:
             scores: With the score of every phrase.
@@ -689,7 +691,7 @@ class Referral:
             share = answer["area"] / max(self.size_hw[0] * self.size_hw[1], 1)
             what = "nothing" if answer["segmentation"] is None else f"{share:.1%} of the picture"
             said.append(f"'{answer['phrase']}': {what}" + (f" ({answer['score']:.2f})" if scores else ""))
-        return "; ".join(said)
+        return ": ".join(filter(None, (self.text, "; ".join(said))))
 
     def to_dict(self) -> dict[str, Any]:
         """Every phrase with its score and mask, or None for the mask, as plain JSON values."""
@@ -709,7 +711,8 @@ class Referral:
                     "segmentation": None if rle is None else _text_rle(rle),
                 }
             )
-        return {"type": "referral", "size_hw": list(self.size_hw), "answers": answers}
+        told = {"type": "referral", "size_hw": list(self.size_hw), "answers": answers}
+        return {**told, "text": self.text} if self.text else told
 
     def to_coco(self, image_id: int | str) -> list[dict[str, Any]]:
         """COCO results records of the single category 1, with the phrase as an extra key; phrases without an answer

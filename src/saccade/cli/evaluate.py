@@ -66,9 +66,10 @@ def add(verbs: Verbs) -> None:
     )
     parser.add_argument(
         "--answers",
-        choices=("given", "free"),
+        choices=("given", "own", "free"),
         default="given",
-        help="phrases: given (default): the model judges the true answers, as published; free: it answers by itself",
+        help="phrases: given (default): the model judges the true answers one by one, as published; own: it says of "
+        "each phrase whether it is there, after its own answers before; free: it says everything, word by word",
     )
     parser.add_argument("--per-class", action="store_true", help="also show the metrics of every class")
     add_detector_options(parser)

@@ -34,6 +34,8 @@ def add(verbs: Verbs) -> None:
             'saccade predict photo.jpg --model git-base --task detection --classes "cat,dog" '
             "--save coco,png,npy,overlay --out DIR",
             'saccade predict photo.jpg --phrase "the red ball" --phrase "the cup on the left"',
+            'saccade predict photo.jpg --model gsva-7b --phrases "the man in red" "a dog" --save overlay,png',
+            'saccade predict photo.jpg --model gsva-7b --ask "Segment everything one can sit on."',
             "saccade predict images/ --task instance --save coco,npy --out masks",
         ],
         run=_run,
@@ -48,12 +50,20 @@ def add(verbs: Verbs) -> None:
     )
     parser.add_argument(
         "--phrase",
-        "--phrases",
         action="append",
         dest="phrases",
         metavar="TEXT",
-        help="what to find (grounding); repeat for more",
+        help="what to find, or to segment; repeat for more",
     )
+    parser.add_argument(
+        "--phrases",
+        action="extend",
+        nargs="+",
+        dest="phrases",
+        metavar="TEXT",
+        help="the same, several at once (behind the pictures)",
+    )
+    parser.add_argument("--ask", metavar="TEXT", help="a question in any words, for a model that converses")
     parser.add_argument("--score", type=fraction, metavar="S", help="leave out objects below this score (default: 0.3)")
     parser.add_argument(
         "--save",
@@ -65,6 +75,18 @@ def add(verbs: Verbs) -> None:
     parser.add_argument(
         "--precision", choices=("float32", "bf16"), default="float32", help="bf16 is faster (default: float32)"
     )
+    parser.add_argument(
+        "--quantize",
+        choices=("none", "int8", "int4"),
+        default="none",
+        help="keep a language model's weights in 8 or 4 bits (default: none)",
+    )
+    parser.add_argument(
+        "--gpu-memory",
+        type=float,
+        metavar="GB",
+        help="what the weights of a model with a language model may take; blocks beyond it wait in main memory",
+    )
     parser.add_argument("--batch-size", type=positive, metavar="N", help="pictures at once (default: 1, on a GPU 8)")
     add_detector_options(parser)
 
@@ -74,16 +96,24 @@ def _run(arguments: argparse.Namespace) -> int:
     from saccade.models.systems import set_detector_options
     from saccade.predictor import load
     from saccade.saving import CocoCollector, check_formats, save
+    from saccade.tasks import Task
 
     formats = arguments.save or (DEFAULT_SAVE if arguments.out else ())
     check_formats(formats)
-    predictor = load(arguments.model, device=arguments.device, precision=arguments.precision)
+    predictor = load(
+        arguments.model,
+        device=arguments.device,
+        precision=arguments.precision,
+        quantize=arguments.quantize,
+        gpu_memory_gb=arguments.gpu_memory,
+    )
     set_detector_options(predictor.model, detector_options(arguments))
     stream: Stream = predictor.stream(
         arguments.inputs,
         task=arguments.task,
         classes=arguments.classes,
         phrases=arguments.phrases,
+        ask=arguments.ask,
         score=arguments.score,
         batch_size=arguments.batch_size,
     )
@@ -91,7 +121,8 @@ def _run(arguments: argparse.Namespace) -> int:
     folder = arguments.out or DEFAULT_OUT
     collector = CocoCollector()
     files = 0
-    for answer in screen.progress(stream, total=stream.total * len(arguments.phrases or [""]), label="predict"):
+    each = len(arguments.phrases) if arguments.phrases and stream.task is Task.GROUNDING else 1
+    for answer in screen.progress(stream, total=stream.total * each, label="predict"):
         if answer.prediction is None or answer.image is None:
             screen.note(f"no answer: {answer.error}")
             continue

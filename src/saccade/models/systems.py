@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from typing import Literal, TypeAlias
+from typing import TypeAlias
 
 from torch import nn
 
@@ -18,6 +18,7 @@ from saccade.models.git.config import GiTConfig
 from saccade.models.git.model import GiT
 from saccade.models.gsva.collate import Conversing
 from saccade.models.gsva.config import GSVAConfig
+from saccade.models.gsva.inputs import Answering
 from saccade.models.gsva.model import GSVA
 from saccade.models.vitdet.config import SoftNMS, ViTDetConfig
 from saccade.models.vitdet.model import ViTDet
@@ -162,14 +163,12 @@ def set_detector_options(model: Model, options: DetectorOptions) -> None:
     )
 
 
-def extra_of(
-    model: Model, *, answer: Literal["given", "free"] = "given", reevaluate: bool = False
-) -> Conversing | None:
+def extra_of(model: Model, *, answer: Answering = "given", reevaluate: bool = False) -> Conversing | None:
     """What loaders make for a model besides pictures (:class:`saccade.data.pipeline.Extra`); None = nothing.
 
     Args:
         model: The model.
-        answer: Of one that converses: whether evaluation gives it the true answers to judge, or lets it answer.
+        answer: Of one that converses: how it answers where it is not trained.
         reevaluate: Of the same: see :class:`saccade.models.gsva.inputs.ConversationBatch`.
 
     Raises:

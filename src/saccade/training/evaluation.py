@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 from saccade.data.loader import EvalLoader
 from saccade.data.sources.base import Source, select_range
@@ -23,6 +23,7 @@ from saccade.metrics import (
 from saccade.metrics.detection import Engine
 from saccade.models.ait.model import AiT
 from saccade.models.ait.vqvae import MapVQVAE
+from saccade.models.gsva.inputs import Answering
 from saccade.models.gsva.model import GSVA
 from saccade.models.systems import Model, extra_of
 from saccade.models.vitdet.model import ViTDet
@@ -82,7 +83,7 @@ def evaluate(
     precision: Precision = "float32",
     engine: Engine = "faster",
     protocol: str = "",
-    answer: Literal["given", "free"] = "given",
+    answer: Answering = "given",
     progress: Callable[[int, int], None] | None = None,
     stop: Callable[[], bool] | None = None,
     world: World | None = None,
@@ -102,8 +103,7 @@ def evaluate(
         protocol: How detection and instance segmentation (:data:`saccade.metrics.DETECTION_PROTOCOLS`), phrases
             (:data:`saccade.metrics.REFERRING_PROTOCOLS`) and depth are scored; empty = as the data set is, e.g. LVIS by
             its own protocol, other boxes by that of COCO.
-        answer: Of a model that converses: ``given``: it judges the true answers, as published; ``free``: it answers by
-            itself.
+        answer: How a model that converses answers.
         progress: Called with (samples done on this rank, samples of this rank).
         stop: Asked after every batch; once it says yes on any rank, the evaluation is given up.
         world: This process among all; samples are shared out and metrics merged, every rank gets the result.

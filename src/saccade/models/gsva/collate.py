@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 import torch
@@ -15,8 +14,8 @@ from torch import Tensor
 from saccade.draws import Draws, GeneratorDraws
 from saccade.errors import DataError
 from saccade.models.gsva import prompts
-from saccade.models.gsva.conversation import Conversation, Style, learned, wrap_image
-from saccade.models.gsva.inputs import IGNORED, ConversationBatch
+from saccade.models.gsva.conversation import Conversation, Style, check_phrase, learned, wrap_image
+from saccade.models.gsva.inputs import IGNORED, Answering, ConversationBatch
 from saccade.samples import Batch, Sample
 from saccade.tokens.pieces import PieceVocabulary
 
@@ -49,9 +48,9 @@ class Conversing:
         clip_size: Side of what CLIP sees, in pixels.
         image_tokens: Tokens that a picture becomes.
         style: Form of the conversations.
-        max_length: Greatest number of tokens in training, image tokens included; longer conversations are cut.
-        answer: At evaluation. ``given``: the true answer stands in the conversation, and the model judges it, as the
-            original evaluates; ``free``: the answer is the model's.
+        max_length: Greatest number of tokens in training, image tokens included; longer conversations are cut. Phrases
+            that the model is to answer by its own choice are asked in as many conversations as this needs.
+        answer: At evaluation.
         reevaluate: See :class:`~saccade.models.gsva.inputs.ConversationBatch`.
         only_words: Share of explained images that are answered in words alone; below 0, explanations are not used.
     """
@@ -61,7 +60,7 @@ class Conversing:
     image_tokens: int = 256
     style: Style = "llava_v1"
     max_length: int = 1024
-    answer: Literal["given", "free"] = "given"
+    answer: Answering = "given"
     reevaluate: bool = False
     only_words: float = 0.1
 
@@ -82,6 +81,8 @@ class Conversing:
         """As :meth:`prepare`, with draws of any kind."""
         if draws is not None:
             conversations = prompts.training(sample, draws, only_words=self.only_words)
+        elif self.answer == "own":
+            conversations = [one for part in self._parts(sample) for one in prompts.to_fill(part)]
         else:
             conversations = prompts.evaluation(sample) if self.answer == "given" else prompts.question(sample)
         masks = None if sample.target.masks is None else sample.target.masks.as_subclass(Tensor)
@@ -92,6 +93,47 @@ class Conversing:
             conversations=conversations,
             masks=masks,
         )
+
+    def ask(self, image: Tensor, question: str, before: Sequence[tuple[str, str]] = ()) -> Said:
+        """An open question, which the model answers as it likes.
+
+        Args:
+            image: ``[3, H, W]`` uint8 RGB.
+            question: In any words.
+            before: Questions and answers before it.
+
+        Raises:
+            DataError: No words, or a token of the model among them.
+        """
+        check_phrase(question)
+        (first, answer), *later = [*before, (question, None)]
+        rounds = ((prompts.about_image(first), answer), *later)
+        return Said(picture_clip=clip_input(image, self.clip_size), conversations=[Conversation(rounds=rounds)])
+
+    def _parts(self, sample: Sample) -> list[Sample]:
+        """The sample, its phrases divided over as many conversations as their number of tokens asks for."""
+        if sample.wording in ("question", "sentence"):
+            return [sample]
+        # A phrase stands in the question and in the answer, each time with a comma, a colon or a slot beside it.
+        costs = [2 * len(self.vocabulary.encode(phrase)) + 4 for phrase in sample.phrases]
+        frame = prompts.to_fill(dataclasses.replace(sample, phrases=("a",)))[0].text(self.style)
+        room = self.max_length - self.image_tokens - len(self.vocabulary.encode_with_image(wrap_image(frame)))
+        parts: list[list[str]] = []
+        left = 0
+        for phrase, cost in zip(sample.phrases, costs, strict=True):
+            if cost > room:
+                raise DataError(
+                    f"a phrase of {len(phrase)} characters is too long",
+                    where=f"{phrase[:60]} ...",
+                    why=f"question and answer would be more than {self.max_length} tokens",
+                    fix="describe it in fewer words",
+                )
+            if not parts or cost > left:
+                parts.append([])
+                left = room
+            parts[-1].append(phrase)
+            left -= cost
+        return [dataclasses.replace(sample, phrases=tuple(part)) for part in parts]
 
     def join(self, batch: Batch, said: Sequence[Said], *, training: bool) -> ConversationBatch:
         """Adds to a batch of pictures what is said about them.
@@ -129,7 +171,8 @@ class Conversing:
             labels=labels,
             masks=[one.masks for one in said if one.masks is not None],
             expressions=[conversation.expressions for conversation in spoken],
-            reevaluate=self.reevaluate and not training,
+            own_choices=labels is not None and self.answer == "own" and not training,
+            reevaluate=self.reevaluate and self.answer == "given" and not training,
         )
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal, TypeAlias
 
 import torch
 from torch import Tensor
@@ -17,6 +17,11 @@ from saccade.samples import Batch
 
 IMAGE_PLACEHOLDER = -200
 """The id that stands where an image's tokens go (one per conversation, before every [SEG] and [REJ])."""
+Answering: TypeAlias = Literal["given", "own", "free"]
+"""How a model is evaluated. ``given``: the true answer stands in the conversation, and it judges every slot after the
+true beginning of the answer (as published); ``own``: it fills the slots itself, each after its own choices before;
+``free``: it says the whole answer, word by word."""
+
 IGNORED = -100
 """The label of positions that are not learned."""
 
@@ -40,6 +45,8 @@ class ConversationBatch(Batch):
             or [REJ] of its only conversation, or one row per conversation where there are several; ``[0, H, W]``
             where nothing is segmented. Empty list = no truth.
         expressions: Per conversation, the phrase of every [SEG] or [REJ] in their order; only for the answers' names.
+        own_choices: Whatever stands in the slots of a given answer, the model fills them itself, one after the other,
+            each after its own choices before: every phrase is answered, in the words of the answer.
         reevaluate: Masks of a given answer come from a second pass, in which every [REJ] is a [SEG]: one mask for every
             expression (the protocol of gRefCOCO and Ref-ZOM). False = masks of the given [SEG] alone.
     """
@@ -51,6 +58,7 @@ class ConversationBatch(Batch):
     labels: Tensor | None = None
     masks: list[Tensor] = field(default_factory=list)
     expressions: list[tuple[str, ...]] = field(default_factory=list)
+    own_choices: bool = False
     reevaluate: bool = False
 
     def __post_init__(self) -> None:

@@ -166,6 +166,40 @@ class FreeAnswers:
     states_NTC: Tensor
 
 
+def choose(
+    language: LlamaForCausalLM, embeds_1TC: Tensor, positions_K: Tensor, options: tuple[int, int]
+) -> FreeAnswers:
+    """Reads a conversation whose slots are open, and fills each with the likelier of two tokens before it reads on.
+
+    Every token is read once, with cached keys and values.
+
+    Args:
+        language: The language model.
+        embeds_1TC: The conversation; what stands in its slots has no meaning.
+        positions_K: Of the states that say the slots, ascending; the slots stand one place behind.
+        options: The two tokens.
+
+    Returns:
+        Per slot the token and the state that said it, ``[1, K]`` and ``[1, K, C]``.
+    """
+    cache = DynamicCache(config=language.config)
+    tokens = torch.tensor(options, device=embeds_1TC.device)
+    said: list[Tensor] = []
+    states: list[Tensor] = []
+    start = 0
+    for end in (positions_K + 1).tolist():
+        part = embeds_1TC[:, start:end]
+        if said:
+            part = torch.cat([language.model.embed_tokens(said[-1])[None], part[:, 1:]], dim=1)
+        state = language.model(inputs_embeds=part, past_key_values=cache, use_cache=True).last_hidden_state[:, -1]
+        said.append(tokens[language.lm_head(state)[:, tokens].argmax(-1)])
+        states.append(state)
+        start = end
+    if not said:
+        return FreeAnswers(tokens.new_zeros(1, 0), embeds_1TC[:, :0])
+    return FreeAnswers(torch.stack(said, dim=1), torch.stack(states, dim=1))
+
+
 def generate(language: LlamaForCausalLM, prompt: Sequence, *, end_id: int, most: int) -> FreeAnswers:
     """Greedy decoding with cached keys and values.
 

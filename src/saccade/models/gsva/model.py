@@ -21,7 +21,7 @@ from saccade.errors import ConfigError, DataError, UsageError
 from saccade.layers.sam import SAM, resize_masks
 from saccade.models.gsva.config import GSVAConfig, Part
 from saccade.models.gsva.inputs import IGNORED, ConversationBatch
-from saccade.models.gsva.language import Sequence, Slots, build_language, find_slots, generate, splice
+from saccade.models.gsva.language import Sequence, Slots, build_language, choose, find_slots, generate, splice
 from saccade.models.gsva.losses import mask_bce, mask_dice
 from saccade.models.gsva.vision import ImageTower
 from saccade.results import Prediction, Referral, encode_masks
@@ -190,7 +190,10 @@ class GSVA(nn.Module):
             image = int(batch.conversation_to_image[index])
             asked = batch.expressions[index] if batch.expressions else ()
             size_hw = batch.original_sizes_hw[image]
-            referrals[image].append(_referral(answer, asked, size_hw, self.config.rej_id, batch.reevaluate))
+            referral = _referral(answer, asked, size_hw, self.config.rej_id, batch.reevaluate)
+            if batch.labels is None and self.vocabulary is not None:
+                referral.text = self.vocabulary.decode(answer.ids_T.tolist()).removesuffix("</s>").strip()
+            referrals[image].append(referral)
         return [
             Referral(
                 phrases=tuple(phrase for one in parts for phrase in one.phrases),
@@ -198,6 +201,7 @@ class GSVA(nn.Module):
                 rejected=torch.cat([torch.zeros(0, dtype=torch.bool), *(one.rejected for one in parts)]),
                 scores=torch.cat([torch.zeros(0), *(one.scores for one in parts)]),
                 size_hw=size_hw,
+                text="\n".join(one.text for one in parts if one.text),
             )
             for parts, size_hw in zip(referrals, batch.original_sizes_hw, strict=True)
         ]
@@ -310,7 +314,8 @@ class GSVA(nn.Module):
 
         With labels, the answer stands in the conversation, and the model judges every slot of it, after the true
         beginning of the answer: a given [SEG] stays one if it is the likeliest token, and a given [REJ] likewise.
-        Without labels the model answers freely.
+        With ``own_choices`` it fills the slots itself (:func:`saccade.models.gsva.language.choose`). Without labels
+        the model answers freely.
 
         Args:
             batch: The conversations.
@@ -321,6 +326,8 @@ class GSVA(nn.Module):
         with torch.no_grad():
             if encoded is None:
                 encoded = self.encode(batch.images, batch.images_clip)
+            if batch.own_choices:
+                return list(self._choose(batch, encoded))
             return list(self._free(batch, encoded) if batch.labels is None else self._judge(batch, encoded))
 
     def _judge(self, batch: ConversationBatch, encoded: EncodedImages) -> Iterator[Answer]:
@@ -345,6 +352,20 @@ class GSVA(nn.Module):
             reading.slots.is_seg_K,
             reading.slots.of(reading.states_NTC),
         )
+
+    def _choose(self, batch: ConversationBatch, encoded: EncodedImages) -> Iterator[Answer]:
+        seg, rej = self.config.seg_id, self.config.rej_id
+        slots = find_slots(batch.input_ids, self.config.clip.tokens, seg_id=seg, rej_id=rej)
+        sequence = self._splice(batch, encoded, batch.input_ids)
+        read = [
+            choose(self.language, embeds[None], slots.position_K[slots.conversation_K == index], (seg, rej))
+            for index, embeds in enumerate(sequence.embeds_NTC)
+        ]
+        chosen = torch.cat([one.ids_NT[0] for one in read])
+        states = torch.cat([one.states_NTC[0] for one in read])
+        belief = _rejection(self.language.lm_head(states).float(), seg, rej)
+        ids = sequence.ids_NT.index_put((slots.conversation_K, slots.position_K + 1), chosen)
+        yield from self._answers(batch, encoded, list(ids), slots, chosen, belief, chosen == seg, states)
 
     def _free(self, batch: ConversationBatch, encoded: EncodedImages) -> Iterator[Answer]:
         seg, rej = self.config.seg_id, self.config.rej_id
@@ -391,10 +412,10 @@ class GSVA(nn.Module):
 
     @property
     def blocks(self) -> Iterator[nn.Module]:
-        """The blocks of the three networks, which hold nearly all weights."""
-        yield from self.language.model.layers
-        yield from self.clip.tower.encoder.layers
+        """The blocks of the three networks, which hold nearly all weights; those that run most often stand last."""
         yield from self.sam.image_encoder.vit
+        yield from self.clip.tower.encoder.layers
+        yield from self.language.model.layers
 
     def parameters_of(self, part: Part) -> Iterator[nn.Parameter]:
         """The parameters of a part; the head that guesses how good a mask is belongs to none, for nothing trains it."""

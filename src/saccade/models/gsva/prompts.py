@@ -6,6 +6,7 @@ answer in training keeps their case.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 
 from saccade.draws import Draws
@@ -76,7 +77,7 @@ def training(sample: Sample, draws: Draws, *, only_words: float = _ONLY_WORDS) -
     # Of a rejected phrase every "SEG" becomes "REJ", a "SEG" in its own words included: so the original does it.
     said = [text if there else text.replace("SEG", "REJ") for text, there in zip(said, present, strict=True)]
     between = ", " if sample.wording == "expression" else ","
-    question = _about_image(template.format(", ".join(phrases).lower()))
+    question = about_image(template.format(", ".join(phrases).lower()))
     return [Conversation(rounds=((question, f"{start} {between.join(said)}."),), expressions=sample.phrases)]
 
 
@@ -93,6 +94,20 @@ def evaluation(sample: Sample) -> list[Conversation]:
     phrases = [normal(phrase) for phrase in sample.phrases]
     said = [f"{phrase}:{SEG if there else REJ}" for phrase, there in zip(phrases, _present(sample), strict=True)]
     answer = f"Sure,{', '.join(said)}."
+    return [Conversation(rounds=((_ask(phrases), answer),), expressions=sample.phrases)]
+
+
+def to_fill(sample: Sample) -> list[Conversation]:
+    """The conversation of :func:`evaluation` with a [SEG] in every slot, for the model to put its own choice there.
+
+    Raises:
+        DataError: As :func:`training`.
+    """
+    _check(sample)
+    if sample.wording in ("question", "sentence"):
+        return [dataclasses.replace(one, rounds=((one.rounds[0][0], SEG),)) for one in question(sample)]
+    phrases = [normal(phrase) for phrase in sample.phrases]
+    answer = f"Sure,{', '.join(f'{phrase}:{SEG}' for phrase in phrases)}."
     return [Conversation(rounds=((_ask(phrases), answer),), expressions=sample.phrases)]
 
 
@@ -122,18 +137,19 @@ def _trim(phrase: str) -> str:
     return phrase.strip().strip(".")
 
 
-def _about_image(text: str) -> str:
+def about_image(text: str) -> str:
+    """A first question: the image, and the text below it."""
     return f"{IMAGE}\n{text}"
 
 
 def _ask(phrases: Sequence[str]) -> str:
     # The space behind the line break, and none before "in", are the original's; the released weights know them so.
-    return _about_image(f" What are {', '.join(phrases)}in this image? Please output segmentation masks.")
+    return about_image(f" What are {', '.join(phrases)}in this image? Please output segmentation masks.")
 
 
 def _ask_reasoning(text: str, *, sentence: bool) -> str:
     asked = text if sentence else f"What is {text} in this image?"
-    return _about_image(f" {asked} Please output segmentation mask.")
+    return about_image(f" {asked} Please output segmentation mask.")
 
 
 def _reasoning(sample: Sample, draws: Draws, only_words: float) -> list[Conversation]:
@@ -150,12 +166,12 @@ def _reasoning(sample: Sample, draws: Draws, only_words: float) -> list[Conversa
         else:
             asked = draws.pick(_REASON_QUESTIONS).format(phrase.lower())
         if how == "words":
-            rounds = ((_about_image(phrase), explanation),)
+            rounds = ((about_image(phrase), explanation),)
         elif how == "both":
             answer = f"{draws.pick(_REASON_ANSWERS)} {explanation}"
-            rounds = ((_about_image(f"{phrase} {draws.pick(_EXPLAIN)}"), answer),)
+            rounds = ((about_image(f"{phrase} {draws.pick(_EXPLAIN)}"), answer),)
         else:
-            rounds = ((_about_image(asked), draws.pick(_REASON_ANSWERS)),)
+            rounds = ((about_image(asked), draws.pick(_REASON_ANSWERS)),)
         conversations.append(Conversation(rounds=rounds, expressions=() if how == "words" else (phrase,)))
     return conversations
 
@@ -163,7 +179,7 @@ def _reasoning(sample: Sample, draws: Draws, only_words: float) -> list[Conversa
 def _dialogue(sample: Sample) -> Conversation:
     """A dialogue about the image, which is shown before its first question, wherever the text had it."""
     (first, answer), *later = [(_without_image(asked), _without_image(said)) for asked, said in sample.dialogue]
-    return Conversation(rounds=((_about_image(first), answer), *later))
+    return Conversation(rounds=((about_image(first), answer), *later))
 
 
 def _without_image(text: str) -> str:
