@@ -16,7 +16,6 @@ sys.path.insert(0, str(Path(__file__).parent))
 from helpers_pieces import PIECES, train_pieces
 
 from saccade.errors import CheckpointError
-from saccade.models.gsva.inputs import IMAGE_PLACEHOLDER
 from saccade.tokens.pieces import IMAGE_ID, PieceVocabulary
 
 SHARED = Path(__file__).resolve().parents[3] / "shared/parity/gsva"
@@ -58,7 +57,7 @@ def test_every_part_is_encoded_by_itself(path: Path, vocabulary: PieceVocabulary
 
 
 def test_the_image_is_no_token(vocabulary: PieceVocabulary) -> None:
-    assert IMAGE_ID == IMAGE_PLACEHOLDER == -200
+    assert IMAGE_ID == -200
     ids = vocabulary.encode_with_image("USER: <im_start><image><im_end>\n What")
     start, end = vocabulary.encode("<im_start>")[1], vocabulary.encode("<im_end>")[1]
     assert ids == [*vocabulary.encode("USER: <im_start>"), -200, *vocabulary.encode("<im_end>\n What")[1:]]

@@ -22,7 +22,7 @@ IMAGE = "<image>"
 """Where the image stands in a text; it is no token."""
 
 IMAGE_ID = -200
-"""What stands for the image among the ids (:data:`saccade.models.gsva.inputs.IMAGE_PLACEHOLDER`)."""
+"""What stands among the ids where the image's tokens go (one per conversation, before every [SEG] and [REJ])."""
 
 IMAGE_START, IMAGE_END = "<im_start>", "<im_end>"
 """Tokens before and behind the image."""

@@ -13,12 +13,13 @@ from saccade.layers.sam import SAMConfig
 from saccade.layers.sam_decoder import MaskDecoderConfig
 from saccade.layers.vit import ViTConfig
 from saccade.models.gsva.config import CLIPConfig, GSVAConfig, LanguageConfig, LoRAConfig
-from saccade.models.gsva.inputs import IGNORED, IMAGE_PLACEHOLDER, ConversationBatch
+from saccade.models.gsva.inputs import IGNORED, ConversationBatch
 from saccade.models.gsva.model import GSVA
 from saccade.samples import Origin
 from saccade.tasks import Task
+from saccade.tokens.pieces import IMAGE_ID
 
-SEG, REJ, END, IMAGE = 36, 37, 2, IMAGE_PLACEHOLDER
+SEG, REJ, END, IMAGE = 36, 37, 2, IMAGE_ID
 SIDE, CLIP_SIDE = 64, 28
 PICTURES = ((20, 32), (33, 24), (16, 16))
 QUESTION = (1, 10, IMAGE, 11, 12)

@@ -22,10 +22,10 @@ from saccade.errors import DataError, UsageError
 from saccade.models.gsva import prompts
 from saccade.models.gsva.collate import Conversing, clip_input
 from saccade.models.gsva.conversation import Conversation, learned, wrap_image
-from saccade.models.gsva.inputs import IGNORED, IMAGE_PLACEHOLDER
+from saccade.models.gsva.inputs import IGNORED
 from saccade.samples import Origin, Preprocess, Sample, Target
 from saccade.tasks import Task
-from saccade.tokens.pieces import PieceVocabulary
+from saccade.tokens.pieces import IMAGE_ID, PieceVocabulary
 
 SIZE = (20, 30)
 SAM = Preprocess(size_hw=(64, 64), keep_ratio=True, interpolation="pillow", pad_multiple=64)
@@ -185,7 +185,7 @@ def test_a_batch_holds_every_conversation_with_its_image(vocabulary: PieceVocabu
     assert batch.conversation_to_image.tolist() == [0, 1, 1, 2]
     assert [tuple(mask.shape) for mask in batch.masks] == [(3, *SIZE), (2, *SIZE), (0, *SIZE)]
     assert [len(expressions) for expressions in batch.expressions] == [3, 1, 1, 0]
-    assert ((batch.input_ids == IMAGE_PLACEHOLDER).sum(1) == 1).all()
+    assert ((batch.input_ids == IMAGE_ID).sum(1) == 1).all()
     slots = (batch.input_ids == vocabulary.seg_id) | (batch.input_ids == vocabulary.rej_id)
     assert slots.sum(1).tolist() == [3, 1, 1, 0]
     assert torch.equal(batch.attention_mask, batch.input_ids != 0)

@@ -15,8 +15,6 @@ from torch import Tensor
 from saccade.errors import DataError
 from saccade.samples import Batch
 
-IMAGE_PLACEHOLDER = -200
-"""The id that stands where an image's tokens go (one per conversation, before every [SEG] and [REJ])."""
 Answering: TypeAlias = Literal["given", "own", "free"]
 """How a model is evaluated. ``given``: the true answer stands in the conversation, and it judges every slot after the
 true beginning of the answer (as published); ``own``: it fills the slots itself, each after its own choices before;
@@ -36,7 +34,7 @@ class ConversationBatch(Batch):
 
     Attributes:
         images_clip: ``[B, 3, s, s]`` float32, what CLIP sees.
-        input_ids: ``[N, L]`` int64, padded with 0 on the right; exactly one :data:`IMAGE_PLACEHOLDER` per row.
+        input_ids: ``[N, L]`` int64, padded with 0 on the right; exactly one ``IMAGE_ID`` per row.
         attention_mask: ``[N, L]`` bool, False at the padding.
         conversation_to_image: ``[N]`` int64 in 0..B-1, not decreasing.
         labels: ``[N, L]`` int64, :data:`IGNORED` where nothing is learned; None = the conversations end where the model

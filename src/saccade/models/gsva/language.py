@@ -14,8 +14,9 @@ from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM
 
 from saccade.errors import DataError
 from saccade.models.gsva.config import GSVAConfig
-from saccade.models.gsva.inputs import IGNORED, IMAGE_PLACEHOLDER
+from saccade.models.gsva.inputs import IGNORED
 from saccade.models.gsva.lora import add_lora
+from saccade.tokens.pieces import IMAGE_ID
 
 _PADDING_ID = 0
 
@@ -70,7 +71,7 @@ def splice(
     Args:
         embeds_NLC: Embeddings of the ids (of anything where the placeholder stands).
         image_tokens_NPC: Of the image of each conversation.
-        input_ids_NL: With exactly one :data:`IMAGE_PLACEHOLDER` per row.
+        input_ids_NL: With exactly one :data:`IMAGE_ID` per row.
         attention_mask_NL: False at the padding, which is on the right.
         labels_NL: :data:`IGNORED` where nothing is learned.
 
@@ -79,14 +80,14 @@ def splice(
     """
     n, length = input_ids_NL.shape
     patches = image_tokens_NPC.shape[1]
-    is_image = input_ids_NL == IMAGE_PLACEHOLDER
+    is_image = input_ids_NL == IMAGE_ID
     counts = is_image.sum(1)
     if bool((counts != 1).any()):
         row = int((counts != 1).nonzero()[0])
         raise DataError(
             f"a conversation with {int(counts[row])} images",
             where=f"conversation {row} of the batch",
-            why=f"exactly one id is to be {IMAGE_PLACEHOLDER}, where the image goes",
+            why=f"exactly one id is to be {IMAGE_ID}, where the image goes",
             fix="write <image> once, in the first question",
         )
     start = is_image.int().argmax(1, keepdim=True)
@@ -141,7 +142,7 @@ def find_slots(input_ids_NL: Tensor, patches: int, *, seg_id: int, rej_id: int) 
     """
     is_seg = input_ids_NL == seg_id
     conversation, column = (is_seg | (input_ids_NL == rej_id)).nonzero(as_tuple=True)
-    image = (input_ids_NL == IMAGE_PLACEHOLDER).int().argmax(1)
+    image = (input_ids_NL == IMAGE_ID).int().argmax(1)
     early = column < image[conversation]
     if bool(early.any()):
         raise DataError(

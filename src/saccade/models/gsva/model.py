@@ -339,7 +339,7 @@ class GSVA(nn.Module):
         given, other = (torch.where(slots.is_seg_K, *pair) for pair in ((seg, rej), (rej, seg)))
         chosen = torch.where(said == given, given, other)
         ids = reading.sequence.ids_NT.index_put((slots.conversation_K, slots.position_K + 1), chosen)
-        if batch.reevaluate:
+        if batch.reevaluate and not bool(slots.is_seg_K.all()):  # otherwise the second reading is the first
             replaced = torch.where(batch.input_ids == rej, seg, batch.input_ids)
             reading = self.read(batch, encoded, replaced)
         yield from self._answers(
