@@ -113,7 +113,7 @@ def test_nano_starts_where_it_looks() -> None:
     model, reports = build_model(config)
     assert isinstance(model, GSVA) and not reports and model.tasks == (Task.REFERRING,)
     assert model.vocabulary is not None and model.vocabulary.seg_id == config.model.seg_id
-    for layer in model.language.model.layers:
+    for layer in model.language.model.layers[2:]:  # the first two have heads with a purpose
         assert torch.equal(layer.self_attn.q_proj.weight, layer.self_attn.k_proj.weight)
     assert sum(p.numel() for p in model.parameters()) * 2 < 6e6  # bytes in float16
 

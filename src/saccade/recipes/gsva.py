@@ -147,19 +147,24 @@ def _source(
     )
 
 
-def nano_scenes(*, steps: int = 6_000, size: int = 160, images: int = 16) -> TrainConfig:
+def nano_scenes(*, steps: int = 6_000, size: int = 160, images: int = 16, dialogues: float = 0.25) -> TrainConfig:
     """``gsva-nano`` on drawn scenes: its Llama, its CLIP-like tower and its SAM learn everything from scenes.
 
     Args:
         steps: Optimiser steps.
         size: Side of the scenes in pixels.
         images: Pictures per step, with five phrases each.
+        dialogues: Share of the pictures that are described whole instead: every object of it by its looks. A yes or no
+            per phrase says little about what CLIP should see.
     """
     scenes = SourceConfig(task=Task.REFERRING, reader="scenes", size=size)
+    phrases = dataclasses.replace(scenes, batch_size=images, augment=PhraseAugment(count=_PHRASES))
+    described = dataclasses.replace(phrases, reader="scene_dialogues", weight=dialogues)
     return TrainConfig(
         name="gsva/nano_scenes",
         model=presets.nano(size),
-        train=(dataclasses.replace(scenes, batch_size=images, augment=PhraseAugment(count=_PHRASES)),),
+        train=(dataclasses.replace(phrases, weight=1 - dialogues), described),
+        mixture="mixed",
         val=(dataclasses.replace(scenes, split="val", limit=500, batch_size=16),),
         steps=steps,
         optim=OptimConfig(

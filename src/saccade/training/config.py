@@ -151,8 +151,8 @@ class TrainConfig:
         initialise: Fresh weights: ``plain`` as published, or ``local`` for training without any pre-training
             (:func:`saccade.layers.local_start.start_local`).
         weights: A checkpoint folder or zoo name whose whole model is the start (fine-tuning).
-        init_from: A pre-training file whose backbone is the start (e.g. a SAM ViT); for AiT also another solver, of
-            which the transformer is taken, too.
+        init_from: A pre-training file whose backbone is the start (e.g. a SAM ViT); for GSVA a whole SAM; for AiT also
+            another solver, of which the transformer is taken, too.
         mask_vqvae: A trained VQ-VAE of masks, whose codes AiT learns to say: a checkpoint folder, or a released file.
         depth_vqvae: The same of depth.
         language_init: A LLaVA with a linear projector, the start of GSVA's language model: a file, or a folder of some.

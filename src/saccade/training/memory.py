@@ -98,7 +98,7 @@ def _derived(config: TrainConfig, sources: list[SourceConfig], images: int, chec
     """The same, from one windowed block, what a second one adds, and what a global one adds."""
     whole = config.model
     if not isinstance(whole, GiTConfig | ViTDetConfig):
-        raise UsageError("the memory of a model with stages cannot be derived from blocks", fix="measure it")
+        raise UsageError("the memory of this model cannot be derived from its blocks", fix="measure it")
 
     def cut(depth: int, global_blocks: tuple[int, ...]) -> list[float]:
         vit = dataclasses.replace(whole.vit, depth=depth, global_blocks=global_blocks)

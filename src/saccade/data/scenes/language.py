@@ -120,6 +120,17 @@ def captions(things: Sequence[Thing]) -> tuple[str, str, str, str, str]:
     )
 
 
+def dialogue(things: Sequence[Thing]) -> tuple[tuple[str, str], ...]:
+    """A question about all objects, and its answer: each by its looks, from left to right.
+
+    Args:
+        things: All objects.
+    """
+    ordered = sorted(things, key=lambda thing: thing.column)
+    named = [f"the {thing.size} {thing.material} {thing.colour} {thing.name}" for thing in ordered]
+    return (("What are the objects in this image?", f"Sure, they are {', '.join(named)}."),)
+
+
 def _caption_relation(one: Thing, two: Thing) -> str:
     gap = two.column - one.column
     if abs(gap) >= 0.12:

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from saccade.data.scenes.dice import Dice, seed_words
-from saccade.data.scenes.language import Phrase, Thing, captions, choose_phrases
+from saccade.data.scenes.language import Phrase, Thing, captions, choose_phrases, dialogue
 from saccade.data.scenes.render import lay_backdrop, paint
 from saccade.data.scenes.styles import restyle
 from saccade.data.scenes.words import SEMANTIC_CLASSES, THING_CLASSES
@@ -140,6 +140,11 @@ class Scene:
     def captions(self) -> tuple[str, str, str, str, str]:
         """Five sentences about the picture."""
         return captions(self.things)
+
+    @functools.cached_property
+    def dialogue(self) -> tuple[tuple[str, str], ...]:
+        """Questions about the whole picture, with their answers."""
+        return dialogue(self.things)
 
     @functools.cached_property
     def phrases(self) -> tuple[Phrase, ...]:

@@ -35,11 +35,15 @@ from saccade.tasks import Task
 __all__ = ["ONE_SPLIT_FILES", "READERS", "Source", "SourceSpec", "open_source"]
 
 
-def _open_scenes(spec: SourceSpec) -> Source:
+def _open_scenes(spec: SourceSpec, *, dialogue: bool = False) -> Source:
     for name in ("root", "images", "annotations", "classes"):
         if getattr(spec, name):
             raise UsageError(f"scenes are drawn: '{name}' has no meaning for them", fix=f"leave out {name}")
-    return ScenesSource(task=spec.task, split=spec.split, size=spec.size, seed=spec.seed, style=spec.style)
+    if dialogue and spec.task is not Task.REFERRING:
+        raise UsageError(f"dialogues serve the trainings of referring segmentation, not {spec.task}", where="scenes")
+    return ScenesSource(
+        task=spec.task, split=spec.split, size=spec.size, seed=spec.seed, style=spec.style, dialogue=dialogue
+    )
 
 
 def _open_voc(spec: SourceSpec) -> Source:
@@ -99,6 +103,7 @@ def _open_references(spec: SourceSpec, *, patterns: tuple[str, ...]) -> Source:
 
 READERS: dict[str, Callable[[SourceSpec], Source]] = {
     "scenes": _open_scenes,
+    "scene_dialogues": partial(_open_scenes, dialogue=True),
     "coco": open_coco,
     "voc": _open_voc,
     "mask_folder": _open_mask_folder,
@@ -131,8 +136,8 @@ READERS: dict[str, Callable[[SourceSpec], Source]] = {
 """Reader name -> function that opens a data set."""
 
 ONE_SPLIT_FILES = frozenset(READERS) - {
-    "scenes", "voc", "mask_folder", "ade20k", "refcoco", "grefcoco", "refzom", "reasonseg", "coco_stuff", "mapillary",
-    "depth_folder", "mask_crops",
+    "scenes", "scene_dialogues", "voc", "mask_folder", "ade20k", "refcoco", "grefcoco", "refzom", "reasonseg",
+    "coco_stuff", "mapillary", "depth_folder", "mask_crops",
 }  # fmt: skip
 """Readers of which ``annotations`` names the file of a single split."""
 

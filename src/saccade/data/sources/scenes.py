@@ -26,6 +26,7 @@ class ScenesSource:
         offset: Skip so many samples.
         seed: Another seed is another world of the same kind.
         style: Another look of the same scenes (``SCENE_STYLES``).
+        dialogue: Of referring segmentation: a question about all objects and its answer, instead of phrases.
 
     Raises:
         UsageError: An unknown split or style, or a size, limit, offset or seed out of range.
@@ -41,6 +42,7 @@ class ScenesSource:
         offset: int = 0,
         seed: int = 0,
         style: str = "plain",
+        dialogue: bool = False,
     ) -> None:
         if split not in SPLITS:
             raise UsageError(f"the scenes have no split '{split}'", fix=nearest(split, SPLITS))
@@ -55,7 +57,7 @@ class ScenesSource:
         if style not in SCENE_STYLES:
             raise UsageError(f"the scenes have no style '{style}'", fix=nearest(style, SCENE_STYLES))
         self.name = f"scenes/{split}" if style == "plain" else f"scenes/{split}/{style}"
-        self._style = style
+        self._style, self._dialogue = style, dialogue
         self.task = Task(task)
         self.classes = _CLASSES.get(self.task)
         self.skipped: dict[str, int] = {}
@@ -81,10 +83,13 @@ class ScenesSource:
             image=tv_tensors.Image(torch.from_numpy(scene.image).permute(2, 0, 1).contiguous()),
             task=self.task,
             origin=Origin(dataset=self.name, image_id=number, path=None, size_hw=self._size_hw),
-            target=_target(scene, self.task),
+            target=Target() if self._dialogue else _target(scene, self.task),
             classes=self.classes,
             phrase=scene.phrases[0].text if self.task is Task.GROUNDING else None,
-            phrases=tuple(phrase.text for phrase in scene.phrases) if self.task is Task.REFERRING else (),
+            phrases=tuple(phrase.text for phrase in scene.phrases)
+            if self.task is Task.REFERRING and not self._dialogue
+            else (),
+            dialogue=scene.dialogue if self._dialogue else (),
         )
 
 
