@@ -18,13 +18,16 @@ from helpers_training import assert_same_state, scenes, state_of, tiny_run
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from saccade.data.mask_crops import MaskCropAugment
 from saccade.errors import TrainingError
+from saccade.models.ait.vqvae import MapVQVAEConfig
 from saccade.samples import Batch, Origin
 from saccade.tasks import Task
+from saccade.tokens.codebook import CodebookConfig, VQVAEConfig
 from saccade.training import checkpoint
 from saccade.training import trainer as trainer_module
-from saccade.training.config import OptimConfig, TrainConfig
-from saccade.training.distributed import open_world
+from saccade.training.config import OptimConfig, SourceConfig, TrainConfig
+from saccade.training.distributed import World, open_world
 from saccade.training.engine import Engine
 from saccade.training.logs import read_lines
 from saccade.training.trainer import Trainer
@@ -272,3 +275,48 @@ def test_two_ranks_stop_and_resume_exactly(tmp_path: Path) -> None:
 
 def _fit_until(folder: Path, name: str, until: int | None) -> None:
     Trainer(tiny_run(folder, name=name)).fit(until=until)
+
+
+@pytest.mark.parametrize("sync", [True, False])
+def test_two_ranks_learn_one_codebook_and_resume_exactly(tmp_path: Path, sync: bool) -> None:
+    _ranks(_fit_codebook, tmp_path, "whole", sync, None)
+    _ranks(_fit_codebook, tmp_path, "parts", sync, 3)
+    _ranks(_fit_codebook, tmp_path, "parts", sync, None)
+    first, second, parts = (load_file(tmp_path / f"{name}.safetensors") for name in ("whole-0", "whole-1", "parts-1"))
+    saved = load_file(tmp_path / "runs/whole/checkpoints/last/model.safetensors")
+    for key, value in first.items():
+        assert torch.equal(value, second[key]) and torch.equal(value, saved[key]), key
+        assert torch.equal(value, parts[key]), key
+
+
+class _Kept(Engine):
+    """The engine of the last run of this process."""
+
+    last: Engine
+
+    def __init__(self, model: nn.Module, config: TrainConfig, world: World) -> None:
+        super().__init__(model, config, world)
+        _Kept.last = self
+
+
+def _fit_codebook(folder: Path, name: str, sync: bool, until: int | None) -> None:
+    trainer_module.Engine = _Kept
+    codebook = CodebookConfig(codes=8, width=4, revive_below=0.1, sync=sync)
+    vqvae = VQVAEConfig(size=16, downsample=8, base_width=2, residual_blocks=1, codebook=codebook)
+    source = SourceConfig(task=Task.INSTANCE, reader="scenes", size=64, batch_size=4, augment=MaskCropAugment())
+    config = tiny_run(
+        folder,
+        name=name,
+        vocabulary="",
+        model=MapVQVAEConfig(vqvae=vqvae),
+        train=(source,),
+        initialise="local",
+        steps=5,
+        accumulate=2,
+        save_every=5,
+        ema_decay=0.0,
+    )
+    Trainer(config).fit(until=until)
+    rank = os.environ["RANK"]
+    buffers = {key: value.clone() for key, value in _Kept.last.model.named_buffers()}
+    save_file(buffers, folder / f"{name}-{rank}.safetensors")

@@ -75,7 +75,8 @@ class Engine:
         self._trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
         self._replica: nn.Module = _LossOf(model)
         if world.size > 1:
-            # One task per batch uses a part of the parameters: DDP has to look which ones. Buffers are constants.
+            # One task per batch uses a part of the parameters: DDP has to look which ones. Buffers are constants, or a
+            # codebook, which keeps itself alike in all processes.
             self._replica = DistributedDataParallel(self._replica, find_unused_parameters=True, broadcast_buffers=False)
 
     def step(self, index: int, batches: Sequence[Batch]) -> StepReport:
