@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import multiprocessing
 import os
 import signal
@@ -20,6 +21,7 @@ from torch import Tensor, nn
 
 from saccade.data.mask_crops import MaskCropAugment
 from saccade.errors import TrainingError
+from saccade.layers.distributed import mean_over_ranks
 from saccade.models.ait.vqvae import MapVQVAEConfig
 from saccade.samples import Batch, Origin
 from saccade.tasks import Task
@@ -220,6 +222,40 @@ def test_two_ranks_take_the_steps_of_one_process_that_accumulates(tmp_path: Path
     assert not any(key.startswith("optim/branches.grounding") for key in one)
     assert one["optim/branches.caption.weight/step"] == 2
     assert one["optim/shared.weight/step"] == 3
+
+
+class MeanOverTargets(Mean):
+    """Its loss is a mean over targets (over all ranks); a batch has as many as its images say."""
+
+    def count_targets(self, batch: Batch) -> int:
+        return int(batch.origins[0].image_id)
+
+    def loss(self, batch: Batch) -> dict[str, Tensor]:
+        said = self.branches[str(batch.task)](self.shared(batch.images.mean(dim=(2, 3))))
+        return {"loss": said.square().sum() / mean_over_ranks(self.count_targets(batch), said)}
+
+
+def _counted_step(out: Path, config: TrainConfig) -> None:
+    batches = [
+        dataclasses.replace(batch, task=Task.CAPTION, origins=[dataclasses.replace(batch.origins[0], image_id=count)])
+        for batch, count in zip([batch for pair in _toy_batches() for batch in pair], (1, 50, 7, 3), strict=False)
+    ]
+    with open_world("cpu") as world:
+        engine = Engine(MeanOverTargets(), config, world)
+        engine.step(0, batches[world.rank :: world.size])
+        gradients = {name: p.grad for name, p in engine.model.named_parameters() if p.grad is not None}
+        save_file(gradients, out / f"{world.size}-{world.rank}.safetensors")
+
+
+def test_a_mean_over_targets_is_one_however_many_ranks_and_batches_share_them(tmp_path: Path) -> None:
+    config = tiny_run(tmp_path, optim=OptimConfig(clip_norm=0.0))
+    _counted_step(tmp_path, config)
+    _ranks(_counted_step, tmp_path, config)
+    one, first, second = (load_file(tmp_path / f"{name}.safetensors") for name in ("1-0", "2-0", "2-1"))
+    assert one.keys() == first.keys() == second.keys()
+    for key, value in one.items():
+        assert torch.equal(first[key], second[key]), key
+        torch.testing.assert_close(first[key], value, rtol=1e-5, atol=1e-8, msg=key)
 
 
 def _toy_poisoned(out: Path, config: TrainConfig) -> None:

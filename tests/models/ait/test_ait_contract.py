@@ -107,8 +107,7 @@ def test_the_loss_of_a_batch_is_that_of_its_images(form: str, task: Task) -> Non
     whole = batch(task, counts=(2, 0, 4))
 
     def sums(data: Batch) -> dict[str, Tensor]:
-        count = 16 * len(data) if task is Task.DEPTH else count_targets(net, data)
-        return {name: value * count for name, value in net.loss(data, draws=Fixed()).items()}
+        return {name: value * net.count_targets(data) for name, value in net.loss(data, draws=Fixed()).items()}
 
     together = sums(whole)
     parts = [sums(one_of(whole, index)) for index in range(len(whole))]
@@ -117,9 +116,15 @@ def test_the_loss_of_a_batch_is_that_of_its_images(form: str, task: Task) -> Non
             torch.testing.assert_close(value, torch.stack([part[name] for part in parts]).sum(), rtol=1e-4, atol=1e-4)
 
 
-def count_targets(net: AiT, data: Batch) -> int:
+@pytest.mark.parametrize(("form", "task"), EVERY)
+def test_targets_are_counted_without_a_look_at_the_pictures(form: str, task: Task) -> None:
+    net, data = model(form), batch(task, counts=(2, 0, 4))
+    if task is Task.DEPTH:
+        assert net.count_targets(data) == 3 * 16
+        return
+    data.targets[2].is_crowd[1] = True
     tokens, real, _ = net.object_sequences(data, Fixed())
-    return int((sequence_targets(tokens, real) != IGNORED).sum())
+    assert net.count_targets(data) == int((sequence_targets(tokens, real) != IGNORED).sum())
 
 
 @pytest.mark.parametrize(("form", "task"), OBJECT_FORMS)

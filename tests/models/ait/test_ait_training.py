@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from helpers_ait import DEPTH, FORMS, INSTANCE, MAPS, MASKS, SIZE, batch, config, model
+from helpers_ait import DEPTH, FORMS, INSTANCE, MAPS, MASKS, SIZE, Fixed, batch, config, model, one_of
 from rich.console import Console
 from safetensors.torch import load_file
 from torch import Tensor, nn
@@ -23,6 +23,7 @@ from saccade.data.sources.scenes import ScenesSource
 from saccade.data.transforms import collate
 from saccade.errors import ConfigError, DataError, UsageError
 from saccade.hub.checkpoint import load_folder, save_model
+from saccade.models.ait import model as ait_model
 from saccade.models.ait.convert import vqvae_to_official
 from saccade.models.ait.model import AiT
 from saccade.models.ait.presets import VQVAES
@@ -164,6 +165,28 @@ def test_a_step_of_the_whole_model_adds_its_tasks(vqvaes: dict[str, str], tmp_pa
     for name, value in both.items():
         parts = [g[name] for g in (one, other) if name in g]
         torch.testing.assert_close(value, torch.stack(parts).sum(0), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(("form", "mixture"), [("detection", "drawn"), ("instance", "drawn"), ("joint", "together")])
+def test_accumulated_batches_are_one_large_batch(form: str, mixture: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever each of them holds: a step is a mean over the targets of all its batches, as published."""
+    monkeypatch.setattr(ait_model, "Draws", Fixed)
+    made = TrainConfig(
+        name="x", model=FORMS[form], train=(), steps=4, mixture=mixture, optim=OptimConfig(clip_norm=0.0)
+    )
+
+    def gradient(batches: list[Batch]) -> dict[str, Tensor]:
+        net = model(form)
+        Engine(net, made, World()).step(0, batches)
+        return {name: p.grad for name, p in net.named_parameters() if p.grad is not None}
+
+    whole = [batch(task, counts=(4, 0, 1)) for task in model(form).tasks]
+    depth = [given for given in whole if given.task is DEP]  # its drawn loss is a mean over pixels of a batch
+    parts = [one_of(given, index) for given in whole if given.task is not DEP for index in range(3)]
+    found, wanted = gradient([*parts, *depth]), gradient(whole)
+    assert found.keys() == wanted.keys()
+    for name, value in wanted.items():
+        torch.testing.assert_close(found[name], value, rtol=1e-4, atol=1e-5, msg=name)
 
 
 def named(task: Task) -> Batch:
