@@ -283,9 +283,10 @@ def test_maps_that_the_network_cannot_read_are_refused() -> None:
         ({"downsample": 12}, "power of 2"),
         ({"downsample": 2}, "power of 2"),
         ({"size": 20}, "size 20 is not a multiple of downsample 8"),
+        ({"scale": 10.0}, r"are not divided by a scale(.|\n)*vqvae\.scale(.|\n)*signed=false"),
     ],
 )
-def test_configurations_that_do_not_fit_are_refused(changes: dict[str, int], message: str) -> None:
+def test_configurations_that_do_not_fit_are_refused(changes: dict[str, float], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         dataclasses.replace(TINY, **changes)
 
