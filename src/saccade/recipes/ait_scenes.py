@@ -184,7 +184,9 @@ def _solver(
 
 
 def _vqvae(name: str, task: Task, train: SourceConfig, val: SourceConfig, *, steps: int, size: int) -> TrainConfig:
-    model = MapVQVAEConfig(task=task, vqvae=presets.nano_vqvae(task, size))
+    vqvae = presets.nano_vqvae(task, size)
+    codebook = dataclasses.replace(vqvae.codebook, sync=True)
+    model = MapVQVAEConfig(task=task, vqvae=dataclasses.replace(vqvae, codebook=codebook))
     return TrainConfig(
         name=f"ait/{name}",
         model=model,

@@ -39,13 +39,14 @@ from saccade.training.config import TrainConfig
 _OF_CLASSES = re.compile(r"roi\.(box_heads\.\d+\.(cls|box)\.|mask_heads\.|class_weights)")
 
 
-def build_model(config: TrainConfig) -> tuple[Model, list[MappingReport]]:
+def build_model(config: TrainConfig, *, resumed: bool = False) -> tuple[Model, list[MappingReport]]:
     """Builds the model of a run on the CPU and fills it with its starting weights.
 
     Fresh weights depend on torch's random generator: the caller seeds it.
 
     Args:
-        config: ``model``, ``vocabulary``, ``weights``, ``init_from`` and ``text_init`` are read.
+        config: ``model``, ``vocabulary`` and what names the starting weights are read.
+        resumed: The weights of a checkpoint follow. What the run once started from is not read, and may be gone.
 
     Returns:
         The model, and one report per file that was read for it.
@@ -54,11 +55,13 @@ def build_model(config: TrainConfig) -> tuple[Model, list[MappingReport]]:
         CheckpointError: A file is missing or damaged, or does not fit the model.
         ConfigError: ``weights`` names a model of another shape, or no bundled vocabulary fits the model.
     """
-    if config.weights:
+    if config.weights and not resumed:
         model = _whole_model(config)
         _load_vqvaes(model, config)
         return model, []
     model = build(config.model, vocabulary_of(config))
+    if resumed:
+        return model, []
     if config.initialise == "local":
         _start_local(model)
     elif isinstance(model, ViTDet):

@@ -128,7 +128,7 @@ class _Run:
         self.val_sources = [open_source(source) for source in config.val]
         self.labels = source_labels(config.val)
         seed_everything(config.seed)
-        model, reports = build_model(config)
+        model, reports = build_model(config, resumed=start.checkpoint is not None)
         use_image_counts(model, self.train_sources)
         self.model: Model = model.to(world.device)
         self.model.set_activation_checkpointing(config.activation_checkpointing)
@@ -326,6 +326,7 @@ class _Run:
             "precision": config.precision,
             "averaged_weights": config.ema_decay,
             "start": config.weights or config.init_from or "fresh weights",
+            **{name: source for name in ("mask_vqvae", "depth_vqvae") if (source := getattr(config, name))},
             "data": [
                 {"task": str(source.task), "name": source.name, "samples": len(source), "weight": given.weight}
                 for given, source in zip(config.train, self.train_sources, strict=True)
