@@ -53,7 +53,8 @@ _CODES = "depth_vqvae={runs}/codes-0/checkpoints/last"
 _MASK_CODES = "mask_vqvae={runs}/mask-codes-0/checkpoints/last"
 _LOST = "recipe=ait.nano_vqvae_depth size=128 holes=0.3"
 _DEPTH = "recipe=ait.nano_depth size=128 steps=1500"
-_INSTANCE = f"recipe=ait.nano_instance size=128 steps=1500 {_MASK_CODES}"
+_INSTANCE = f"recipe=ait.nano_instance steps=1500 {_MASK_CODES}"
+_CODES_192 = "depth_vqvae={runs}/codes-192-0/checkpoints/last"
 
 
 def _detector(says: str, words: str) -> Variant:
@@ -100,14 +101,26 @@ CLAIMS: dict[str, dict[str, Variant]] = {
             needs=("lost-codes-hidden",),
             columns=_METRES,
         ),
-        "instance": Variant(says="masks, soft tokens", words=_INSTANCE, needs=("mask-codes",), columns=_MASKS),
+        "codes-192": Variant(says="VQ-VAE of depth, 192 px", words="recipe=ait.nano_vqvae_depth", columns=_METRES),
+        "instance": Variant(
+            says="masks alone, soft tokens (192 px, plain ViT)", words=_INSTANCE, needs=("mask-codes",), columns=_MASKS
+        ),
         "instance-hard": Variant(
-            says="masks, hard tokens", words=f"{_INSTANCE} soft=false", needs=("mask-codes",), columns=_MASKS
+            says="masks alone, hard tokens (192 px, plain ViT)",
+            words=f"{_INSTANCE} soft=false",
+            needs=("mask-codes",),
+            columns=_MASKS,
+        ),
+        "depth-192": Variant(
+            says="depth alone (192 px, plain ViT)",
+            words=f"recipe=ait.nano_depth_plain steps=1500 {_CODES_192}",
+            needs=("codes-192",),
+            columns=_METRES,
         ),
         "joint": Variant(
-            says="masks and depth together, soft tokens",
-            words=f"recipe=ait.nano_joint size=128 steps=1500 {_CODES} {_MASK_CODES}",
-            needs=("codes", "mask-codes"),
+            says="masks and depth together (192 px, plain ViT)",
+            words=f"recipe=ait.nano_joint steps=1500 {_CODES_192} {_MASK_CODES}",
+            needs=("codes-192", "mask-codes"),
             columns=_METRES | _MASKS,
         ),
     },
@@ -165,7 +178,7 @@ def main() -> None:
     asked = parser.parse_args()
     variants = CLAIMS[asked.system]
     wanted = asked.only.split(",") if asked.only else list(variants)
-    shared = {"codes", "mask-codes"}
+    shared = {"codes", "codes-192", "mask-codes"}
     if not asked.show:
         needed = {need for name in wanted for need in variants[name].needs}
         first = [(name, seed) for seed in asked.seeds for name in needed if name not in shared]

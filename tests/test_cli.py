@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -17,11 +18,17 @@ from PIL import Image
 
 from saccade.bench import run_bench
 from saccade.cli import build, main
+from saccade.cli.predict import describe
 from saccade.data.scenes import THING_CLASSES
 from saccade.hub.checkpoint import save_model
 from saccade.models.ait.model import AiT
+from saccade.models.ait.presets import nano as ait_nano
 from saccade.models.vitdet.model import ViTDet
 from saccade.models.vitdet.presets import PRESETS as DETECTORS
+from saccade.predictor import Answer
+from saccade.results import DepthMap
+from saccade.samples import Origin
+from saccade.tasks import TASKS
 
 VERBS = ("predict", "train", "eval", "data", "models", "convert", "bench", "demo")
 SECOND_WORDS = {"data": ("scenes", "check", "convert"), "models": ("list", "show")}
@@ -225,6 +232,29 @@ def test_predict_grounds_every_phrase(run, model: str, pictures: Path) -> None:
     assert shown.code == 0, shown.err
     assert len(shown.out.splitlines()) == 2
     assert "'the red ball' at x " in shown.out
+
+
+def test_predict_tells_depth_in_metres(run, pictures: Path, tmp_path: Path) -> None:
+    """Without --task, for a model that has no other."""
+    torch.manual_seed(0)
+    net = AiT(dataclasses.replace(ait_nano(64), instance=None))
+    folder = save_model(net, tmp_path / "depth", classes={}, provenance={})
+    shown = run("predict", pictures / "0.png", "--model", folder, "--save", "npy", "--out", tmp_path / "out")
+    assert shown.code == 0, shown.err
+    depth = np.load(tmp_path / "out/0_depth.npy")
+    least, median, greatest = (f"{value:.1f} m" for value in (depth.min(), np.median(depth), depth.max()))
+    assert shown.out == f"{pictures / '0.png'}: {least} to {greatest}, median {median}\n"
+
+
+def test_a_depth_map_without_a_known_pixel_is_told_as_such() -> None:
+    origin = Origin(dataset="d", image_id=0, path=None, size_hw=(2, 2))
+    unknown = DepthMap(depth_m=torch.full((2, 2), torch.nan))
+    assert describe(Answer(origin=origin, stem="0", prediction=unknown)) == "no depth known"
+
+
+def test_the_help_of_predict_names_every_task(run) -> None:
+    (named,) = re.findall(r"--task TASK\s(.*?)--classes", run("predict", "--help").out, re.DOTALL)
+    assert all(spec.alias in named for spec in TASKS.values())
 
 
 def test_predict_goes_on_after_a_damaged_picture_and_reports_it(run, model: str, pictures: Path) -> None:

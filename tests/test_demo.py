@@ -14,8 +14,9 @@ import torch
 from helpers_checkpoint import tiny_checkpoint
 from PIL import Image
 
-from saccade.demo import run_demo
+from saccade.demo import MODELS, run_demo
 from saccade.errors import UsageError
+from saccade.hub.resolve import bundled_checkpoints
 from saccade.models.git.config import GIT_TASKS
 from saccade.tasks import Task
 
@@ -94,6 +95,10 @@ def test_running_again_changes_nothing_but_times(demo: Path) -> None:
     models = list(json.loads((demo.parent / "results.json").read_text())["about"]["models"])
     run_demo(demo.parent, models=models, images=2, device="cpu")
     assert answers() == before and sorted(demo.parent.rglob("*")) == files
+
+
+def test_what_is_shown_by_default_is_in_the_package() -> None:
+    assert MODELS and set(MODELS) <= set(bundled_checkpoints())
 
 
 def test_a_task_is_shown_by_the_first_model_that_offers_it(tmp_path: Path) -> None:

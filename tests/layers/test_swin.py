@@ -147,6 +147,18 @@ def test_a_block_is_the_plain_one(index: int, size_hw: tuple[int, int], monkeypa
             torch.testing.assert_close(block(x), wanted, **CLOSE)
 
 
+@pytest.mark.parametrize("shift", [0, 2])
+def test_windows_without_gradients_are_those_with(shift: int) -> None:
+    """To the bit, in the precision of training: what a GPU evaluates is what it was trained with."""
+    attention = loud(WindowAttention(8, 2, 4, 3))
+    groups = window_groups(2, (8, 4), 4, shift, torch.device("cpu"))
+    windows = torch.randn(4, 16, 8)
+    with_gradients = attention.forward_groups(windows, groups)
+    assert with_gradients.requires_grad
+    with torch.no_grad():
+        assert torch.equal(attention.forward_groups(windows, groups), with_gradients)
+
+
 @pytest.mark.parametrize("index", [0, 1])
 def test_gradients_are_those_of_the_plain_block(index: int) -> None:
     block = SwinBlock(TINY, 1, index, 0.0)

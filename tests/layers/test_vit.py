@@ -8,9 +8,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Tensor
+from torch import Tensor, nn
 
 from saccade.errors import ConfigError, UsageError
+from saccade.layers.convolution import ConvStack
 from saccade.layers.vit import Block, DropPath, PlainViT, ViTConfig, from_windows, resize_position, to_windows
 
 TINY = ViTConfig(
@@ -103,6 +104,29 @@ def test_convolutional_propagation_starts_as_the_identity_and_crosses_windows(ki
     changed[:, :, :4, :4] += 1
     touched = (vit(image) - vit(changed)).abs().sum(-1)[0] > 1e-6
     assert bool(touched[:, 2].any() or touched[2].any())
+
+
+def test_prediction_folds_batch_norms_and_changes_nothing() -> None:
+    torch.manual_seed(0)
+    stack = ConvStack(
+        nn.Conv2d(4, 8, 3, stride=2, padding=1), nn.BatchNorm2d(8), nn.SiLU(), nn.Conv2d(8, 4, 3, groups=2), nn.SiLU()
+    )
+    picture = torch.randn(2, 4, 12, 12)
+    norm = stack[1]
+    assert isinstance(norm, nn.BatchNorm2d)
+    for table in (norm.running_mean, norm.weight, norm.bias):
+        nn.init.normal_(table)
+    nn.init.uniform_(norm.running_var, 0.5, 2)
+    stack.eval()
+    plain = stack(picture)
+    calls: list[Tensor] = []
+    norm.register_forward_hook(lambda _module, _args, out: calls.append(out))
+    with torch.no_grad():
+        torch.testing.assert_close(stack(picture), plain)
+        assert not calls, "the norm was not folded"
+        stack.train()
+        assert not torch.allclose(stack(picture), plain), "training reads the batch's own statistics"
+    assert len(calls) == 1
 
 
 def test_maps_after_blocks_are_those_of_a_shorter_vit() -> None:

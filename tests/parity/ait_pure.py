@@ -79,7 +79,14 @@ NOT_YET: dict[str, str] = {
 # The least model with the published vocabulary.
 SMALL = AiTConfig(
     backbone=SwinV2Config(
-        width=8, depths=(1,), heads=(1,), windows=(2,), pretrained_windows=(2,), shifted=(False,), out_stages=(0,)
+        width=8,
+        depths=(1,),
+        heads=(1,),
+        windows=(2,),
+        pretrained_windows=(2,),
+        shifted=(False,),
+        patch_size=32,
+        out_stages=(0,),
     ),
     transformer=TransformerConfig(width=8, heads=1, mlp_width=8, encoder_blocks=1, decoder_blocks=1),
 )

@@ -9,6 +9,7 @@ import shutil
 import sys
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 import torch
@@ -16,6 +17,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from saccade.errors import CheckpointError
+from saccade.layers.swin import WindowAttention
 from saccade.models.git.config import GIT_TASKS
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -84,6 +86,22 @@ def test_committed_fixtures_of_ait_are_reproduced() -> None:
     assert report.passed, explain(report)
     assert len(report.rows) > 850
     assert not report.not_yet
+
+
+def test_ait_predicts_the_same_by_the_way_of_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without gradients a CPU has a way of its own through the windows; here it takes the one of training."""
+    gradients: list[bool] = []
+    forward = WindowAttention.forward_groups
+
+    def watch(self: WindowAttention, *arguments: Any) -> Tensor:
+        gradients.append(torch.is_grad_enabled())
+        return forward(self, *arguments)
+
+    monkeypatch.setattr(WindowAttention, "forward_groups", watch)
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
+    report = check.run("ait", COMMITTED.parent / "ait")
+    assert report.passed, explain(report)
+    assert set(gradients) == {True, False}
 
 
 def test_shared_fixtures_of_ait_are_reproduced() -> None:

@@ -256,6 +256,11 @@ def test_the_joint_step_is_60_and_4_images(monkeypatch: pytest.MonkeyPatch) -> N
         get_recipe("ait.joint_b")()
 
 
+@pytest.mark.parametrize("name", ["nano_vqvae_masks", "nano_vqvae_depth"])
+def test_our_codebooks_learn_from_all_processes(name: str) -> None:
+    assert get_recipe(f"ait.{name}")().model.vqvae.codebook.sync
+
+
 @pytest.mark.parametrize("name", ["nano_depth", "nano_depth_plain", "nano_instance", "nano_joint"])
 def test_a_solver_without_a_vqvae_says_which_one_is_missing(name: str) -> None:
     config = get_recipe(f"ait.{name}")()

@@ -118,6 +118,13 @@ def test_nano_starts_where_it_looks() -> None:
     assert sum(p.numel() for p in model.parameters()) * 2 < 6e6  # bytes in float16
 
 
+def test_a_language_model_too_small_to_repeat_is_refused() -> None:
+    config = nano_scenes(steps=10)
+    language = dataclasses.replace(config.model.language, heads=2)
+    with pytest.raises(ConfigError, match=r"needs 4 heads and 2 layers, not 2 and 4"):
+        build_model(dataclasses.replace(config, model=dataclasses.replace(config.model, language=language)))
+
+
 def test_contradictions_are_one_error() -> None:
     config = nano_scenes()
     with pytest.raises(ConfigError, match="weights and clip_init both say"):

@@ -121,7 +121,7 @@ def _small_solver(model: AiTConfig) -> AiTConfig:
         depth_codes=8,
         backbone=backbone,
         transformer=dataclasses.replace(
-            model.transformer, width=16, heads=2, mlp_width=16, encoder_blocks=1, decoder_blocks=1, grid=8, length=300
+            model.transformer, width=16, heads=4, mlp_width=16, encoder_blocks=1, decoder_blocks=1, grid=8, length=300
         ),
         detection=objects(model.detection),
         instance=objects(model.instance),

@@ -112,20 +112,25 @@ def test_entries_that_are_not_used_come_back_as_latents() -> None:
     assert len(set(book.nearest(latents).tolist()) - {0, 3}) > 1
 
 
-def test_processes_may_share_one_codebook(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two processes that see the same are one that sees it twice."""
+@pytest.mark.parametrize("sync", [True, False])
+def test_processes_have_one_codebook(sync: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two processes that see the same are one that sees it twice, or the first of them decides."""
     latents, codes = torch.randn(7, 4), torch.tensor([0, 1, 2, 2, 4, 5, 0])
-    first = Codebook(dataclasses.replace(SMALL, sync=True))
-    second = copy.deepcopy(first)
-    alone = copy.deepcopy(first)
-    alone.config = dataclasses.replace(SMALL, sync=False)
-    second.update(latents.repeat(2, 1), codes.repeat(2))
+    theirs, their_codes = torch.randn(7, 4), torch.tensor([5, 5, 3, 1, 0, 0, 2])
+    ours = Codebook(dataclasses.replace(SMALL, sync=sync))
+    alone = copy.deepcopy(ours)
+    alone.update(
+        torch.cat([latents, theirs]) if sync else theirs, torch.cat([codes, their_codes]) if sync else their_codes
+    )
+    # What the other process, the first, brings: uses, then sums.
+    other = [torch.bincount(their_codes, minlength=6).float(), torch.zeros(6, 4).index_add_(0, their_codes, theirs)]
     monkeypatch.setattr(codebook.dist, "is_initialized", lambda: True)
-    monkeypatch.setattr(codebook.dist, "all_reduce", lambda tensor: tensor.mul_(2))
-    first.update(latents, codes)
-    alone.update(latents, codes)
-    torch.testing.assert_close(first.entries, second.entries)
-    assert not torch.allclose(alone.uses, first.uses)
+    monkeypatch.setattr(codebook.dist, "all_reduce", lambda tensor: tensor.add_(other.pop(0)))
+    monkeypatch.setattr(codebook.dist, "broadcast", lambda tensor, src: tensor.copy_(other.pop(src)))
+    ours.update(latents, codes)
+    assert not other
+    for name, tensor in alone.named_buffers():
+        torch.testing.assert_close(ours.get_buffer(name), tensor, msg=name)
 
 
 # ---------------------------------------------------------------------- training
@@ -278,9 +283,10 @@ def test_maps_that_the_network_cannot_read_are_refused() -> None:
         ({"downsample": 12}, "power of 2"),
         ({"downsample": 2}, "power of 2"),
         ({"size": 20}, "size 20 is not a multiple of downsample 8"),
+        ({"scale": 10.0}, r"are not divided by a scale(.|\n)*vqvae\.scale(.|\n)*signed=false"),
     ],
 )
-def test_configurations_that_do_not_fit_are_refused(changes: dict[str, int], message: str) -> None:
+def test_configurations_that_do_not_fit_are_refused(changes: dict[str, float], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         dataclasses.replace(TINY, **changes)
 

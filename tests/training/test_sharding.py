@@ -27,7 +27,7 @@ def run_of(folder: Path, **changes: Any) -> TrainConfig:
     """A small GSVA of which the published parts are trained; without dropout nothing is random."""
     recipe = nano_scenes(steps=4, size=64, images=1)
     model = recipe.model
-    model.language.width, model.language.mlp_width, model.language.layers, model.language.heads = 32, 48, 2, 2
+    model.language.width, model.language.mlp_width, model.language.layers, model.language.heads = 32, 48, 2, 4
     model.clip.width, model.clip.mlp_width, model.clip.layers, model.clip.heads = 24, 32, 3, 2
     model.sam.vit.width, model.sam.vit.mlp_width, model.sam.vit.depth = 32, 48, 2
     model.lora, model.trainable = LoRAConfig(rank=4, dropout=0.0), PUBLISHED_PARTS

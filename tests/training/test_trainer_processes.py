@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import multiprocessing
 import os
 import signal
@@ -16,13 +17,17 @@ from helpers_training import assert_same_state, scenes, state_of, tiny_run
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from saccade.data.mask_crops import MaskCropAugment
 from saccade.errors import TrainingError
+from saccade.layers.distributed import mean_over_ranks
+from saccade.models.ait.vqvae import MapVQVAEConfig
 from saccade.samples import Batch, Origin
 from saccade.tasks import Task
+from saccade.tokens.codebook import CodebookConfig, VQVAEConfig
 from saccade.training import checkpoint
 from saccade.training import trainer as trainer_module
-from saccade.training.config import OptimConfig, TrainConfig
-from saccade.training.distributed import open_world
+from saccade.training.config import OptimConfig, SourceConfig, TrainConfig
+from saccade.training.distributed import World, open_world
 from saccade.training.engine import Engine
 from saccade.training.logs import read_lines
 from saccade.training.trainer import Trainer
@@ -177,6 +182,40 @@ def test_two_ranks_take_the_steps_of_one_process_that_accumulates(tmp_path: Path
     assert one["optim/shared.weight/step"] == 3
 
 
+class MeanOverTargets(Mean):
+    """Its loss is a mean over targets (over all ranks); a batch has as many as its images say."""
+
+    def count_targets(self, batch: Batch) -> int:
+        return int(batch.origins[0].image_id)
+
+    def loss(self, batch: Batch) -> dict[str, Tensor]:
+        said = self.branches[str(batch.task)](self.shared(batch.images.mean(dim=(2, 3))))
+        return {"loss": said.square().sum() / mean_over_ranks(self.count_targets(batch), said)}
+
+
+def _counted_step(out: Path, config: TrainConfig) -> None:
+    batches = [
+        dataclasses.replace(batch, task=Task.CAPTION, origins=[dataclasses.replace(batch.origins[0], image_id=count)])
+        for batch, count in zip([batch for pair in _toy_batches() for batch in pair], (1, 50, 7, 3), strict=False)
+    ]
+    with open_world("cpu") as world:
+        engine = Engine(MeanOverTargets(), config, world)
+        engine.step(0, batches[world.rank :: world.size])
+        gradients = {name: p.grad for name, p in engine.model.named_parameters() if p.grad is not None}
+        save_file(gradients, out / f"{world.size}-{world.rank}.safetensors")
+
+
+def test_a_mean_over_targets_is_one_however_many_ranks_and_batches_share_them(tmp_path: Path) -> None:
+    config = tiny_run(tmp_path, optim=OptimConfig(clip_norm=0.0))
+    _counted_step(tmp_path, config)
+    ranks(_counted_step, tmp_path, config)
+    one, first, second = (load_file(tmp_path / f"{name}.safetensors") for name in ("1-0", "2-0", "2-1"))
+    assert one.keys() == first.keys() == second.keys()
+    for key, value in one.items():
+        assert torch.equal(first[key], second[key]), key
+        torch.testing.assert_close(first[key], value, rtol=1e-5, atol=1e-8, msg=key)
+
+
 def _toy_poisoned(out: Path, config: TrainConfig) -> None:
     with open_world("cpu") as world:
         engine = Engine(Mean(), config, world)
@@ -230,3 +269,48 @@ def test_two_ranks_stop_and_resume_exactly(tmp_path: Path) -> None:
 
 def _fit_until(folder: Path, name: str, until: int | None) -> None:
     Trainer(tiny_run(folder, name=name)).fit(until=until)
+
+
+@pytest.mark.parametrize("sync", [True, False])
+def test_two_ranks_learn_one_codebook_and_resume_exactly(tmp_path: Path, sync: bool) -> None:
+    ranks(_fit_codebook, tmp_path, "whole", sync, None)
+    ranks(_fit_codebook, tmp_path, "parts", sync, 3)
+    ranks(_fit_codebook, tmp_path, "parts", sync, None)
+    first, second, parts = (load_file(tmp_path / f"{name}.safetensors") for name in ("whole-0", "whole-1", "parts-1"))
+    saved = load_file(tmp_path / "runs/whole/checkpoints/last/model.safetensors")
+    for key, value in first.items():
+        assert torch.equal(value, second[key]) and torch.equal(value, saved[key]), key
+        assert torch.equal(value, parts[key]), key
+
+
+class _Kept(Engine):
+    """The engine of the last run of this process."""
+
+    last: Engine
+
+    def __init__(self, model: nn.Module, config: TrainConfig, world: World) -> None:
+        super().__init__(model, config, world)
+        _Kept.last = self
+
+
+def _fit_codebook(folder: Path, name: str, sync: bool, until: int | None) -> None:
+    trainer_module.Engine = _Kept
+    codebook = CodebookConfig(codes=8, width=4, revive_below=0.1, sync=sync)
+    vqvae = VQVAEConfig(size=16, downsample=8, base_width=2, residual_blocks=1, codebook=codebook)
+    source = SourceConfig(task=Task.INSTANCE, reader="scenes", size=64, batch_size=4, augment=MaskCropAugment())
+    config = tiny_run(
+        folder,
+        name=name,
+        vocabulary="",
+        model=MapVQVAEConfig(vqvae=vqvae),
+        train=(source,),
+        initialise="local",
+        steps=5,
+        accumulate=2,
+        save_every=5,
+        ema_decay=0.0,
+    )
+    Trainer(config).fit(until=until)
+    rank = os.environ["RANK"]
+    buffers = {key: value.clone() for key, value in _Kept.last.model.named_buffers()}
+    save_file(buffers, folder / f"{name}-{rank}.safetensors")

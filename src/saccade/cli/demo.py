@@ -23,7 +23,7 @@ def add(verbs: Verbs) -> None:
         nargs="+",
         metavar="MODEL",
         help="names from `saccade models list`, or checkpoint folders; a task is shown by the first model that offers "
-        "it (default: the bundled ones that have every task together)",
+        "it (default: bundled ones)",
     )
     add_device(parser)
 

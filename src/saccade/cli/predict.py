@@ -43,7 +43,9 @@ def add(verbs: Verbs) -> None:
     parser.add_argument("inputs", nargs="+", metavar="PICTURE", help="a file, a folder, or a pattern such as 'a/*.jpg'")
     add_model(parser)
     parser.add_argument(
-        "--task", help="detection (default), instance, semantic, caption, grounding (default with phrases)"
+        "--task",
+        help="detection, instance, semantic, caption, grounding or depth "
+        "(default: the only one of the model, grounding with phrases, else detection)",
     )
     parser.add_argument(
         "--classes", type=comma_list, metavar="A,B", help="class names to look for (default: those of the model)"
@@ -146,7 +148,7 @@ def _run(arguments: argparse.Namespace) -> int:
 
 
 def describe(answer: Answer) -> str:
-    """The answer in one line: ``2 cat, 1 dog``, a sentence, or a box."""
+    """The answer in one line: ``2 cat, 1 dog``, a sentence, a box, or how far away things are."""
     from saccade.results import Caption, DepthMap, Grounding, Instances, Panoptic, Referral, SemanticMap
 
     prediction = answer.prediction
@@ -168,6 +170,8 @@ def describe(answer: Answer) -> str:
         return prediction.in_words()
     if isinstance(prediction, DepthMap):
         told = prediction.to_dict()
+        if told["median_m"] is None:
+            return "no depth known"
         return f"{told['least_m']:.1f} m to {told['greatest_m']:.1f} m, median {told['median_m']:.1f} m"
     return "no answer"
 

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 from typing import Literal, TypeAlias
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 Propagation: TypeAlias = Literal["bottleneck", "basic", "naive"]
 """Residual convolutions between windowed blocks (ViTDet, section 3 and table 2 of the paper)."""
@@ -79,6 +81,32 @@ class ConvPropagation(nn.Module):
         return x_BHWC + y.permute(0, 2, 3, 1)
 
 
+class ConvStack(nn.Sequential):
+    """Convolutions, batch norms and activations in order.
+
+    Prediction folds every batch norm into the convolution before it: a pass over the map less for each.
+    """
+
+    def forward(self, x_BCHW: Tensor) -> Tensor:
+        """``[B, C, H, W]`` through all layers."""
+        if self.training or torch.is_grad_enabled():
+            return super().forward(x_BCHW)
+        layers, folded = list(self), False
+        for layer, after in zip(layers, [*layers[1:], None], strict=True):
+            if folded:
+                folded = False
+            elif isinstance(layer, nn.Conv2d) and isinstance(after, nn.BatchNorm2d):
+                assert after.running_mean is not None and after.running_var is not None
+                weight, bias = fuse_conv_bn_weights(
+                    layer.weight, layer.bias, after.running_mean, after.running_var, after.eps, after.weight, after.bias
+                )
+                x_BCHW = F.conv2d(x_BCHW, weight, bias, layer.stride, layer.padding, layer.dilation, layer.groups)
+                folded = True
+            else:
+                x_BCHW = layer(x_BCHW)
+        return x_BCHW
+
+
 class ParallelConv(nn.Module):
     """ViTAE's convolution branch, which reads the un-normed input of a block beside its attention (PCM).
 
@@ -105,7 +133,7 @@ class ParallelConv(nn.Module):
                 nn.Conv2d(width, width, 3, padding=1, groups=groups),
                 nn.SiLU(),
             ]
-        self.layers = nn.Sequential(*layers)
+        self.layers = ConvStack(*layers)
 
     def forward(self, x_BHWC: Tensor) -> Tensor:
         """``[B, H, W, C]`` to the same shape."""

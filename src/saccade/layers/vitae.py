@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from saccade.errors import UsageError
+from saccade.layers.convolution import ConvStack
 from saccade.layers.vit import Block, ViTConfig, run_blocks
 
 _DROPOUT = 0.1  # of the reduction cells' attention; always on in training, as in the original
@@ -151,12 +152,12 @@ class ReductionCell(nn.Module):
         self.reduce = DilatedReduction(inputs, config)
         width = config.embed * len(config.dilations)
         self.attn = Performer(width, config.width) if config.attention else None
-        self.local: nn.Sequential | None = None
+        self.local: ConvStack | None = None
         if config.attention:
             # The stride is taken by the first convolutions, two at a time.
             first, second, third = {4: (2, 2, 1), 2: (2, 1, 1)}[config.stride]
             inner = config.embed
-            self.local = nn.Sequential(
+            self.local = ConvStack(
                 nn.Conv2d(inputs, inner, 3, stride=first, padding=1),
                 nn.SiLU(),
                 nn.Conv2d(inner, inner, 3, stride=second, padding=1),
@@ -211,7 +212,8 @@ class ViTAE(nn.Module):
                 where="ViTAE",
                 fix=f"resize or pad the image to a multiple of {patch} pixels",
             )
-        x_BCHW = images_B3HW
+        # Channels last, so that a map is read as tokens, and tokens as a map, without a copy.
+        x_BCHW = images_B3HW.contiguous(memory_format=torch.channels_last)
         for cell in self.cells:
             x_BCHW = cell(x_BCHW)
         return x_BCHW.permute(0, 2, 3, 1)

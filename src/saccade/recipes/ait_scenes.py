@@ -14,7 +14,7 @@ from saccade.models.ait.config import AiTConfig
 from saccade.models.ait.vqvae import MapVQVAEConfig
 from saccade.recipes.ait import NO_DECAY
 from saccade.tasks import Task
-from saccade.training.config import OptimConfig, SourceConfig, TrainConfig
+from saccade.training.config import LayerRates, OptimConfig, SourceConfig, TrainConfig
 
 
 def nano_vqvae_masks(*, steps: int = 1_500, size: int = 192) -> TrainConfig:
@@ -87,57 +87,60 @@ def nano_depth_plain(*, depth_vqvae: str = "", init_from: str = "git-nano", step
         init_from: Where the backbone comes from; empty = fresh weights.
         steps: Optimiser steps.
     """
-    size = 192
     config = _solver(
         "nano_depth_plain",
-        presets.nano_plain(),
-        (_depth_source(12, size),),
-        (_depth_validation(size),),
+        dataclasses.replace(presets.nano_plain(), instance=None),
+        (_depth_source(12, 192),),
+        (_depth_validation(192),),
         depth_vqvae=depth_vqvae,
         steps=steps,
     )
-    return dataclasses.replace(config, init_from=init_from)
+    return _from_backbone(config, init_from)
 
 
-def nano_instance(*, mask_vqvae: str = "", steps: int = 6_000, size: int = 192, soft: bool = True) -> TrainConfig:
-    """Boxes and masks of scenes.
+def nano_instance(
+    *, mask_vqvae: str = "", init_from: str = "git-nano", steps: int = 3_000, soft: bool = True
+) -> TrainConfig:
+    """Boxes and masks of scenes, on the plain ViT of GiT-nano.
 
     Args:
         mask_vqvae: What ``ait.nano_vqvae_masks`` trained.
+        init_from: Where the backbone comes from; empty = fresh weights.
         steps: Optimiser steps.
-        size: Side of the scenes in pixels.
         soft: Soft tokens, in prediction and by the loss of what they draw.
     """
-    model = dataclasses.replace(presets.nano(size, soft=soft), depth=None)
-    return _solver(
+    config = _solver(
         "nano_instance",
-        model,
-        (_instances(12, size),),
-        (_instances_validation(size),),
+        dataclasses.replace(presets.nano_plain(soft=soft), depth=None),
+        (_instances(12, 192),),
+        (_instances_validation(192),),
         mask_vqvae=mask_vqvae,
         steps=steps,
     )
+    return _from_backbone(config, init_from)
 
 
-def nano_joint(*, mask_vqvae: str = "", depth_vqvae: str = "", steps: int = 6_000, size: int = 192) -> TrainConfig:
+def nano_joint(
+    *, mask_vqvae: str = "", depth_vqvae: str = "", init_from: str = "git-nano", steps: int = 3_000
+) -> TrainConfig:
     """Boxes, masks and depth with one set of weights; a step has as many pictures of each as when trained alone.
 
     Args:
         mask_vqvae: What ``ait.nano_vqvae_masks`` trained.
         depth_vqvae: What ``ait.nano_vqvae_depth`` trained.
+        init_from: Where the backbone comes from; empty = fresh weights.
         steps: Optimiser steps.
-        size: Side of the scenes in pixels.
     """
     config = _solver(
         "nano_joint",
-        presets.nano(size),
-        (_instances(12, size), _depth_source(12, size)),
-        (_instances_validation(size), _depth_validation(size)),
+        presets.nano_plain(),
+        (_instances(12, 192), _depth_source(12, 192)),
+        (_instances_validation(192), _depth_validation(192)),
         mask_vqvae=mask_vqvae,
         depth_vqvae=depth_vqvae,
         steps=steps,
     )
-    return dataclasses.replace(config, mixture="together")
+    return dataclasses.replace(_from_backbone(config, init_from), mixture="together")
 
 
 def _solver(
@@ -183,8 +186,18 @@ def _solver(
     )
 
 
+def _from_backbone(config: TrainConfig, init_from: str) -> TrainConfig:
+    """A start from a trained backbone, whose blocks learn at a tenth of the rate: at the full one they forget."""
+    if not init_from:
+        return config
+    rates = LayerRates(floor=0.1, frozen_until=7, first_full=8)
+    return dataclasses.replace(config, init_from=init_from, optim=dataclasses.replace(config.optim, layer_rates=rates))
+
+
 def _vqvae(name: str, task: Task, train: SourceConfig, val: SourceConfig, *, steps: int, size: int) -> TrainConfig:
-    model = MapVQVAEConfig(task=task, vqvae=presets.nano_vqvae(task, size))
+    vqvae = presets.nano_vqvae(task, size)
+    codebook = dataclasses.replace(vqvae.codebook, sync=True)
+    model = MapVQVAEConfig(task=task, vqvae=dataclasses.replace(vqvae, codebook=codebook))
     return TrainConfig(
         name=f"ait/{name}",
         model=model,

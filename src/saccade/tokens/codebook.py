@@ -36,7 +36,8 @@ class CodebookConfig:
         decay: Of the moving averages.
         revive_below: Entries with fewer (averaged) uses become latents of the batch; 0 = never, as in the original,
             where an entry that is not used in the first step never is.
-        sync: Average over all processes; in the original every process goes its own way and the first is kept.
+        sync: Latents of all processes move the entries, as if one process had seen them; otherwise those of the first
+            do, whose codebook is the one that the original keeps. Either way all processes have the same one.
     """
 
     codes: int = 128
@@ -98,9 +99,12 @@ class Codebook(nn.Module):
         latents_ND = latents_ND.detach().float()
         counts = torch.bincount(codes_N, minlength=config.codes).to(self.uses.dtype)
         sums = torch.zeros_like(self.sums).index_add_(0, codes_N, latents_ND)
-        if config.sync and dist.is_initialized():
+        if dist.is_initialized():
             for tensor in (counts, sums):
-                dist.all_reduce(tensor)
+                if config.sync:
+                    dist.all_reduce(tensor)
+                else:
+                    dist.broadcast(tensor, src=0)
         self.uses.mul_(config.decay).add_(counts, alpha=1 - config.decay)
         total = self.uses.sum()
         self.uses.copy_((self.uses + _EPS) / (total + config.codes * _EPS) * total)
@@ -114,7 +118,7 @@ class Codebook(nn.Module):
         dead = (self.uses < self.config.revive_below).nonzero()[:, 0]
         drawn = torch.randint(len(latents_ND), (len(dead),), device=latents_ND.device)
         chosen = latents_ND[drawn]
-        if self.config.sync and dist.is_initialized():
+        if dist.is_initialized():
             dist.broadcast(chosen, src=0)
         self.entries[dead] = chosen
         self.sums[dead] = chosen * self.config.revive_below

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -44,6 +44,15 @@ class StepReport:
     lr: float
 
 
+@runtime_checkable
+class CountsTargets(Protocol):
+    """A model whose loss is a mean over targets, and which can count them without looking at the pictures."""
+
+    def count_targets(self, batch: Batch) -> int:
+        """The targets that the loss of the batch is a mean over; more than 0."""
+        ...
+
+
 class _LossOf(nn.Module):
     """Gives ``model.loss`` the name ``forward``, which is what DistributedDataParallel hooks into."""
 
@@ -59,10 +68,15 @@ class _LossOf(nn.Module):
 class Engine:
     """A model and everything that changes when it learns: weights, optimiser, averaged weights.
 
-    Gradients are the mean over the batches of a step and over the ranks, so two ranks with one batch each take the same
-    step as one process that accumulates the same two batches. In a mixture of sources ``together`` they are means over
-    the batches of each task, added over the tasks. A parameter that no batch of any rank used keeps
-    ``grad = None`` and is skipped by AdamW (no decay either), with one process and with many.
+    Gradients are the mean over the batches of a step and over the ranks. In a mixture of sources ``together`` they are
+    means over the batches of each task, added over the tasks. So two ranks with one batch each take the same step as
+    one process that accumulates the same two batches, where the loss is a mean over images. Where it is one over
+    targets, of which a batch may have many or few, the model has to count them (:class:`CountsTargets`): its batches
+    then weigh by their targets, so that the step is the mean over the targets of all batches of a task. Without that
+    every batch weighs the same, and accumulation is not quite a larger batch.
+
+    A parameter that no batch of any rank used keeps ``grad = None`` and is skipped by AdamW (no decay either), with one
+    process and with many.
 
     Args:
         model: The model, on ``world.device``.
@@ -80,7 +94,8 @@ class Engine:
         self._trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
         self._replica: nn.Module = _LossOf(model)
         if world.size > 1 and not sharded:
-            # One task per batch uses a part of the parameters: DDP has to look which ones. Buffers are constants.
+            # One task per batch uses a part of the parameters: DDP has to look which ones. Buffers are constants, or a
+            # codebook, which keeps itself alike in all processes.
             self._replica = DistributedDataParallel(self._replica, find_unused_parameters=True, broadcast_buffers=False)
 
     def step(self, index: int, batches: Sequence[Batch]) -> StepReport:
@@ -88,7 +103,7 @@ class Engine:
 
         Args:
             index: 0-based number of the step in the run; decides learning rate, dropout and averaging.
-            batches: The step's batches of this rank, already on the device; gradients are averaged over them.
+            batches: The step's batches of this rank, already on the device.
 
         Raises:
             TrainingError: A loss or a gradient is not finite. Weights, optimiser and average are then untouched by this
@@ -96,7 +111,8 @@ class Engine:
         """
         self.model.train()
         self.optimizer.zero_grad(set_to_none=True)
-        losses = [self._backward(index, number, batches) for number in range(len(batches))]
+        divisors = self._divisors(batches)
+        losses = [self._backward(index, number, batches, divisors[number]) for number in range(len(batches))]
         gradients = [parameter.grad for parameter in self._trainable if parameter.grad is not None]
         norm = whole(torch.nn.utils.get_total_norm(gradients))
         reports, grad_norm = self._to_host(batches, losses, norm)
@@ -118,7 +134,21 @@ class Engine:
     def _rate(self, index: int, multiplier: float) -> float:
         return learning_rate(index, steps=self.config.steps, optim=self.config.optim, multiplier=multiplier)
 
-    def _backward(self, index: int, number: int, batches: Sequence[Batch]) -> dict[str, Tensor]:
+    def _divisors(self, batches: Sequence[Batch]) -> list[float]:
+        """What the loss of every batch is divided by: 1 over its share of the step."""
+        counts = [1] * len(batches)
+        if isinstance(self.model, CountsTargets) and len(batches) > 1:
+            own = [self.model.count_targets(batch) for batch in batches]
+            counts = [sum(ranks) for ranks in zip(*self.world.gather(own), strict=True)]
+        divisors = []
+        for batch, count in zip(batches, counts, strict=True):
+            alike = [other for other, of in zip(counts, batches, strict=True) if of.task is batch.task]
+            # In a drawn mixture a task has as large a part of the step as it has batches.
+            whole, part = (1, 1) if self.config.mixture == "together" else (len(batches), len(alike))
+            divisors.append(whole * sum(alike) / (part * count))
+        return divisors
+
+    def _backward(self, index: int, number: int, batches: Sequence[Batch], divisor: float) -> dict[str, Tensor]:
         """Forward and backward of one batch; returns its detached losses."""
         world = self.world
         seed_everything(self.config.seed, index, number * world.size + world.rank)
@@ -129,10 +159,7 @@ class Engine:
             with autocast(self.config.precision, world.device):
                 losses: dict[str, Tensor] = self._replica(batches[number])
                 total = torch.stack([loss.float() for loss in losses.values()]).sum()
-            alike = len(batches)
-            if self.config.mixture == "together":
-                alike = sum(batch.task is batches[number].task for batch in batches)
-            torch.autograd.backward(total / alike)
+            torch.autograd.backward(total / divisor)
         return {**{name: loss.detach() for name, loss in losses.items()}, "total": total.detach()}
 
     @staticmethod
@@ -176,8 +203,8 @@ class Engine:
     def tensors(self) -> dict[str, Tensor]:
         """Everything that learning changed, under ``model/``, ``optim/`` and ``ema/``.
 
-        Frozen weights are not among it: they are those that the run starts from. Every rank must ask at the same point;
-        where weights are spread over processes, only the main one is given something.
+        Frozen weights are not among it: they are those of the model. Every rank must ask at the same point; where
+        weights are spread over processes, only the main one is given something.
         """
         state = {f"model/{name}": value for name, value in _changing(self.model).items()}
         state |= {f"optim/{name}": value for name, value in optimizer_tensors(self.optimizer).items()}

@@ -12,7 +12,7 @@ import torch
 
 from saccade.data.sources.base import Source, class_counts
 from saccade.errors import CheckpointError, ConfigError, UsageError
-from saccade.hub.checkpoint import VOCABULARY
+from saccade.hub.checkpoint import VOCABULARY, load_folder
 from saccade.hub.convert import map_file
 from saccade.hub.convert_gsva import load_parts
 from saccade.hub.resolve import ASSETS, bundled_checkpoints, fetch_file, load_model, resolve
@@ -46,14 +46,15 @@ from saccade.training.config import TrainConfig
 _OF_CLASSES = re.compile(r"roi\.(box_heads\.\d+\.(cls|box)\.|mask_heads\.|class_weights)")
 
 
-def build_model(config: TrainConfig) -> tuple[Model, list[MappingReport]]:
+def build_model(config: TrainConfig, *, resumed: Path | None = None) -> tuple[Model, list[MappingReport]]:
     """Builds the model of a run on the CPU and fills it with its starting weights.
 
     Fresh weights depend on torch's random generator: the caller seeds it.
 
     Args:
-        config: ``model``, ``vocabulary``, ``weights``, ``initialise``, ``init_from`` and the other starts of parts are
-            read.
+        config: ``model``, ``vocabulary`` and what names the starting weights are read.
+        resumed: The checkpoint that a run goes on from; its model is taken, and what the run once started from is not
+            read, and may be gone.
 
     Returns:
         The model, and one report per file that was read for it.
@@ -62,6 +63,8 @@ def build_model(config: TrainConfig) -> tuple[Model, list[MappingReport]]:
         CheckpointError: A file is missing or damaged, or does not fit the model.
         ConfigError: ``weights`` names a model of another shape, or no bundled vocabulary fits the model.
     """
+    if resumed is not None:
+        return load_folder(resumed).model, []
     if config.weights:
         model = _whole_model(config)
         _load_vqvaes(model, config)

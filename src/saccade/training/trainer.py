@@ -130,7 +130,7 @@ class _Run:
         self.val_sources = [open_source(source) for source in config.val]
         self.labels = source_labels(config.val)
         seed_everything(config.seed)
-        model, reports = build_model(config)
+        model, reports = build_model(config, resumed=start.checkpoint)
         use_image_counts(model, [source for _, source in self.train])
         # What is spread over processes goes to the device part by part.
         self.model: Model = model if config.parallel == "shard" and world.size > 1 else model.to(world.device)
@@ -339,6 +339,7 @@ class _Run:
             "precision": config.precision,
             "averaged_weights": config.ema_decay,
             "start": config.weights or config.init_from or "fresh weights",
+            **{name: source for name in ("mask_vqvae", "depth_vqvae") if (source := getattr(config, name))},
             "data": [
                 {"task": str(source.task), "name": source.name, "samples": len(source), "weight": given.weight}
                 for given, source in self.train

@@ -14,6 +14,7 @@ from helpers_ait import CLASSES, FORMS, MAPS, OBJECTS, SIZE, Fixed, batch, confi
 from PIL import Image
 from rich.console import Console
 from torch import Tensor
+from torchvision import tv_tensors
 
 from saccade.data.augment import ScaleJitterAugment
 from saccade.data.check import check_dataset
@@ -25,7 +26,7 @@ from saccade.models.ait.model import AiT
 from saccade.models.ait.vqvae import MapVQVAE, MapVQVAEConfig
 from saccade.predictor import Predictor
 from saccade.results import DepthMap, Instances
-from saccade.samples import Batch
+from saccade.samples import Batch, Origin, Sample, Target
 from saccade.tasks import Task
 from saccade.training.config import SourceConfig, TrainConfig
 from saccade.training.evaluation import evaluate
@@ -63,6 +64,24 @@ def with_depth(change: float) -> Batch:
 def test_what_is_no_depth_is_unknown(form: str, odd: float) -> None:
     losses = [total(learner(form).loss(with_depth(value))) for value in (odd, 0.0)]
     assert bool(losses[0].isfinite()) and torch.equal(*losses)
+
+
+@pytest.mark.parametrize("odd", [float("nan"), float("inf"), -3.0])
+def test_a_vqvae_is_scored_on_what_is_known(odd: float) -> None:
+    """What comes back of a map does not depend on how its holes are written."""
+    net, size_hw = learner("vqvae").eval(), (SIZE, SIZE)
+    assert isinstance(net, MapVQVAE)
+    samples = [
+        Sample(
+            image=tv_tensors.Image(torch.zeros(3, *size_hw, dtype=torch.uint8)),
+            task=Task.DEPTH,
+            origin=Origin(dataset="t", image_id=0, path=None, size_hw=size_hw),
+            target=Target(depth_m=with_depth(value).targets[0].depth_m),
+        )
+        for value in (odd, 0.0)
+    ]
+    one, other = net.reconstruct(samples)
+    assert bool(one.depth_m.isfinite().all()) and torch.equal(one.depth_m, other.depth_m)
 
 
 @pytest.mark.parametrize("form", [*DEPTH_FORMS, "vqvae"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+from typing import Any
 
 import pytest
 import torch
@@ -27,6 +28,7 @@ from torch import Tensor
 from torchvision import tv_tensors
 
 from saccade.errors import ConfigError, DataError, UsageError
+from saccade.layers.vit import ViTConfig
 from saccade.models.ait.config import TASK_ROWS, AiTConfig
 from saccade.models.ait.model import AiT
 from saccade.models.ait.presets import PRESETS
@@ -107,8 +109,7 @@ def test_the_loss_of_a_batch_is_that_of_its_images(form: str, task: Task) -> Non
     whole = batch(task, counts=(2, 0, 4))
 
     def sums(data: Batch) -> dict[str, Tensor]:
-        count = 16 * len(data) if task is Task.DEPTH else count_targets(net, data)
-        return {name: value * count for name, value in net.loss(data, draws=Fixed()).items()}
+        return {name: value * net.count_targets(data) for name, value in net.loss(data, draws=Fixed()).items()}
 
     together = sums(whole)
     parts = [sums(one_of(whole, index)) for index in range(len(whole))]
@@ -117,9 +118,15 @@ def test_the_loss_of_a_batch_is_that_of_its_images(form: str, task: Task) -> Non
             torch.testing.assert_close(value, torch.stack([part[name] for part in parts]).sum(), rtol=1e-4, atol=1e-4)
 
 
-def count_targets(net: AiT, data: Batch) -> int:
+@pytest.mark.parametrize(("form", "task"), EVERY)
+def test_targets_are_counted_without_a_look_at_the_pictures(form: str, task: Task) -> None:
+    net, data = model(form), batch(task, counts=(2, 0, 4))
+    if task is Task.DEPTH:
+        assert net.count_targets(data) == 3 * 16
+        return
+    data.targets[2].is_crowd[1] = True
     tokens, real, _ = net.object_sequences(data, Fixed())
-    return int((sequence_targets(tokens, real) != IGNORED).sum())
+    assert net.count_targets(data) == int((sequence_targets(tokens, real) != IGNORED).sum())
 
 
 @pytest.mark.parametrize(("form", "task"), OBJECT_FORMS)
@@ -563,6 +570,26 @@ def test_configurations_that_do_not_fit_are_refused() -> None:
         config(instance=dataclasses.replace(INSTANCE, objects=10))
     with pytest.raises(ConfigError, match="width 18 must be a multiple"):
         dataclasses.replace(FORMS["depth"].transformer, width=18)
+    with pytest.raises(ConfigError, match=r"windows of 32 pixels cannot be padded to 31\n  where: depth\.pad_to"):
+        dataclasses.replace(DEPTH, pad_to=31)
+    with pytest.raises(ConfigError, match=r"boxes alone\n  where: detection\.masks"):
+        config(detection=INSTANCE)
+
+
+@pytest.mark.parametrize(
+    ("changes", "side", "task"),
+    [
+        ({"detection": dataclasses.replace(BOXES, input_size=49)}, 49, Task.DETECTION),
+        ({"instance": dataclasses.replace(INSTANCE, input_size=64)}, 64, Task.INSTANCE),
+        ({"depth": dataclasses.replace(DEPTH, pad_to=56)}, 56, Task.DEPTH),
+        ({"depth": DEPTH, "transformer": dataclasses.replace(FORMS["depth"].transformer, grid=3)}, 32, Task.DEPTH),
+        ({"depth": DEPTH, "backbone": ViTConfig(width=16, depth=1, heads=2, patch_size=4)}, 32, Task.DEPTH),
+    ],
+)
+def test_a_map_has_as_many_places_as_there_are_positions(changes: dict[str, Any], side: int, task: Task) -> None:
+    with pytest.raises(ConfigError, match=rf"^{side} pixels of {task} are (.|\n)*where: transformer\.grid"):
+        config(**changes)
+    config(detection=dataclasses.replace(BOXES, input_size=48))  # six places of eight pixels: all of them
 
 
 def test_a_model_offers_what_it_was_configured_for() -> None:

@@ -11,15 +11,16 @@ from helpers_ait import BACKBONE, DEPTH, FORMS, INSTANCE, TRANSFORMER, config
 from torch import Tensor
 
 from saccade.errors import CheckpointError, ConfigError, UsageError
+from saccade.hub import convert
 from saccade.hub.checkpoint import load_folder, read_card, save_model
 from saccade.hub.convert import convert_file, export_official, map_file
 from saccade.hub.starts import load_backbone
-from saccade.hub.unpickle import read_tensor_file
+from saccade.hub.unpickle import TensorFile, read_tensor_file
 from saccade.hub.zoo import ZOO, get, list_entries
 from saccade.models.ait.config import AiTConfig
 from saccade.models.ait.convert import to_official, vqvae_to_official
 from saccade.models.ait.model import AiT
-from saccade.models.ait.presets import VQVAES
+from saccade.models.ait.presets import PRESETS, VQVAES
 from saccade.models.ait.vqvae import MapVQVAE
 from saccade.tasks import Task
 
@@ -74,6 +75,31 @@ def test_a_vqvae_is_of_what_it_says(tmp_path: Path) -> None:
         convert_file(file, out=tmp_path / "ours", preset="vqvae-depth")
     with pytest.raises(UsageError, match=r"'depth-b' is no preset of a VQ-VAE"):
         map_file(file, preset="depth-b")
+
+
+# ---------------------------------------------------------------------- solvers
+
+
+@pytest.mark.parametrize("preset", ["depth-b", "depth-b-hard", "depth-l-parallel", "instance-b", "instance-b-hard"])
+def test_the_name_of_a_released_file_chooses_its_tokens(preset: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Models with and without soft tokens have the same tensors; --preset knows better than the name."""
+    with torch.device("meta"):
+        empty = to_official(AiT(PRESETS[preset]()).state_dict(), PRESETS[preset]())
+    # One number that is seen as a whole tensor, which takes no room and stands in no file.
+    tensors = {key: torch.zeros((), dtype=value.dtype).expand(value.shape) for key, value in empty.items()}
+    monkeypatch.setattr(convert, "read_tensor_file", lambda path: TensorFile(path=Path(path), tensors=dict(tensors)))
+    soft = preset.removesuffix("-hard")
+    for file, name, noted in (
+        (ZOO[f"ait-{preset}"].file, preset, False),
+        ("mine.pth", soft, f"{soft}-hard" in PRESETS),
+    ):
+        found = map_file(file)
+        assert found.preset == name
+        parts = [part for part in (found.config.depth, found.config.instance) if part is not None]
+        assert [part.soft_tokens for part in parts] == [not name.endswith(("hard", "parallel"))]
+        assert any(f"--preset {name}-hard" in note for note in found.report.notes) is noted
+        if f"{soft}-hard" in PRESETS:
+            assert map_file(file, preset=f"{soft}-hard").preset == f"{soft}-hard"
 
 
 # ---------------------------------------------------------------------- a solver starts another one

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from helpers_ait import DEPTH, FORMS, INSTANCE, MAPS, MASKS, SIZE, batch, config, model
+from helpers_ait import DEPTH, FORMS, INSTANCE, MAPS, MASKS, SIZE, Fixed, batch, config, model, one_of
 from rich.console import Console
 from safetensors.torch import load_file
 from torch import Tensor, nn
@@ -22,7 +22,8 @@ from saccade.data.scenes import THING_CLASSES
 from saccade.data.sources.scenes import ScenesSource
 from saccade.data.transforms import collate
 from saccade.errors import ConfigError, DataError, UsageError
-from saccade.hub.checkpoint import load_folder, save_model
+from saccade.hub.checkpoint import load_folder, read_card, save_model
+from saccade.models.ait import model as ait_model
 from saccade.models.ait.convert import vqvae_to_official
 from saccade.models.ait.model import AiT
 from saccade.models.ait.presets import VQVAES
@@ -166,6 +167,28 @@ def test_a_step_of_the_whole_model_adds_its_tasks(vqvaes: dict[str, str], tmp_pa
         torch.testing.assert_close(value, torch.stack(parts).sum(0), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize(("form", "mixture"), [("detection", "drawn"), ("instance", "drawn"), ("joint", "together")])
+def test_accumulated_batches_are_one_large_batch(form: str, mixture: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever each of them holds: a step is a mean over the targets of all its batches, as published."""
+    monkeypatch.setattr(ait_model, "Draws", Fixed)
+    made = TrainConfig(
+        name="x", model=FORMS[form], train=(), steps=4, mixture=mixture, optim=OptimConfig(clip_norm=0.0)
+    )
+
+    def gradient(batches: list[Batch]) -> dict[str, Tensor]:
+        net = model(form)
+        Engine(net, made, World()).step(0, batches)
+        return {name: p.grad for name, p in net.named_parameters() if p.grad is not None}
+
+    whole = [batch(task, counts=(4, 0, 1)) for task in model(form).tasks]
+    depth = [given for given in whole if given.task is DEP]  # its drawn loss is a mean over pixels of a batch
+    parts = [one_of(given, index) for given in whole if given.task is not DEP for index in range(3)]
+    found, wanted = gradient([*parts, *depth]), gradient(whole)
+    assert found.keys() == wanted.keys()
+    for name, value in wanted.items():
+        torch.testing.assert_close(found[name], value, rtol=1e-4, atol=1e-5, msg=name)
+
+
 def named(task: Task) -> Batch:
     """A batch of the scenes' classes."""
     given = batch(task)
@@ -255,6 +278,7 @@ def test_a_released_file_gives_its_codes_as_it_is(tmp_path: Path) -> None:
         ({"size": 32}, "size 32 -> 16"),
         ({"base_width": 4}, "base_width 4 -> 2"),
         ({"signed": False}, "signed False -> True"),
+        ({"signed": False, "scale": 2.0}, r"signed False -> True, scale 2\.0 -> 1\.0"),
         ({"downsample": 4, "residual_blocks": 2}, "downsample 4 -> 8, residual_blocks 2 -> 1"),
     ],
 )
@@ -294,6 +318,26 @@ def test_a_run_without_a_vqvae_says_which(tmp_path: Path, vqvaes: dict[str, str]
         made = run(tmp_path, {key: value for key, value in vqvaes.items() if key != missing})
         with pytest.raises(ConfigError, match=rf"no VQ-VAE(.|\n)*where: {missing}\n(.|\n)*recipe=ait\.{recipe}"):
             Trainer(made)
+
+
+def test_a_run_goes_on_without_what_it_started_from(tmp_path: Path) -> None:
+    """The codebooks are in its own checkpoint; who gave them is written there."""
+    given = {
+        "mask_vqvae": saved_vqvae(tmp_path / "start/masks", INS, MASKS),
+        "depth_vqvae": saved_vqvae(tmp_path / "start/depth", DEP, MAPS),
+    }
+    weights = str(save_model(AiT(JOINT), tmp_path / "start/solver", classes={}, provenance={}))
+    for name, start in (("fresh", {}), ("backbone", {"init_from": weights}), ("whole", {"weights": weights})):
+        made = run(tmp_path, given, name=name, steps=2, **start)
+        first = fit(made, until=1)
+        assert {key: read_card(first).provenance[key] for key in given} == given
+        (tmp_path / "start").rename(tmp_path / "gone")
+        after = fit(made)
+        (tmp_path / "gone").rename(tmp_path / "start")
+        before, now = (load_file(folder / "model.safetensors") for folder in (first, after))
+        assert all(torch.equal(now[key], before[key]) for key in now if "vqvae." in key)
+        whole = load_file(fit(dataclasses.replace(made, name=f"{name} at once")) / "model.safetensors")
+        assert not [key for key in whole if not torch.equal(whole[key], now[key])]
 
 
 def test_a_run_says_what_of_its_start_stays_fresh(tmp_path: Path, vqvaes: dict[str, str]) -> None:
@@ -369,6 +413,9 @@ def test_a_vqvae_does_not_look_at_pictures() -> None:
         net.loss(missing)
     with pytest.raises(ConfigError, match="masks or of depth, not of caption"):
         MapVQVAEConfig(task=Task.CAPTION)
+    with pytest.raises(ConfigError, match=r"32 pixels are no whole number of patches of 12\n  where: hide_patch"):
+        MapVQVAEConfig(task=DEP, vqvae=MAPS, hide_patch=12, hide_ratio=0.5)
+    MapVQVAEConfig(task=DEP, vqvae=MAPS, hide_patch=12)  # nothing is hidden
 
 
 def test_truths_survive_the_way_through_a_perfect_vqvae(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -387,3 +434,27 @@ def test_truths_survive_the_way_through_a_perfect_vqvae(monkeypatch: pytest.Monk
     monkeypatch.setattr(net.vqvae, "reconstruct", lambda read, _: type("R", (), {"maps_B1HW": read})())
     (restored,) = net.reconstruct([depth])
     torch.testing.assert_close(restored.depth_m, depth.target.depth_m.clamp(min=1e-3))
+
+
+@pytest.mark.parametrize("task", [INS, DEP])
+def test_codes_and_maps_are_the_same_under_autocast(task: Task) -> None:
+    torch.manual_seed(0)
+    net = MapVQVAE(MapVQVAEConfig(task=task, vqvae=MASKS if task is INS else MAPS)).eval()
+    size, book = net.config.vqvae.size, net.config.vqvae.codebook.codes
+    maps, logits = 5 * torch.rand(200, size, size), torch.randn(4, book, net.config.vqvae.grid, net.config.vqvae.grid)
+    with torch.no_grad():  # entries so near one another that rounding would choose between them
+        net.vqvae.codebook.entries.copy_(net.vqvae.latents(maps[:book, None])[:, :, 0, 0])
+    sample = ScenesSource(task=task, size=64)[2]
+    found = []
+    for enabled in (False, True):
+        with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16, enabled=enabled):
+            codes = net.vqvae.encode(maps)
+            (restored,) = net.reconstruct([sample])
+            found.append([codes, net.vqvae.decode(codes), net.vqvae.decode_soft(logits), restored])
+    for one, other in zip(*(some[:3] for some in found), strict=True):
+        assert one.dtype == other.dtype and torch.equal(one, other)
+    plain, half = found[0][3], found[1][3]
+    if task is DEP:
+        assert torch.equal(plain.depth_m, half.depth_m)
+    else:
+        assert plain.masks == half.masks

@@ -100,6 +100,14 @@ class DepthConfig:
     normalised: bool = False
     pad_to: int = 0
 
+    def __post_init__(self) -> None:
+        if self.pad_to and self.pad_to < self.depth.size:
+            raise ConfigError(
+                f"windows of {self.depth.size} pixels cannot be padded to {self.pad_to}",
+                where="depth.pad_to",
+                fix=f"set 0 (as they are), or at least {self.depth.size}",
+            )
+
 
 @dataclass(kw_only=True)
 class AiTConfig:
@@ -138,6 +146,10 @@ class AiTConfig:
             raise ConfigError(f"{len(self.classes)} class names for {self.num_classes} classes", where="classes")
         if self.instance is not None and self.instance.masks is None:
             raise ConfigError("instance segmentation needs a VQ-VAE of masks", where="instance.masks")
+        if self.detection is not None and self.detection.masks is not None:
+            raise ConfigError(
+                "detection says boxes alone", where="detection.masks", fix="configure instance for boxes and masks"
+            )
         masks, depth = self.instance and self.instance.masks, self.depth and self.depth.depth
         for name, rows, vqvae in (("mask_codes", self.mask_codes, masks), ("depth_codes", self.depth_codes, depth)):
             if vqvae and vqvae.codebook.codes != rows:
@@ -151,6 +163,14 @@ class AiTConfig:
                     f"{length} tokens of {task} are more than the {self.transformer.length} positions",
                     where="transformer.length",
                 )
+        for task, side in self._sides.items():
+            if -(-side // self.stride) > self.transformer.grid:
+                raise ConfigError(
+                    f"{side} pixels of {task} are {-(-side // self.stride)} places along an axis, and there are "
+                    f"positions for {self.transformer.grid}",
+                    where="transformer.grid",
+                    why=f"a place of the backbone's map is {self.stride} pixels",
+                )
 
     @property
     def map_width(self) -> int:
@@ -158,6 +178,23 @@ class AiTConfig:
         if isinstance(self.backbone, ViTConfig):
             return self.backbone.width
         return self.backbone.width_of(len(self.backbone.depths) - 1)
+
+    @property
+    def stride(self) -> int:
+        """Pixels per place of that map."""
+        return self.backbone.patch_size if isinstance(self.backbone, ViTConfig) else self.backbone.stride
+
+    @property
+    def _sides(self) -> dict[Task, int]:
+        """Side of the network input of every task, in pixels."""
+        found = {}
+        if self.detection is not None:
+            found[Task.DETECTION] = self.detection.input_size
+        if self.instance is not None:
+            found[Task.INSTANCE] = self.instance.input_size
+        if self.depth is not None:
+            found[Task.DEPTH] = self.depth.pad_to or self.depth.depth.size
+        return found
 
     @property
     def lengths(self) -> dict[Task, int]:

@@ -138,6 +138,16 @@ class AiT(nn.Module):
         losses = self._depth_loss(batch) if batch.task is Task.DEPTH else self._objects_loss(batch, draws or Draws())
         return {f"{batch.task}_{name}": value for name, value in losses.items()}
 
+    def count_targets(self, batch: Batch) -> int:
+        """The tokens of a batch that :meth:`loss` is a mean over: of a noise object only its class."""
+        self._require(batch.task)
+        if batch.task is Task.DEPTH:
+            return len(batch) * self._depth.depth.tokens
+        config = self._objects(batch.task)
+        real = sum(len(target.class_ids) for target in batch.targets if target.class_ids is not None)
+        crowds = sum(int(target.is_crowd.sum()) for target in batch.targets if target.is_crowd is not None)
+        return len(batch) * config.objects + (real - crowds) * (config.tokens_per_object - 1)
+
     def predict(self, batch: Batch) -> list[Prediction]:
         """Answers in the frame of the original images, one per image."""
         self._require(batch.task)
@@ -180,7 +190,7 @@ class AiT(nn.Module):
         vocabulary = self._vocabulary(config)
         read = corrupt_classes(tokens, vocabulary, draws).flatten(1)[:, :-1]
         logits = self._logits(self.encode(batch.images), read, batch.task)
-        count = mean_over_ranks((targets != IGNORED).sum(), logits).clamp(min=1)
+        count = mean_over_ranks(self.count_targets(batch), logits)
         per_place = logits.view(*targets.shape, -1)
         losses = {
             "loss_box": sequence_error(per_place[..., :_CLASS, :].flatten(1, 2), targets[..., :_CLASS].flatten(1)),
@@ -356,7 +366,7 @@ class AiT(nn.Module):
         depth = depth_maps(batch)
         codes = self.depth_vqvae.encode(depth) + self.config.depth_tokens.start
         logits = self._logits(self.encode(batch.images, pad_to=config.pad_to), codes[:, :-1], Task.DEPTH)
-        count = mean_over_ranks(codes.numel(), logits).clamp(min=1)
+        count = mean_over_ranks(self.count_targets(batch), logits)
         losses = {"loss_codes": sequence_error(logits, codes)}
         if config.auxiliary:
             drawn = self.draw_depth(logits[..., self.config.depth_tokens])

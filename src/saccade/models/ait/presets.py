@@ -140,8 +140,8 @@ def nano(size: int = 192, *, parallel: bool = False, soft: bool = True) -> AiTCo
     )
 
 
-def nano_plain() -> AiTConfig:
-    """Depth on a plain ViT: the backbone of GiT-nano under AiT's encoder, codes and decoder.
+def nano_plain(*, soft: bool = True) -> AiTConfig:
+    """:func:`nano` on a plain ViT: the backbone of GiT-nano under AiT's encoder, codes and decoder.
 
     ``init_from=git-nano`` fills the backbone with what GiT learned.
     """
@@ -154,7 +154,7 @@ def nano_plain() -> AiTConfig:
         window_size=12,
         global_blocks=(2, 5),
     )
-    return dataclasses.replace(nano(), backbone=vit, instance=None)
+    return dataclasses.replace(nano(soft=soft), backbone=vit)
 
 
 def nano_vqvae(task: Task, size: int = 192) -> VQVAEConfig:

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from saccade.errors import ConfigError, DataError, UsageError
+from saccade.layers.precision import full_precision
 from saccade.models.ait.config import mask_vqvae
 from saccade.results import DepthMap, Instances, Prediction, encode_masks
 from saccade.samples import Batch, Preprocess, Sample
@@ -42,6 +43,12 @@ class MapVQVAEConfig:
     def __post_init__(self) -> None:
         if self.task not in (Task.INSTANCE, Task.DEPTH):
             raise ConfigError(f"a VQ-VAE is of masks or of depth, not of {self.task}", where="task")
+        if self.hide_ratio and (self.hide_patch < 1 or self.vqvae.size % self.hide_patch):
+            raise ConfigError(
+                f"maps of {self.vqvae.size} pixels are no whole number of patches of {self.hide_patch}",
+                where="hide_patch",
+                fix="choose a divisor of the size, or hide_ratio=0",
+            )
 
 
 class MapVQVAE(nn.Module):
@@ -95,10 +102,13 @@ class MapVQVAE(nn.Module):
         )
 
     def reconstruct(self, samples: Sequence[Sample]) -> list[Prediction]:
-        """The truths of samples after the way into codes and back, as predictions with score 1."""
+        """The truths of samples after the way into codes and back, as predictions with score 1.
+
+        In float32 under autocast, which is how a solver uses the codes.
+        """
         device = self.vqvae.codebook.entries.device
         restore = self._restore_depth if self.config.task is Task.DEPTH else self._restore_masks
-        with torch.inference_mode():
+        with torch.inference_mode(), full_precision(device):
             return [restore(sample, device) for sample in samples]
 
     def set_activation_checkpointing(self, enabled: bool) -> None:
@@ -123,7 +133,7 @@ class MapVQVAE(nn.Module):
         truth = sample.target.depth_m
         if truth is None:
             raise DataError("a sample has no depth", where=sample.origin.path or sample.origin.image_id)
-        depth = truth.as_subclass(Tensor).float().to(device)[None, None]
+        depth = _known(truth.as_subclass(Tensor).float().to(device))[None, None]
         step = self.config.vqvae.downsample
         height, width = depth.shape[2:]
         padded = F.pad(depth, (0, -width % step, 0, -height % step))
@@ -184,5 +194,9 @@ def depth_maps(batch: Batch) -> Tensor:
                 fix="let the augmentation change both alike",
             )
         maps.append(target.depth_m.as_subclass(Tensor).float())
-    depth_m = torch.stack(maps)
+    return _known(torch.stack(maps))
+
+
+def _known(depth_m: Tensor) -> Tensor:
+    """Depth with 0 where it is unknown, which is where a truth holds no positive number."""
     return torch.where(depth_m.isfinite() & (depth_m > 0), depth_m, 0.0)

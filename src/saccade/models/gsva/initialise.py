@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from saccade.errors import ConfigError
 from saccade.layers.local_start import sinusoids_2d, start_local
 
 if TYPE_CHECKING:
@@ -40,7 +41,17 @@ def initialise_local(model: GSVA) -> None:
       is alike attends to one another, be it patches side by side or words.
     * The language model repeats: two heads of its first block look one and two words back, and a head of the second
       looks for a word that follows one like the present word, and says it (an induction head: Olsson et al., 2022).
+
+    Raises:
+        ConfigError: A language model of fewer than 4 heads or 2 layers.
     """
+    sizes = model.config.language
+    if sizes.heads < 4 or sizes.layers < 2:
+        raise ConfigError(
+            f"the local start needs 4 heads and 2 layers, not {sizes.heads} and {sizes.layers}",
+            where="language",
+            fix="enlarge it, or choose initialise=plain",
+        )
     start_local(model.sam.image_encoder.vit)
     tower, language = model.clip.tower, model.language
     side = model.config.clip.image_size // model.config.clip.patch_size
