@@ -295,9 +295,11 @@ def test_reference_defects(tmp_path: Path) -> None:
 
 
 def test_every_reader_can_be_checked_and_scenes_need_not() -> None:
-    assert set(CHECKS) == set(READERS) - {"scenes"}
-    with pytest.raises(UsageError, match="drawn"):
-        check_dataset(SourceSpec(task=Task.DETECTION, reader="scenes"))
+    drawn = {"scenes", "scene_dialogues"}
+    assert set(CHECKS) == set(READERS) - drawn
+    for reader in drawn:
+        with pytest.raises(UsageError, match="drawn"):
+            check_dataset(SourceSpec(task=Task.REFERRING, reader=reader))
     for kind, (what, fix) in DEFECTS.items():
         assert kind.isidentifier() and what and fix
 

@@ -100,6 +100,7 @@ OUR_OWN = {
     "git.nano_scenes",
     *(f"ait.nano_{name}" for name in ("vqvae_masks", "vqvae_depth", "depth", "depth_plain", "instance", "joint")),
     "vitdet.nano_scenes",
+    "gsva.nano_scenes",
     *(f"git.nano_scenes_single_{task}" for task in ("detection", "instance", "semantic", "caption", "grounding")),
 }
 GIT = sorted(set(RECIPES) - {"finetune"})
@@ -116,6 +117,7 @@ def test_names() -> None:
         | {f"ait.depth_{form}" for form in ("b", "b_hard", "b_parallel", "l", "l_parallel")}
         | {f"ait.{form}" for form in ("detection_b", "instance_b", "instance_b_hard", "joint_b")}
         | {"ait.vqvae_masks", "ait.vqvae_depth"}
+        | {f"gsva.{form}_{base}" for form in ("pretrain", "finetune_gres") for base in ("7b", "13b", "llama2_13b")}
     )
     assert set(RECIPES) == published | OUR_OWN
     with pytest.raises(UsageError, match=r"did you mean 'git\.multi_fivetask_base'"):

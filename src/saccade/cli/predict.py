@@ -16,6 +16,7 @@ from saccade.cli.parser import (
     fraction,
     positive,
 )
+from saccade.tasks import TASKS
 
 if TYPE_CHECKING:
     from saccade.predictor import Answer, Report, Stream
@@ -44,7 +45,7 @@ def add(verbs: Verbs) -> None:
     add_model(parser)
     parser.add_argument(
         "--task",
-        help="detection, instance, semantic, caption, grounding or depth "
+        help=f"{', '.join(spec.alias for spec in TASKS.values())} "
         "(default: the only one of the model, grounding with phrases, else detection)",
     )
     parser.add_argument(

@@ -114,7 +114,7 @@ def check_dataset(
     if spec.reader not in CHECKS:
         raise UsageError(
             f"there is nothing to check for reader '{spec.reader}'",
-            why="scenes are drawn" if spec.reader == "scenes" else None,
+            why="scenes are drawn" if spec.reader in ("scenes", "scene_dialogues") else None,
             fix=nearest(spec.reader, CHECKS),
         )
     root = data_root(spec.root)

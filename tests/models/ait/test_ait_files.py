@@ -207,7 +207,7 @@ def test_a_wider_transformer_leaves_the_backbone(tmp_path: Path) -> None:
 
 
 def test_a_vqvae_has_no_start() -> None:
-    with pytest.raises(ConfigError, match=r"no backbone\n  where: init_from"):
+    with pytest.raises(ConfigError, match=r"no backbone of its own\n  where: init_from"):
         load_backbone(MapVQVAE(VQVAES["vqvae-masks"]()), "anything")
 
 
