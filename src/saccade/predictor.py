@@ -495,19 +495,20 @@ def _read(item: Input) -> Tensor | SaccadeError:
 def _read_ahead(items: Sequence[Input], ahead: int) -> Iterator[tuple[Input, Tensor | SaccadeError]]:
     """Reads pictures in threads, at most ``ahead`` more than were asked for, and gives them in order."""
     waiting: deque[tuple[Input, Future[Tensor | SaccadeError]]] = deque()
-    with ThreadPoolExecutor(max_workers=_READERS) as threads:
-        try:
-            for item in items:
-                waiting.append((item, threads.submit(_read, item)))
-                if len(waiting) > ahead:
-                    first, picture = waiting.popleft()
-                    yield first, picture.result()
-            while waiting:
+    threads = ThreadPoolExecutor(max_workers=_READERS)
+    try:
+        for item in items:
+            waiting.append((item, threads.submit(_read, item)))
+            if len(waiting) > ahead:
                 first, picture = waiting.popleft()
                 yield first, picture.result()
-        finally:
-            for _, picture in waiting:  # whoever asked has gone away
-                picture.cancel()
+        while waiting:
+            first, picture = waiting.popleft()
+            yield first, picture.result()
+    finally:
+        # Whoever asked may have gone away, and the garbage collector may come here while some thread is being started:
+        # a thread that ends needs the lock that is held then, so that waiting for it would never end.
+        threads.shutdown(wait=False, cancel_futures=True)
 
 
 def _to_cpu(prediction: Prediction) -> Prediction:
