@@ -7,6 +7,7 @@ from the folder. Layout: ``expected.json`` beside ``input*`` files, as in ../sha
 from __future__ import annotations
 
 import contextlib
+import gzip
 import io
 import json
 import math
@@ -98,25 +99,28 @@ def _errors(got: Any, want: Any) -> Iterator[float]:
             yield abs(float(got) - float(want))
 
 
-def _load(path: Path) -> Any:
-    return json.loads(path.read_text(encoding="utf-8"))
+def read_json(path: Path) -> Any:
+    """A JSON file, or its compressed form beside it, which is what is committed of the large ones."""
+    if path.is_file():
+        return json.loads(path.read_text(encoding="utf-8"))
+    return json.loads(gzip.decompress(path.with_name(f"{path.name}.gz").read_bytes()))
 
 
 def check_coco_det(folder: Path) -> Report:
     """COCO box and mask AP, with both engines."""
     report = Report(tolerance=1e-9)
-    expected = _load(folder / "expected.json")
+    expected = read_json(folder / "expected.json")
     for engine in ("pycocotools", "faster"):
         for name, want in expected.items():
             if isinstance(want, str):  # the name of the official tool
                 continue
             if isinstance(want, dict) and "stats" in want:
                 iou_type = name.split("_")[0]
-                truth = _load(folder / "input_gt.json")
-                found = _load(folder / f"input_dt_{iou_type}.json")
+                truth = read_json(folder / "input_gt.json")
+                found = read_json(folder / f"input_dt_{iou_type}.json")
                 _check_ap(report, f"{engine} {name}", engine, name, truth, found, want)
                 continue
-            problems = _load(folder / f"input_{name}.json")
+            problems = read_json(folder / f"input_{name}.json")
             pairs = [(problems[key], want[key]) for key in want] if isinstance(want, dict) else zip(
                 problems, want, strict=True
             )  # fmt: skip
@@ -159,10 +163,10 @@ def _check_ap(
 def check_lvis_det(folder: Path) -> Report:
     """LVIS box and mask AP."""
     report = Report(tolerance=1e-9)
-    truth = _load(folder / "input_gt.json")
-    for iou_type, want in _load(folder / "expected.json").items():
+    truth = read_json(folder / "input_gt.json")
+    for iou_type, want in read_json(folder / "expected.json").items():
         if not isinstance(want, str):  # the name of the official tool
-            got = lvis.lvis_ap(truth, _load(folder / f"input_dt_{iou_type}.json"), iou_type)
+            got = lvis.lvis_ap(truth, read_json(folder / f"input_dt_{iou_type}.json"), iou_type)
             for name, value in want.items():
                 report.add(f"{iou_type} {name}", got.stats[name], value)
     return report
@@ -171,12 +175,12 @@ def check_lvis_det(folder: Path) -> Report:
 def check_boundary_ap(folder: Path) -> Report:
     """Boundary AP, and the number of boundary pixels."""
     report = Report(tolerance=1e-9)
-    truth, found = _load(folder / "input_gt.json"), _load(folder / "input_dt_segm.json")
+    truth, found = read_json(folder / "input_gt.json"), read_json(folder / "input_dt_segm.json")
     coco = COCO()
     coco.dataset = truth
     with contextlib.redirect_stdout(io.StringIO()):
         coco.createIndex()
-    for name, want in _load(folder / "expected.json").items():
+    for name, want in read_json(folder / "expected.json").items():
         if name.startswith("dilation_"):
             ratio = float(name.removeprefix("dilation_"))
             got = detection.coco_ap(truth, found, "boundary", dilation_ratio=ratio)
@@ -196,7 +200,7 @@ def check_boundary_ap(folder: Path) -> Report:
 def check_panoptic(folder: Path) -> Report:
     """PQ, SQ and RQ."""
     report = Report(tolerance=1e-9)
-    truth, found, expected = (_load(folder / f"{name}.json") for name in ("input_gt", "input_pred", "expected"))
+    truth, found, expected = (read_json(folder / f"{name}.json") for name in ("input_gt", "input_pred", "expected"))
     categories = sorted(truth["categories"], key=lambda category: category["id"])
     metric = PanopticMetric(
         ClassList(
@@ -251,7 +255,7 @@ def check_semseg(folder: Path) -> Report:
             if parts["raw"]:  # the ADE rule: 0 is unlabelled, the classes begin at 1
                 array = np.where(array == ADE_UNLABELLED, IGNORED, array - 1)
             maps.setdefault(parts["set"], {}).setdefault(parts["side"], []).append(array)
-    expected = _load(folder / "expected.json")
+    expected = read_json(folder / "expected.json")
     for case, want in expected.items():
         if isinstance(want, str):
             continue
@@ -286,7 +290,7 @@ def check_semseg(folder: Path) -> Report:
 def check_caption(folder: Path) -> Report:
     """BLEU, ROUGE-L, CIDEr, the tokens, and METEOR where its Java program is installed."""
     report = Report(tolerance=1e-6)
-    inputs, expected = _load(folder / "input.json"), _load(folder / "expected.json")
+    inputs, expected = read_json(folder / "input.json"), read_json(folder / "expected.json")
     for name, sets in inputs.items():
         want = expected[name]
         references, candidates = caption.tokenize_sets(sets["refs"], sets["cands"])
@@ -312,7 +316,7 @@ def check_caption(folder: Path) -> Report:
 def check_grounding(folder: Path) -> Report:
     """Acc@0.5 and mean IoU."""
     report = Report(tolerance=1e-5)
-    inputs, want = _load(folder / "input.json"), _load(folder / "expected.json")
+    inputs, want = read_json(folder / "input.json"), read_json(folder / "expected.json")
     boxes, truth = torch.tensor(inputs["pred"]), torch.tensor(inputs["gt"])
     ious = grounding.aligned_iou(boxes, truth)
     scores = grounding.grounding_accuracy(boxes, truth)
@@ -328,7 +332,7 @@ def check_grounding(folder: Path) -> Report:
 def check_depth(folder: Path) -> Report:
     """Depth errors under the NYU protocol: per image, their mean, and over all pixels."""
     report = Report(tolerance=1e-5)
-    expected = _load(folder / "expected.json")
+    expected = read_json(folder / "expected.json")
     with np.load(folder / "input.npz") as arrays:
         maps = {name: arrays[name] for name in arrays.files}
     count = len(expected["per_image"])
@@ -364,7 +368,7 @@ def check_depth(folder: Path) -> Report:
 def check_gres(folder: Path) -> Report:
     """Phrases with several targets or none, in the conventions of GSVA and of ReLA."""
     report = Report(tolerance=1e-4)  # GSVA sums in float32; what is exact is asked for below
-    expected, problems = _load(folder / "expected.json"), _load(folder / "input.json")
+    expected, problems = read_json(folder / "expected.json"), read_json(folder / "input.json")
     samples = [_referred(number, problem) for number, problem in enumerate(problems)]
     for group, name, protocol in (
         *(("gsva", data, protocol) for data, protocol in (("grefcoco", "gsva"), ("refzom", "refzom"))),

@@ -33,6 +33,11 @@ def load_check() -> ModuleType:
     return sys.modules[name]
 
 
+def read_json(*parts: str) -> Any:
+    """A committed JSON file."""
+    return load_check().read_json(FIXTURES.joinpath(*parts))
+
+
 def sample(
     task: Task,
     image_id: int | str,

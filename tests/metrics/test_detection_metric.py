@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import copy
-import json
 import random
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from helpers_metrics import FIXTURES, boxes, sample, through_ranks, to_samples
+from helpers_metrics import boxes, read_json, sample, through_ranks, to_samples
 from pycocotools import mask as mask_utils
 from torchvision import tv_tensors
 
@@ -26,7 +25,7 @@ SIZE = (40, 60)
 
 
 def _load(name: str) -> Any:
-    return json.loads((FIXTURES / "coco_det" / name).read_text())
+    return read_json("coco_det", name)
 
 
 def _random_problem(seed: int, images: int = 6) -> tuple[dict[str, Any], list[dict[str, Any]]]:
@@ -161,9 +160,8 @@ def test_perfect_predictions_score_one() -> None:
 
 
 def test_boundary_ap_through_samples_and_ranks() -> None:
-    folder = FIXTURES / "boundary_ap"
     truth, found, wanted = (
-        json.loads((folder / f"{name}.json").read_text()) for name in ("input_gt", "input_dt_segm", "expected")
+        read_json("boundary_ap", f"{name}.json") for name in ("input_gt", "input_dt_segm", "expected")
     )
     classes, pairs = to_samples(truth, found, "segm")
     ranks = [DetectionMetric(classes, masks=True, boundary=True) for _ in range(2)]

@@ -5,14 +5,13 @@ from __future__ import annotations
 import contextlib
 import copy
 import io
-import json
 import random
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from helpers_metrics import FIXTURES, boxes, sample, through_ranks, to_samples
+from helpers_metrics import boxes, read_json, sample, through_ranks, to_samples
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
@@ -28,7 +27,7 @@ CLASSES = ClassList(names=("cat", "dog", "owl"), category_ids=(3, 7, 90), freque
 
 
 def _load(name: str) -> Any:
-    return json.loads((FIXTURES / "lvis_det" / name).read_text())
+    return read_json("lvis_det", name)
 
 
 def _lvis_samples(

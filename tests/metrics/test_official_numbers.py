@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from helpers_metrics import FIXTURES, load_check
+from helpers_metrics import FIXTURES, load_check, read_json
 
 from saccade.metrics import caption
 from saccade.metrics.grounding import grounding_accuracy
@@ -39,7 +39,7 @@ def test_official_meteor(tmp_path: Path) -> None:
     if why_not:
         pytest.skip(why_not)
     for name in ("input.json", "expected.json"):
-        content = json.loads((FIXTURES / "caption" / name).read_text(encoding="utf-8"))
+        content = read_json("caption", name)
         (tmp_path / name).write_text(json.dumps({"edge_cases": content["edge_cases"]}))
     report = check.check_caption(tmp_path)
     assert report.failed == []

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import time
 
 import pytest
-from helpers_metrics import FIXTURES
+from helpers_metrics import read_json
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -18,7 +17,7 @@ words = st.text("abcdefghijklmnopqrstuvwxyz", min_size=1, max_size=9).filter(lam
 
 def test_answers_of_the_official_tokenizer() -> None:
     """Groups of lines that were tokenised as one text each: what follows a line can matter."""
-    groups = json.loads((FIXTURES / "ptb.json").read_text(encoding="utf-8"))
+    groups = read_json("ptb.json")
     assert sum(len(group) for group in groups) > 1700
     for group in groups:
         lines, wanted = zip(*group, strict=True)

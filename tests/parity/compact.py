@@ -5,13 +5,14 @@ Usage: python tests/parity/compact.py {ait,git,gsva,vitdet} SOURCE TARGET
 Kept: weights, configuration, inputs, targets, tokens, final outputs, losses and gradients, and for GiT the states after
 the last layer. Left out: states of other layers and steps, and cases and tensors that only repeat what others show. Of
 ViTDet one family is kept, detectron2's; of AiT two solvers, one VQ-VAE and two files of functions; of GSVA the network.
-The rest is compared where ../shared is at hand.
+The rest is compared where ../shared is at hand. Tensors are compressed; ``check.py`` reads them so.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import lzma
 import re
 import shutil
 from pathlib import Path
@@ -140,6 +141,9 @@ def main() -> None:
     arguments = parser.parse_args()
     systems = {"ait": compact_ait, "git": compact_git, "gsva": compact_gsva, "vitdet": compact_vitdet}
     systems[arguments.system](arguments.source, arguments.target)
+    for path in arguments.target.rglob("*.safetensors"):
+        path.with_name(f"{path.name}.xz").write_bytes(lzma.compress(path.read_bytes(), preset=9))
+        path.unlink()
 
 
 if __name__ == "__main__":

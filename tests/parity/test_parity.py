@@ -21,7 +21,7 @@ from saccade.layers.swin import WindowAttention
 from saccade.models.git.config import GIT_TASKS
 
 ROOT = Path(__file__).resolve().parents[2]
-COMMITTED = ROOT / "tests/fixtures/parity/git"
+COMMITTED = ROOT / "tests/fixtures/parity"
 SHARED = ROOT.parent / "shared/parity/git"
 
 
@@ -38,6 +38,12 @@ def load_check() -> ModuleType:
 check = load_check()
 
 
+@pytest.fixture(scope="module")
+def committed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The committed fixtures with every file whole."""
+    return check.unpack(COMMITTED, tmp_path_factory.mktemp("parity"))
+
+
 @pytest.fixture(autouse=True)
 def one_thread() -> None:
     torch.set_num_threads(1)
@@ -49,7 +55,7 @@ def explain(report: object) -> str:
 
 
 def test_committed_fixtures_are_reproduced() -> None:
-    report = check.run("git", COMMITTED)
+    report = check.run("git", COMMITTED / "git")
     assert report.passed, explain(report)
     assert len(report.rows) > 700
     files = {row.name.split("/")[0] for row in report.rows}
@@ -68,7 +74,7 @@ def test_shared_fixtures_are_reproduced() -> None:
 
 
 def test_committed_fixtures_of_vitdet_are_reproduced() -> None:
-    report = check.run("vitdet", COMMITTED.parent / "vitdet")
+    report = check.run("vitdet", COMMITTED / "vitdet")
     assert report.passed, explain(report)
     assert len(report.rows) > 700
 
@@ -82,7 +88,7 @@ def test_shared_fixtures_of_vitdet_are_reproduced() -> None:
 
 
 def test_committed_fixtures_of_ait_are_reproduced() -> None:
-    report = check.run("ait", COMMITTED.parent / "ait")
+    report = check.run("ait", COMMITTED / "ait")
     assert report.passed, explain(report)
     assert len(report.rows) > 850
     assert not report.not_yet
@@ -99,7 +105,7 @@ def test_ait_predicts_the_same_by_the_way_of_a_gpu(monkeypatch: pytest.MonkeyPat
 
     monkeypatch.setattr(WindowAttention, "forward_groups", watch)
     monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
-    report = check.run("ait", COMMITTED.parent / "ait")
+    report = check.run("ait", COMMITTED / "ait")
     assert report.passed, explain(report)
     assert set(gradients) == {True, False}
 
@@ -128,9 +134,9 @@ def test_shared_fixtures_of_ait_are_reproduced() -> None:
         "insseg_head.vqvae._vq_vae._embedding",
     ],
 )
-def test_a_changed_weight_of_ait_is_noticed(name: str, tmp_path: Path) -> None:
+def test_a_changed_weight_of_ait_is_noticed(name: str, committed: Path, tmp_path: Path) -> None:
     for file in ("config.json", "meta.json", "weights.safetensors", "io_test.safetensors"):
-        shutil.copyfile(COMMITTED.parent / "ait/solver_insseg" / file, tmp_path / file)
+        shutil.copyfile(committed / "ait/solver_insseg" / file, tmp_path / file)
     value = load_file(tmp_path / "weights.safetensors")[name]
     # Norms forgive a factor, and the same number added to all channels.
     noise = torch.sin(torch.arange(value.numel()) * 7.0).view_as(value)
@@ -140,8 +146,8 @@ def test_a_changed_weight_of_ait_is_noticed(name: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["loss.insseg_decoder_aux_ce", "target.0.insseg", "rng.010.torch.rand", "gt0.masks"])
-def test_a_changed_training_tensor_of_ait_is_noticed(name: str, tmp_path: Path) -> None:
-    for path in (COMMITTED.parent / "ait/solver_insseg").iterdir():
+def test_a_changed_training_tensor_of_ait_is_noticed(name: str, committed: Path, tmp_path: Path) -> None:
+    for path in (committed / "ait/solver_insseg").iterdir():
         if not path.name.startswith(("io_test", "io_nucleus", "io_train_hard", "io_train_empty")):
             shutil.copyfile(path, tmp_path / path.name)
     value = load_file(tmp_path / "io_train.safetensors")[name]
@@ -150,7 +156,7 @@ def test_a_changed_training_tensor_of_ait_is_noticed(name: str, tmp_path: Path) 
 
 
 def test_committed_fixtures_of_gsva_are_reproduced() -> None:
-    report = check.run("gsva", COMMITTED.parent / "gsva")
+    report = check.run("gsva", COMMITTED / "gsva")
     assert report.passed, explain(report)
     assert len(report.rows) > 500
     assert not report.not_yet
@@ -180,10 +186,10 @@ def test_shared_fixtures_of_gsva_are_reproduced() -> None:
         "model.visual_model.mask_decoder.iou_prediction_head.layers.1.weight",
     ],
 )
-def test_a_changed_weight_of_gsva_is_noticed(name: str, tmp_path: Path) -> None:
+def test_a_changed_weight_of_gsva_is_noticed(name: str, committed: Path, tmp_path: Path) -> None:
     files = ("weights", "io_sam_encoder", "io_sam_decoder", "io_train", "io_infer_reason")
     for file in ("config.json", *(f"{stem}.safetensors" for stem in files)):
-        shutil.copyfile(COMMITTED.parent / "gsva" / file, tmp_path / file)
+        shutil.copyfile(committed / "gsva" / file, tmp_path / file)
     key = f"base_model.model.{name}"
     value = load_file(tmp_path / "weights.safetensors")[key]
     noise = torch.sin(torch.arange(value.numel()) * 7.0).view_as(value)
@@ -196,7 +202,7 @@ def test_a_changed_weight_of_gsva_is_noticed(name: str, tmp_path: Path) -> None:
 
 
 @pytest.fixture
-def folder(tmp_path: Path) -> Path:
+def folder(committed: Path, tmp_path: Path) -> Path:
     """A fixture folder of one small case."""
     (tmp_path / "tokenizer").mkdir()
     for name in (
@@ -206,7 +212,7 @@ def folder(tmp_path: Path) -> Path:
         "tokenizer/vocab.txt",
         "io_grounding_predict.safetensors",
     ):
-        shutil.copyfile(COMMITTED / name, tmp_path / name)
+        shutil.copyfile(committed / "git" / name, tmp_path / name)
     return tmp_path
 
 
