@@ -32,12 +32,14 @@ class Variant:
         words: Of ``saccade train``; ``{seed}`` and ``{runs}`` are filled in.
         needs: Variants whose checkpoints the words name.
         columns: Metrics that are shown: heading to name.
+        shared: It is trained with the seed 0 only, and every seed of the others builds on it.
     """
 
     says: str
     words: str
     needs: tuple[str, ...] = ()
     columns: dict[str, str]
+    shared: bool = False
 
 
 _BOXES = {"box AP": "detection/AP", "AP50": "detection/AP50"}
@@ -73,8 +75,10 @@ CLAIMS: dict[str, dict[str, Variant]] = {
         "fpn_last": _detector("4 global blocks, FPN over the last map", "model.pyramid.kind=fpn_last"),
     },
     "ait": {
-        "codes": Variant(says="VQ-VAE of depth", words="recipe=ait.nano_vqvae_depth size=128", columns=_METRES),
-        "mask-codes": Variant(says="VQ-VAE of masks", words="recipe=ait.nano_vqvae_masks", columns=_MASKS),
+        "codes": Variant(
+            says="VQ-VAE of depth", words="recipe=ait.nano_vqvae_depth size=128", columns=_METRES, shared=True
+        ),
+        "mask-codes": Variant(says="VQ-VAE of masks", words="recipe=ait.nano_vqvae_masks", columns=_MASKS, shared=True),
         "depth": Variant(says="depth, soft tokens", words=f"{_DEPTH} {_CODES}", needs=("codes",), columns=_METRES),
         "depth-parallel": Variant(
             says="depth, soft tokens, in one pass",
@@ -101,7 +105,9 @@ CLAIMS: dict[str, dict[str, Variant]] = {
             needs=("lost-codes-hidden",),
             columns=_METRES,
         ),
-        "codes-192": Variant(says="VQ-VAE of depth, 192 px", words="recipe=ait.nano_vqvae_depth", columns=_METRES),
+        "codes-192": Variant(
+            says="VQ-VAE of depth, 192 px", words="recipe=ait.nano_vqvae_depth", columns=_METRES, shared=True
+        ),
         "instance": Variant(
             says="masks alone, soft tokens (192 px, plain ViT)", words=_INSTANCE, needs=("mask-codes",), columns=_MASKS
         ),
@@ -125,7 +131,7 @@ CLAIMS: dict[str, dict[str, Variant]] = {
         ),
     },
 }
-"""System to its variants. A VQ-VAE that several seeds share is trained with the seed 0."""
+"""System to its variants."""
 
 
 def metrics_of(folder: Path) -> dict[str, float]:
@@ -178,7 +184,7 @@ def main() -> None:
     asked = parser.parse_args()
     variants = CLAIMS[asked.system]
     wanted = asked.only.split(",") if asked.only else list(variants)
-    shared = {"codes", "codes-192", "mask-codes"}
+    shared = {name for name, variant in variants.items() if variant.shared}
     if not asked.show:
         needed = {need for name in wanted for need in variants[name].needs}
         first = [(name, seed) for seed in asked.seeds for name in needed if name not in shared]

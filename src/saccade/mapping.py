@@ -51,6 +51,19 @@ class MappingReport:
         """True when every target key is filled and every source key has a place or a reason."""
         return not (self.missing or self.unexpected or self.wrong_shape)
 
+    def joined(self, other: MappingReport) -> MappingReport:
+        """What became of the keys of both, for a model that starts from several files."""
+        return MappingReport(
+            source=f"{self.source}, {other.source}",
+            matched=self.matched | other.matched,
+            missing=self.missing + other.missing,
+            unexpected=self.unexpected + other.unexpected,
+            wrong_shape=self.wrong_shape | other.wrong_shape,
+            dropped=self.dropped | other.dropped,
+            resized=self.resized | other.resized,
+            notes=self.notes + other.notes,
+        )
+
     def gaps(self, allow: Iterable[str] = ()) -> dict[str, list[str]]:
         """The keys that stand in the way of a whole load.
 

@@ -26,7 +26,7 @@ from helpers_layouts import (
 )
 
 from saccade.data.check import CHECKS, DEFECTS, Report, check_dataset
-from saccade.data.sources import READERS, SourceSpec, open_source
+from saccade.data.sources import DRAWN, READERS, SourceSpec, open_source
 from saccade.data.writers import write_coco
 from saccade.errors import UsageError
 from saccade.tasks import Task
@@ -295,9 +295,8 @@ def test_reference_defects(tmp_path: Path) -> None:
 
 
 def test_every_reader_can_be_checked_and_scenes_need_not() -> None:
-    drawn = {"scenes", "scene_dialogues"}
-    assert set(CHECKS) == set(READERS) - drawn
-    for reader in drawn:
+    assert set(CHECKS) == set(READERS) - DRAWN
+    for reader in DRAWN:
         with pytest.raises(UsageError, match="drawn"):
             check_dataset(SourceSpec(task=Task.REFERRING, reader=reader))
     for kind, (what, fix) in DEFECTS.items():

@@ -26,7 +26,7 @@ from helpers_layouts import (
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from saccade.data.sources import READERS, Source, SourceSpec, open_source
+from saccade.data.sources import DRAWN, READERS, Source, SourceSpec, open_source
 from saccade.data.sources.base import Repeated, balance_classes
 from saccade.data.sources.layout import Records, hash_split
 from saccade.errors import DataError, ImageError, SaccadeError, UsageError
@@ -526,7 +526,7 @@ def test_plain_coco_captions(tmp_path: Path) -> None:
     write_json(tmp_path / "annotations" / "captions_train.json", {"pictures": []})
     with pytest.raises(DataError, match=r"none of the known forms[\s\S]*captions_train"):
         open_("karpathy", tmp_path, Task.CAPTION)
-    with pytest.raises(UsageError, match="no caption file"):
+    with pytest.raises(UsageError, match="the caption file of the split 'test' is not found"):
         open_("karpathy", tmp_path, Task.CAPTION, split="test")
 
 
@@ -707,7 +707,7 @@ def test_records_are_the_list() -> None:
     assert len(Records([])) == 0
 
 
-@pytest.mark.parametrize("reader", sorted(set(READERS) - {"scenes", "scene_dialogues"}))
+@pytest.mark.parametrize("reader", sorted(set(READERS) - DRAWN))
 def test_every_reader_refuses_an_empty_folder_with_one_clear_error(tmp_path: Path, reader: str) -> None:
     task = {"karpathy": Task.CAPTION, "refcoco": Task.GROUNDING, "ade20k": Task.SEMANTIC, "mask_folder": Task.SEMANTIC}
     task |= {"nyu": Task.DEPTH, "depth_folder": Task.DEPTH, "mask_crops": Task.INSTANCE}

@@ -28,7 +28,8 @@ from saccade.models.vitdet.config import ViTDetConfig
 from saccade.models.vitdet.model import ViTDet
 from saccade.recipes import get_recipe
 from saccade.recipes.finetune import _open_training
-from saccade.recipes.git import LAYER_RATES, STEM_RATES
+from saccade.recipes.git import LAYER_RATES
+from saccade.recipes.small import STEM_RATES
 from saccade.tasks import Task
 from saccade.tokens.vocabulary import TextVocabulary
 from saccade.training.config import validate

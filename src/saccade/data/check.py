@@ -11,7 +11,7 @@ from typing import TypeAlias
 
 from saccade.data.checks import coco, depth, detection_sets, masks, panoptic, phrases, text, voc
 from saccade.data.checks.report import DEFECTS, Finding, ImageEntry, Report, check_images
-from saccade.data.sources import ONE_SPLIT_FILES
+from saccade.data.sources import DRAWN, ONE_SPLIT_FILES
 from saccade.data.sources.coco_layouts import LVIS, OBJECTS365, V3DET
 from saccade.data.sources.depth_folder import DepthLayout
 from saccade.data.sources.layout import data_root, split_names
@@ -114,7 +114,7 @@ def check_dataset(
     if spec.reader not in CHECKS:
         raise UsageError(
             f"there is nothing to check for reader '{spec.reader}'",
-            why="scenes are drawn" if spec.reader in ("scenes", "scene_dialogues") else None,
+            why="scenes are drawn" if spec.reader in DRAWN else None,
             fix=nearest(spec.reader, CHECKS),
         )
     root = data_root(spec.root)

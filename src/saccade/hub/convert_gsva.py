@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from pathlib import Path
 
 import torch
@@ -79,7 +78,7 @@ def load_parts(
     """
     expected = {key: tuple(value.shape) for key, value in model.state_dict().items()}
     own = model.state_dict()
-    whole = MappingReport()
+    whole: MappingReport | None = None
     for path, mapper in ((llava, gsva.from_llava), (clip, gsva.from_clip), (sam, gsva.from_sam)):
         if path is None:
             continue
@@ -91,14 +90,8 @@ def load_parts(
         with torch.no_grad():
             for key, value in mapped.items():
                 own[key].copy_(value)
-        for field in dataclasses.fields(MappingReport):
-            theirs = getattr(report, field.name)
-            if isinstance(theirs, dict):
-                getattr(whole, field.name).update(theirs)
-            elif isinstance(theirs, list):
-                getattr(whole, field.name).extend(theirs)
-        whole.source = ", ".join(filter(None, (whole.source, report.source)))
-    return whole
+        whole = report if whole is None else whole.joined(report)
+    return whole or MappingReport()
 
 
 def _read(path: Path) -> dict[str, Tensor]:

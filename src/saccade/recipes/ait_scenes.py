@@ -13,6 +13,7 @@ from saccade.models.ait import presets
 from saccade.models.ait.config import AiTConfig
 from saccade.models.ait.vqvae import MapVQVAEConfig
 from saccade.recipes.ait import NO_DECAY
+from saccade.recipes.small import scratch_optim
 from saccade.tasks import Task
 from saccade.training.config import LayerRates, OptimConfig, SourceConfig, TrainConfig
 
@@ -167,16 +168,7 @@ def _solver(
         train=train,
         val=val,
         steps=steps,
-        optim=OptimConfig(
-            lr=1e-3,
-            betas=(0.9, 0.98),
-            weight_decay=0.05,
-            decay_matrices_only=True,
-            no_decay=NO_DECAY,
-            clip_norm=1.0,
-            warmup_steps=min(300, steps // 10),
-            min_lr=1e-5,
-        ),
+        optim=dataclasses.replace(scratch_optim(steps), no_decay=NO_DECAY),
         precision="bf16",
         initialise="local",
         ema_decay=0.999,

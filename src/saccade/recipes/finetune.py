@@ -26,7 +26,8 @@ from saccade.models.git.config import GiTConfig
 from saccade.models.systems import ModelConfig, width_of
 from saccade.models.vitdet.config import ViTDetConfig
 from saccade.recipes.ait import NO_DECAY
-from saccade.recipes.git import LAYER_RATES, STEM_RATES, only
+from saccade.recipes.git import LAYER_RATES, only
+from saccade.recipes.small import STEM_RATES
 from saccade.tasks import TASKS, Task, parse_task
 from saccade.training.config import LayerDecay, LayerRates, OptimConfig, SourceConfig, TrainConfig
 

@@ -30,9 +30,6 @@ LAYER_RATES: dict[Size, LayerRates] = {
 }
 """Learning-rate ramps over the blocks: SAM's lower blocks move slowly, the new blocks at the full rate."""
 
-STEM_RATES = LayerRates(floor=0.1, frozen_until=-1, first_full=0)
-"""A tenth of the rate for the patch embedding and the position table, the full rate elsewhere: for small models."""
-
 BASE_BATCH = 24
 """Images per step, over all processes, that the published learning rate 2e-4 belongs to."""
 

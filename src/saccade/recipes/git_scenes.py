@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 from saccade.data.augment import Augment, CaptionAugment, DetectionAugment
 from saccade.models.git.config import GIT_TASKS, GiTConfig
 from saccade.models.git.presets import PRESETS
-from saccade.recipes.git import STEM_RATES, only
+from saccade.recipes.git import only
+from saccade.recipes.small import STEM_RATES, scratch_optim
 from saccade.tasks import TASKS, Task
-from saccade.training.config import OptimConfig, SourceConfig, TrainConfig
+from saccade.training.config import SourceConfig, TrainConfig
 
 # Scenes never end, so that nothing is drawn twice and images need no distortion; captions and phrases speak of left and
 # right, so that they may not be flipped. Contours are traced in the loader's processes.
@@ -75,16 +78,14 @@ def _scenes(name: str, model: GiTConfig, tasks: tuple[Task, ...], *, steps: int,
         train=tuple(scenes_source(task, size=size, weight=_WEIGHT[task]) for task in tasks),
         val=tuple(scenes_validation(task, size=size) for task in tasks),
         steps=steps,
-        optim=OptimConfig(
+        optim=dataclasses.replace(
+            scratch_optim(steps),
             lr=6e-4,
-            betas=(0.9, 0.98),
-            weight_decay=0.05,
+            decay_matrices_only=False,
             # Clipping this low gives every task a step of the same length, whatever the scale of its loss.
             clip_norm=0.1,
             # The 768 inputs of a patch are nearly equal, so that full steps of their weights would drown the rest.
             layer_rates=STEM_RATES,
-            warmup_steps=min(300, steps // 10),
-            min_lr=1e-5,
         ),
         precision="bf16",
         initialise="local",

@@ -10,6 +10,7 @@ from typing import Literal, TypeAlias
 
 from saccade.data.phrases import PhraseAugment
 from saccade.models.gsva import presets
+from saccade.recipes.small import scratch_optim
 from saccade.tasks import Task
 from saccade.training.config import OptimConfig, SourceConfig, TrainConfig
 
@@ -167,15 +168,7 @@ def nano_scenes(*, steps: int = 6_000, size: int = 160, images: int = 16, dialog
         mixture="mixed",
         val=(dataclasses.replace(scenes, split="val", limit=500, batch_size=16),),
         steps=steps,
-        optim=OptimConfig(
-            lr=1e-3,
-            betas=(0.9, 0.98),
-            weight_decay=0.05,
-            decay_matrices_only=True,
-            clip_norm=1.0,
-            warmup_steps=min(300, steps // 10),
-            min_lr=1e-5,
-        ),
+        optim=scratch_optim(steps),
         precision="bf16",
         initialise="local",
         ema_decay=0.999,

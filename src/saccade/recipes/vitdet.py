@@ -10,8 +10,8 @@ from saccade.data.class_names import CLASS_NAMES, COCO_CATEGORY_IDS
 from saccade.data.sources.scenes import ScenesSource
 from saccade.models.vitdet import presets
 from saccade.models.vitdet.config import ViTDetConfig
-from saccade.recipes.git import STEM_RATES
 from saccade.recipes.git_scenes import scenes_source, scenes_validation
+from saccade.recipes.small import STEM_RATES, scratch_optim
 from saccade.recipes.steps import batches_per_step
 from saccade.tasks import Task
 from saccade.training.config import LayerDecay, OptimConfig, SourceConfig, TrainConfig
@@ -151,16 +151,7 @@ def nano_scenes(*, steps: int = 5_500, size: int = 224) -> TrainConfig:
         ),
         val=(scenes_validation(Task.INSTANCE, size=size),),
         steps=steps,
-        optim=OptimConfig(
-            lr=6e-4,
-            betas=(0.9, 0.98),
-            weight_decay=0.05,
-            decay_matrices_only=True,
-            clip_norm=1.0,
-            layer_rates=STEM_RATES,
-            warmup_steps=min(300, steps // 10),
-            min_lr=1e-5,
-        ),
+        optim=dataclasses.replace(scratch_optim(steps), lr=6e-4, layer_rates=STEM_RATES),
         precision="bf16",
         initialise="local",
         ema_decay=0.999,

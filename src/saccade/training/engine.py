@@ -144,8 +144,8 @@ class Engine:
         for batch, count in zip(batches, counts, strict=True):
             alike = [other for other, of in zip(counts, batches, strict=True) if of.task is batch.task]
             # In a drawn mixture a task has as large a part of the step as it has batches.
-            whole, part = (1, 1) if self.config.mixture == "together" else (len(batches), len(alike))
-            divisors.append(whole * sum(alike) / (part * count))
+            parts, own_parts = (1, 1) if self.config.mixture == "together" else (len(batches), len(alike))
+            divisors.append(parts * sum(alike) / (own_parts * count))
         return divisors
 
     def _backward(self, index: int, number: int, batches: Sequence[Batch], divisor: float) -> dict[str, Tensor]:

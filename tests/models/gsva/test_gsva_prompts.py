@@ -96,7 +96,7 @@ def test_reasoning_is_asked_as_it_is_written() -> None:
 
 def test_training_keeps_the_case_in_the_answer_and_rejects_what_is_absent() -> None:
     sample = referred("Two Men.", "the SEGway", empty=[1])
-    (one,) = prompts.training(sample, Said(2, 1))
+    (one,) = prompts.training(sample, Said(2, 1), only_words=0.1)
     assert one.rounds == (
         (
             "<image>\nPlease segment two men, the segway in this image.",
@@ -104,22 +104,22 @@ def test_training_keeps_the_case_in_the_answer_and_rejects_what_is_absent() -> N
         ),
     )
     classes = dataclasses.replace(sample, wording="class")  # classes are never rejected, and joined without a space
-    (one,) = prompts.training(classes, Said(0, 0))
+    (one,) = prompts.training(classes, Said(0, 0), only_words=0.1)
     assert one.rounds[0][1] == "The segmentation results are Two Men [SEG],the SEGway [SEG]."
 
 
 def test_an_explanation_is_used_or_not() -> None:
     sample = referred("what cuts?", wording="sentence", explanation="The knife.")
-    (masks,) = prompts.training(sample, Said(0.1, 0, 1, 2))
+    (masks,) = prompts.training(sample, Said(0.1, 0, 1, 2), only_words=0.1)
     assert masks.rounds == (("<image>\nwhat cuts? Please output segmentation mask.", "Sure, it is [SEG]."),)
-    (both,) = prompts.training(sample, Said(0.5, 1, 0, 4, 2))
+    (both,) = prompts.training(sample, Said(0.5, 1, 0, 4, 2), only_words=0.1)
     assert both.rounds == (
         (
             "<image>\nwhat cuts? Please output segmentation mask and give some explaination.",
             "[SEG]. The knife.",
         ),
     )
-    (words,) = prompts.training(sample, Said(0.05, 0))
+    (words,) = prompts.training(sample, Said(0.05, 0), only_words=0.1)
     assert words.rounds == (("<image>\nwhat cuts?", "The knife."),) and words.expressions == ()
     (never,) = prompts.training(sample, Said(1, 1), only_words=-1)
     assert never.rounds[0][1] == "Sure, [SEG]."
@@ -127,13 +127,13 @@ def test_an_explanation_is_used_or_not() -> None:
 
 def test_a_dialogue_shows_the_image_first() -> None:
     sample = referred(dialogue=(("What is it?\n<image>", "A dog."), (" Small? ", "Yes.")))
-    (one,) = prompts.training(sample, Said())
+    (one,) = prompts.training(sample, Said(), only_words=0.1)
     assert one.rounds == (("<image>\nWhat is it?", "A dog."), (" Small? ", "Yes."))
 
 
 @pytest.mark.parametrize("phrase", ["a [SEG]", "<image> of a dog", "x [REJ]", "a</s>b", "ASSISTANT: no", "[/INST]"])
 def test_the_models_own_marks_are_no_phrases(phrase: str) -> None:
-    for ask in (prompts.evaluation, prompts.question, lambda s: prompts.training(s, Said(0, 0))):
+    for ask in (prompts.evaluation, prompts.question, lambda s: prompts.training(s, Said(0, 0), only_words=0.1)):
         with pytest.raises(DataError, match="phrase with"):
             ask(referred(phrase))
 
@@ -219,9 +219,10 @@ def test_two_hundred_phrases(vocabulary: PieceVocabulary) -> None:
 def test_the_same_generator_gives_the_same_words() -> None:
     sample = referred("a", "b")
     talks = [
-        prompts.training(sample, GeneratorDraws(np.random.default_rng(seed)))[0].text("llava_v1") for seed in range(40)
+        prompts.training(sample, GeneratorDraws(np.random.default_rng(seed)), only_words=0.1)[0].text("llava_v1")
+        for seed in range(40)
     ]
-    again = prompts.training(sample, GeneratorDraws(np.random.default_rng(7)))[0].text("llava_v1")
+    again = prompts.training(sample, GeneratorDraws(np.random.default_rng(7)), only_words=0.1)[0].text("llava_v1")
     assert talks[7] == again and len(set(talks)) > 10
 
 

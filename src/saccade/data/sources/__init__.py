@@ -32,7 +32,7 @@ from saccade.data.sources.wider_face import open_wider_face
 from saccade.errors import UsageError, nearest
 from saccade.tasks import Task
 
-__all__ = ["ONE_SPLIT_FILES", "READERS", "Source", "SourceSpec", "open_source"]
+__all__ = ["DRAWN", "ONE_SPLIT_FILES", "READERS", "Source", "SourceSpec", "open_source"]
 
 
 def _open_scenes(spec: SourceSpec, *, dialogue: bool = False) -> Source:
@@ -91,14 +91,7 @@ def _open_karpathy(spec: SourceSpec) -> Source:
 
 def _open_references(spec: SourceSpec, *, patterns: tuple[str, ...]) -> Source:
     kind = ReferringSource if spec.task is Task.REFERRING else RefCocoSource
-    return kind(
-        task=spec.task,
-        root=spec.root,
-        split=spec.split,
-        images=spec.images,
-        annotations=spec.annotations,
-        patterns=patterns,
-    )
+    return kind(spec, patterns=patterns)
 
 
 READERS: dict[str, Callable[[SourceSpec], Source]] = {
@@ -135,8 +128,11 @@ READERS: dict[str, Callable[[SourceSpec], Source]] = {
 }
 """Reader name -> function that opens a data set."""
 
-ONE_SPLIT_FILES = frozenset(READERS) - {
-    "scenes", "scene_dialogues", "voc", "mask_folder", "ade20k", "refcoco", "grefcoco", "refzom", "reasonseg",
+DRAWN = frozenset({"scenes", "scene_dialogues"})
+"""Readers that draw what they give: nothing on disk."""
+
+ONE_SPLIT_FILES = frozenset(READERS) - DRAWN - {
+    "voc", "mask_folder", "ade20k", "refcoco", "grefcoco", "refzom", "reasonseg",
     "coco_stuff", "mapillary", "depth_folder", "mask_crops",
 }  # fmt: skip
 """Readers of which ``annotations`` names the file of a single split."""

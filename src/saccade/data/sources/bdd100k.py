@@ -25,7 +25,7 @@ from saccade.data.sources.label_maps import (
     ignoring,
     renamed,
 )
-from saccade.data.sources.layout import data_root, find_images, first_existing, per_split, read_json
+from saccade.data.sources.layout import data_root, find_file, find_images, first_existing, per_split, read_json
 from saccade.data.sources.spec import SourceSpec
 from saccade.errors import DataError, UsageError
 from saccade.samples import IGNORE_LABEL, ClassList
@@ -164,15 +164,9 @@ def read_frames(spec: SourceSpec, root: Path, skipped: Counter[str]) -> list[Lab
         UsageError: Files are not found.
         DataError: The file is damaged.
     """
-    candidates = per_split(_FRAMES, spec.split)
-    path = root / spec.annotations if spec.annotations else first_existing(root, candidates)
-    if path is None:
-        raise UsageError(
-            f"no BDD100K annotation file for the split '{spec.split}' is found",
-            where=root,
-            why=f"looked for {', '.join((*candidates, *per_split(BDD100K_BOXES.annotations, spec.split)))}",
-            fix="name the JSON file, relative to root (annotations=...)",
-        )
+    # The second layout is only looked for, not read here: that it was looked for is for the error.
+    candidates = per_split((*_FRAMES, *BDD100K_BOXES.annotations), spec.split)
+    path = find_file(root, spec.annotations, candidates, f"the BDD100K annotation file of the split '{spec.split}'")
     frames = read_json(path)
     if not isinstance(frames, list):
         raise DataError("the annotation file is no list of frames", where=path)

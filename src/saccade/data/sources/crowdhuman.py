@@ -8,9 +8,9 @@ from typing import Any, Literal, TypeAlias
 
 from saccade.data.class_names import CLASS_NAMES
 from saccade.data.sources.boxes import BoxSource, LabelledBox, LabelledImage, official_classes
-from saccade.data.sources.layout import data_root, find_images, first_existing, per_split
+from saccade.data.sources.layout import data_root, find_file, find_images, per_split
 from saccade.data.sources.spec import SourceSpec
-from saccade.errors import DataError, UsageError
+from saccade.errors import DataError
 from saccade.samples import ClassList
 
 Extent: TypeAlias = Literal["full", "visible"]
@@ -71,15 +71,7 @@ def read_crowdhuman(spec: SourceSpec, root: Path, extent: Extent) -> list[Labell
 
 def _find(root: Path, spec: SourceSpec) -> Path:
     candidates = per_split(("annotation_{}.odgt", "annotations/annotation_{}.odgt"), spec.split)
-    path = root / spec.annotations if spec.annotations else first_existing(root, candidates)
-    if path is None or not path.is_file():
-        raise UsageError(
-            f"no CrowdHuman annotation file for the split '{spec.split}' is found",
-            where=path or root,
-            why=f"looked for {', '.join(candidates)}" if path is None else None,
-            fix="name the .odgt file, relative to root (annotations=...)",
-        )
-    return path
+    return find_file(root, spec.annotations, candidates, f"the CrowdHuman file (.odgt) of the split '{spec.split}'")
 
 
 def _read_line(line: str, where: str, extent: Extent) -> tuple[str, list[LabelledBox]]:

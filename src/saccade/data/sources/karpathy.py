@@ -9,8 +9,8 @@ from typing import Any, TypeAlias
 from saccade.data.sources.layout import (
     Records,
     data_root,
+    find_file,
     find_images,
-    first_existing,
     load_image,
     read_json,
     split_names,
@@ -89,10 +89,6 @@ def find_captions(root: Path, split: str, annotations: str = "") -> Path:
     Raises:
         UsageError: It is not found.
     """
-    if annotations:
-        if not (root / annotations).is_file():
-            raise UsageError("the annotation file does not exist", where=root / annotations)
-        return root / annotations
     patterns = ("captions_{}.json", "captions_{}2017.json", "captions_{}2014.json", "coco_karpathy_{}.json")
     candidates = [
         place + pattern.format(name)
@@ -100,15 +96,8 @@ def find_captions(root: Path, split: str, annotations: str = "") -> Path:
         for pattern in patterns
         for place in ("annotations/", "")
     ]
-    found = first_existing(root, [*candidates, "annotations/dataset_coco.json", "dataset_coco.json", "dataset.json"])
-    if found is None:
-        raise UsageError(
-            f"no caption file for the split '{split}' is found",
-            where=root,
-            why=f"looked for {', '.join(candidates[:4])}, ..., dataset_coco.json",
-            fix="name the file, relative to root (annotations=...)",
-        )
-    return found
+    whole = ["annotations/dataset_coco.json", "dataset_coco.json", "dataset.json"]
+    return find_file(root, annotations, [*candidates, *whole], f"the caption file of the split '{split}'")
 
 
 def caption_image_folders(split: str) -> list[str]:

@@ -19,6 +19,7 @@ from saccade.errors import DataError, MissingDataError, UsageError, nearest
 from saccade.samples import ClassList, Origin
 
 _VAL_SHARE = 5  # without split files, one image in five is validation
+_SHOWN = 6  # names of files in an error
 _SYNONYMS = (("train", "training"), ("val", "valid", "validation"))
 _SPLIT_FILES = ("splits/{}.txt", "{}.txt", "ImageSets/Segmentation/{}.txt", "ImageSets/{}.txt")
 _COMMON_SPLITS = ("train", "training", "val", "valid", "validation", "test", "trainval")
@@ -86,6 +87,34 @@ def per_split(patterns: Iterable[str], split: str) -> list[str]:
 def first_existing(root: Path, candidates: Iterable[str]) -> Path | None:
     """The first candidate, relative to root, that exists."""
     return next((root / candidate for candidate in candidates if (root / candidate).exists()), None)
+
+
+def find_file(root: Path, given: str, candidates: Sequence[str], what: str) -> Path:
+    """An annotation file: the one that is given, or the first candidate that exists.
+
+    Args:
+        root: Folder of the data set.
+        given: The file relative to root; empty = look for it.
+        candidates: Where it may be, relative to root.
+        what: What it is, for the errors: ``"the table of the split 'val'"``.
+
+    Raises:
+        UsageError: It is not found.
+    """
+    if given:
+        if not (root / given).is_file():
+            raise MissingDataError(f"{what} does not exist", where=root / given)
+        return root / given
+    path = first_existing(root, candidates)
+    if path is None:
+        more = ", ..." if len(candidates) > _SHOWN else ""
+        raise MissingDataError(
+            f"{what} is not found",
+            where=root,
+            why=f"looked for {', '.join(candidates[:_SHOWN])}{more}",
+            fix="name the file, relative to root (annotations=...)",
+        )
+    return path
 
 
 def find_images(root: Path, file_names: Sequence[str], given: str, candidates: Sequence[str]) -> Path:

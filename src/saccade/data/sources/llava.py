@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torchvision import tv_tensors
 
-from saccade.data.sources.layout import Records, data_root, find_images, first_existing, load_image, read_json
+from saccade.data.sources.layout import Records, data_root, find_file, find_images, load_image, read_json
 from saccade.data.sources.spec import SourceSpec
-from saccade.errors import DataError, MissingDataError, UsageError
+from saccade.errors import DataError, UsageError
 from saccade.samples import Sample, Target
 from saccade.tasks import Task
 
@@ -76,16 +76,7 @@ def find_dialogues(root: Path, annotations: str = "") -> Path:
     Raises:
         UsageError: It is not found.
     """
-    candidates = (annotations,) if annotations else FILES
-    path = first_existing(root, candidates)
-    if path is None or not path.is_file():
-        raise MissingDataError(
-            "the file of dialogues is not found",
-            where=root,
-            why=f"looked for {', '.join(candidates)}",
-            fix="name the file, relative to root (annotations=...)",
-        )
-    return path
+    return find_file(root, annotations, FILES, "the file of dialogues")
 
 
 def read_dialogues(path: Path, skipped: Counter[str]) -> list[tuple[str, int | str, tuple[tuple[str, str], ...]]]:

@@ -19,6 +19,7 @@ from saccade.data.sources.boxes import box_target, has_extent
 from saccade.data.sources.layout import (
     choose_classes,
     data_root,
+    find_file,
     find_images,
     first_existing,
     load_image,
@@ -171,15 +172,7 @@ def find_table(spec: SourceSpec, root: Path) -> Path:
     if spec.task not in _TABLES:
         raise UsageError(f"OpenImages serves detection and instance segmentation, not {spec.task}", where=root)
     candidates = [folder + name for folder in _FOLDERS for name in per_split(_TABLES[spec.task], spec.split)]
-    path = root / spec.annotations if spec.annotations else first_existing(root, candidates)
-    if path is None or not path.is_file():
-        raise UsageError(
-            f"no OpenImages table for the split '{spec.split}' is found",
-            where=path or root,
-            why=f"looked for {', '.join(candidates[:6])} ..." if path is None else None,
-            fix="name the CSV file, relative to root (annotations=...)",
-        )
-    return path
+    return find_file(root, spec.annotations, candidates, f"the OpenImages table (.csv) of the split '{spec.split}'")
 
 
 def read_descriptions(root: Path) -> dict[str, str]:

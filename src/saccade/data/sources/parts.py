@@ -14,8 +14,8 @@ from saccade.data.sources.coco import read_categories
 from saccade.data.sources.layout import (
     Records,
     data_root,
+    find_file,
     find_images,
-    first_existing,
     list_of,
     load_image,
     per_split,
@@ -23,7 +23,7 @@ from saccade.data.sources.layout import (
 )
 from saccade.data.sources.referring import decode_union, read_shapes
 from saccade.data.sources.spec import SourceSpec
-from saccade.errors import DataError, MissingDataError, UsageError
+from saccade.errors import DataError, UsageError
 from saccade.samples import Sample, Target
 from saccade.tasks import Task
 
@@ -113,16 +113,9 @@ def find_parts(root: Path, split: str, annotations: str, layout: PartsLayout) ->
     Raises:
         UsageError: It is not found.
     """
-    candidates = [annotations] if annotations else per_split(layout.annotations, split)
-    path = first_existing(root, candidates)
-    if path is None or not path.is_file():
-        raise MissingDataError(
-            f"the annotation file of the split '{split}' is not found",
-            where=root,
-            why=f"looked for {', '.join(candidates)}",
-            fix="name the file, relative to root (annotations=...)",
-        )
-    return path
+    return find_file(
+        root, annotations, per_split(layout.annotations, split), f"the annotation file of the split '{split}'"
+    )
 
 
 def read_parts(path: Path, skipped: Counter[str]) -> list[dict[str, Any]]:

@@ -14,6 +14,7 @@ import numpy as np
 from saccade.data.geometry import boxes_tensor
 from saccade.data.sources.coco import to_xyxy
 from saccade.data.sources.layout import Records, data_root, find_images, list_of, load_image, read_json, split_names
+from saccade.data.sources.spec import SourceSpec
 from saccade.errors import DataError, MissingDataError, UsageError
 from saccade.samples import Sample, Target
 from saccade.tasks import Task
@@ -35,12 +36,8 @@ class RefCocoSource:
     - a JSON list of ``{file_name, split, expression, boxes_xyxy}``.
 
     Args:
-        task: Grounding.
-        root: Folder of the data set.
-        split: ``train``, ``val``, ``test``, ``testA`` or ``testB``.
-        images: Image folder relative to root; empty = looked for.
-        annotations: The file of references relative to root; empty = looked for.
-        patterns: Names of that file.
+        spec: For grounding; the split is ``train``, ``val``, ``test``, ``testA`` or ``testB``.
+        patterns: Names of the file of references.
 
     Attributes:
         skipped: Expressions left out, by reason.
@@ -50,32 +47,22 @@ class RefCocoSource:
         DataError: A file is damaged, or the pickle holds more than plain data.
     """
 
-    def __init__(
-        self,
-        *,
-        task: Task,
-        root: str | Path,
-        split: str = "train",
-        images: str = "",
-        annotations: str = "",
-        patterns: tuple[str, ...] = PATTERNS,
-    ) -> None:
-        if task is not Task.GROUNDING:
-            raise UsageError(f"referring expressions serve grounding, not {task}", where=str(root))
-        folder = data_root(root)
-        path = find_references(folder, annotations, patterns)
-        self.name, self.task, self.classes = f"{path.parent.name}/{split}", task, None
+    def __init__(self, spec: SourceSpec, *, patterns: tuple[str, ...]) -> None:
+        if spec.task is not Task.GROUNDING:
+            raise UsageError(f"referring expressions serve grounding, not {spec.task}", where=spec.root)
+        folder = data_root(spec.root)
+        path = find_references(folder, spec.annotations, patterns)
+        self.name, self.task, self.classes = f"{path.parent.name}/{spec.split}", spec.task, None
         skipped: Counter[str] = Counter()
-        listed = read_references(folder, path, split, skipped)
+        listed = read_references(folder, path, spec.split, skipped)
         if not listed:
             raise UsageError(
-                f"no expression with one target in the split '{split}'",
+                f"no expression with one target in the split '{spec.split}'",
                 where=path,
                 why=", ".join(f"{count} x {reason}" for reason, count in skipped.items()) or "no record has this split",
             )
-        self._images = find_images(
-            folder, [record["file"] for record in listed], images, reference_image_folders(split)
-        )
+        names = [record["file"] for record in listed]
+        self._images = find_images(folder, names, spec.images, reference_image_folders(spec.split))
         self._records = Records(listed)
         self.skipped: dict[str, int] = dict(skipped)
 

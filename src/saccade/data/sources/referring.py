@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -25,6 +24,7 @@ from saccade.data.sources.refcoco import (
     reference_image_folders,
     targets_of,
 )
+from saccade.data.sources.spec import SourceSpec
 from saccade.errors import DataError, UsageError
 from saccade.samples import Sample, Target
 from saccade.tasks import Task
@@ -40,12 +40,8 @@ class ReferringSource:
     no pixel has an empty mask, as one that has no target at all.
 
     Args:
-        task: Referring segmentation.
-        root: Folder of the data set.
-        split: As the files name it.
-        images: Image folder relative to root; empty = looked for.
-        annotations: The file of references relative to root; empty = looked for.
-        patterns: Names of that file.
+        spec: For referring segmentation; the split as the files name it.
+        patterns: Names of the file of references.
 
     Attributes:
         skipped: Phrases and shapes left out, by reason.
@@ -57,21 +53,12 @@ class ReferringSource:
 
     classes = None
 
-    def __init__(
-        self,
-        *,
-        task: Task,
-        root: str | Path,
-        split: str = "train",
-        images: str = "",
-        annotations: str = "",
-        patterns: tuple[str, ...],
-    ) -> None:
-        if task is not Task.REFERRING:
-            raise UsageError(f"phrases with masks serve referring segmentation, not {task}", where=str(root))
-        folder = data_root(root)
-        path = find_references(folder, annotations, patterns)
-        self.name, self.task = f"{path.parent.name}/{split}", task
+    def __init__(self, spec: SourceSpec, *, patterns: tuple[str, ...]) -> None:
+        if spec.task is not Task.REFERRING:
+            raise UsageError(f"phrases with masks serve referring segmentation, not {spec.task}", where=spec.root)
+        folder, split = data_root(spec.root), spec.split
+        path = find_references(folder, spec.annotations, patterns)
+        self.name, self.task = f"{path.parent.name}/{split}", spec.task
         skipped: Counter[str] = Counter()
         content = read_record_list(path)
         if content and "expression" in content[0]:
@@ -88,9 +75,8 @@ class ReferringSource:
         if not listed:
             raise DataError(f"no image of the split '{split}' is left", where=path, why=str(dict(skipped)))
         self._path = path
-        self._images = find_images(
-            folder, [record["file"] for record in listed], images, reference_image_folders(split)
-        )
+        names = [record["file"] for record in listed]
+        self._images = find_images(folder, names, spec.images, reference_image_folders(split))
         self._records = Records(listed)
         self.skipped: dict[str, int] = dict(skipped)
 

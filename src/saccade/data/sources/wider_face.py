@@ -6,10 +6,10 @@ from pathlib import Path
 
 from saccade.data.class_names import CLASS_NAMES
 from saccade.data.sources.boxes import BoxSource, LabelledBox, LabelledImage, official_classes
-from saccade.data.sources.layout import data_root, find_images, first_existing, per_split, read_lines
+from saccade.data.sources.layout import data_root, find_file, find_images, per_split, read_lines
 from saccade.data.sources.spec import SourceSpec
 from saccade.data.sources.voc import read_voc_file
-from saccade.errors import DataError, UsageError
+from saccade.errors import DataError
 from saccade.samples import ClassList
 
 _LISTS = ("wider_face_split/wider_face_{}_bbx_gt.txt", "wider_face_{}_bbx_gt.txt", "{}.txt")
@@ -49,14 +49,7 @@ def read_wider_face(spec: SourceSpec, root: Path) -> list[LabelledImage]:
         DataError: An annotation file is damaged.
     """
     candidates = per_split(_LISTS, spec.split)
-    path = root / spec.annotations if spec.annotations else first_existing(root, candidates)
-    if path is None or not path.is_file():
-        raise UsageError(
-            f"no WIDER FACE annotation file for the split '{spec.split}' is found",
-            where=path or root,
-            why=f"looked for {', '.join(candidates)}" if path is None else None,
-            fix="name the text file, relative to root (annotations=...)",
-        )
+    path = find_file(root, spec.annotations, candidates, f"the WIDER FACE list of the split '{spec.split}'")
     if path.name.endswith("_bbx_gt.txt"):
         return _read_text(path, root, spec)
     folder = find_images(root, [], spec.images, per_split(("WIDER_{}",), spec.split))

@@ -21,7 +21,7 @@ from saccade.layers.local_start import start_local
 from saccade.layers.swin import PatchMerging, SwinBlock, SwinV2
 from saccade.layers.vit import PlainViT
 from saccade.models.ait.config import TASK_ROWS, ObjectsConfig
-from saccade.models.ait.transformer import DecoderBlock, TransformerConfig, sine_positions
+from saccade.models.ait.transformer import DecoderBlock, TransformerConfig, sine_positions, sine_waves
 from saccade.tasks import Task
 
 if TYPE_CHECKING:
@@ -146,9 +146,8 @@ def _start_objects(model: AiT, task: Task, objects: ObjectsConfig, channels: _Ch
     net.token_embed[:, own] = 0
     coordinates = net.token_embed[model.config.coordinate_tokens]
     cells = torch.linspace(0, 1, len(coordinates)) * net.config.grid - 0.5
-    wave = torch.arange(len(channels.said))
-    angle = cells[:, None] / 10_000 ** (2 * (wave // 2) / (width // 2))
-    coordinates[:, channels.said] = torch.where(wave % 2 == 0, angle.sin(), angle.cos()) * (2 / width) ** 0.5
+    waves = sine_waves(cells, width // 2)[:, : len(channels.said)]
+    coordinates[:, channels.said] = waves * (2 / width) ** 0.5
 
     attn = cast("DecoderBlock", net.decoder[0]).attn
     for head, (marker, place) in enumerate(((channels.x, channels.columns), (channels.y, channels.rows))):

@@ -63,13 +63,18 @@ class TransformerConfig:
 def sine_positions(rows: int, columns: int, width: int) -> Tensor:
     """``[rows, columns, width]``: sines and cosines of the row in the first half, of the column in the second."""
     half = width // 2
-    frequency = 10_000 ** (2 * (torch.arange(half) // 2) / half)
     parts = []
     for count, shape in ((rows, (rows, 1)), (columns, (1, columns))):
-        angle = torch.arange(count).float()[:, None] / frequency
-        waves = torch.stack([angle[:, 0::2].sin(), angle[:, 1::2].cos()], dim=2).flatten(1)
+        waves = sine_waves(torch.arange(count).float(), half)
         parts.append(waves.view(*shape, half).expand(rows, columns, half))
     return torch.cat(parts, dim=-1)
+
+
+def sine_waves(places_N: Tensor, channels: int) -> Tensor:
+    """``[N, channels]``: a sine and a cosine of every place in turn, from the shortest wave to the longest."""
+    frequency = 10_000 ** (2 * (torch.arange(channels) // 2) / channels)
+    angle = places_N[:, None] / frequency
+    return torch.stack([angle[:, 0::2].sin(), angle[:, 1::2].cos()], dim=2).flatten(1)
 
 
 class MapAttention(nn.Module):

@@ -49,10 +49,9 @@ _EXPLAIN = (
     "Please output segmentation mask and explain the reason.",
     "Please output segmentation mask and give some explaination.",
 )
-_ONLY_WORDS = 0.1  # share of explained images that are answered in words alone
 
 
-def training(sample: Sample, draws: Draws, *, only_words: float = _ONLY_WORDS) -> list[Conversation]:
+def training(sample: Sample, draws: Draws, *, only_words: float) -> list[Conversation]:
     """The conversations that a sample teaches.
 
     Args:
@@ -91,10 +90,7 @@ def evaluation(sample: Sample) -> list[Conversation]:
     if sample.wording in ("question", "sentence"):
         question = _ask_reasoning(sample.phrases[0].strip(), sentence=sample.wording == "sentence")
         return [Conversation(rounds=((question, SEG),), expressions=sample.phrases[:1])]
-    phrases = [normal(phrase) for phrase in sample.phrases]
-    said = [f"{phrase}:{SEG if there else REJ}" for phrase, there in zip(phrases, _present(sample), strict=True)]
-    answer = f"Sure,{', '.join(said)}."
-    return [Conversation(rounds=((_ask(phrases), answer),), expressions=sample.phrases)]
+    return _at_once(sample, [SEG if there else REJ for there in _present(sample)])
 
 
 def to_fill(sample: Sample) -> list[Conversation]:
@@ -106,9 +102,14 @@ def to_fill(sample: Sample) -> list[Conversation]:
     _check(sample)
     if sample.wording in ("question", "sentence"):
         return [dataclasses.replace(one, rounds=((one.rounds[0][0], SEG),)) for one in question(sample)]
+    return _at_once(sample, [SEG] * len(sample.phrases))
+
+
+def _at_once(sample: Sample, tokens: Sequence[str]) -> list[Conversation]:
+    """The conversation that asks for all phrases and answers with these tokens."""
     phrases = [normal(phrase) for phrase in sample.phrases]
-    answer = f"Sure,{', '.join(f'{phrase}:{SEG}' for phrase in phrases)}."
-    return [Conversation(rounds=((_ask(phrases), answer),), expressions=sample.phrases)]
+    said = ", ".join(f"{phrase}:{token}" for phrase, token in zip(phrases, tokens, strict=True))
+    return [Conversation(rounds=((_ask(phrases), f"Sure,{said}."),), expressions=sample.phrases)]
 
 
 def question(sample: Sample) -> list[Conversation]:
