@@ -202,7 +202,7 @@ def test_openimages_defects(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no column IsGroupOf"):
         open_("openimages", tmp_path)
     table.write_text(sound)
-    with pytest.raises(UsageError, match="OpenImages table .* of the split 'test' is not found"):
+    with pytest.raises(UsageError, match=r"OpenImages table .* of the split 'test' is not found"):
         open_("openimages", tmp_path, split="test")
     shutil.rmtree(tmp_path / "masks")
     with pytest.raises(UsageError, match=r"masks are in none[\s\S]*00aa_m01g317_1"):
