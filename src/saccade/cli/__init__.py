@@ -14,6 +14,7 @@ import saccade
 from saccade.cli import bench, convert, data, demo, evaluate, models, predict, train
 from saccade.cli.parser import Parser, Verbs
 from saccade.errors import SaccadeError, UsageError, nearest
+from saccade.memory import keep_freed_memory
 
 _VERBS = (predict, train, evaluate, data, models, convert, bench, demo)
 
@@ -30,12 +31,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command.
 
     Args:
-        argv: The words after ``saccade``; None takes them from the process.
+        argv: The words after ``saccade``; None takes them from the process, which is then the command's own.
 
     Returns:
         The exit code: 0 fine, 1 failed, 2 wrong use.
     """
     words = sys.argv[1:] if argv is None else list(argv)
+    if argv is None:
+        keep_freed_memory()
     try:
         return _run(words)
     except SystemExit as end:  # argparse, after --help or --version
