@@ -15,8 +15,8 @@ def keep_freed_memory() -> bool:
 
     glibc hands every block above 32 MB back to the system as soon as it is free, and the maps of a detector at 1024 px
     are larger than that: each pass then waits for its pages to be made and zeroed again, a tenth of its time on a CPU.
-    Up to 2 GB of free memory stay with the process. The command line does this at its start; a program that calls
-    Saccade decides for itself.
+    Up to 2 GB of free memory stay with the process, whose peak grows by a tenth. The command line does this at its
+    start; a program that calls Saccade decides for itself.
 
     Returns:
         Whether it was done: False where the C library is not glibc.

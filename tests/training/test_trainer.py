@@ -16,6 +16,7 @@ import torch
 from helpers_training import GOLDEN, assert_same_state, losses_of, scenes, state_of, tiny_model, tiny_run
 from torch import Tensor
 
+from saccade.configs import to_dict
 from saccade.data.sources import SourceSpec, open_source
 from saccade.errors import CheckpointError, ConfigError, TrainingError, UsageError
 from saccade.hub.checkpoint import load_folder
@@ -87,6 +88,29 @@ def test_harmless_changes_are_allowed_and_said(tmp_path: Path) -> None:
     assert result.step == 5
     assert "steps changed from 12 to 5" in events(result.folder)
     assert json.loads((result.folder / "config.json").read_text())["steps"] == 5
+
+
+@pytest.mark.parametrize("gone", [{}, {"gone": 1}])
+def test_a_run_of_an_earlier_version_lacks_new_fields_and_goes_on(
+    gone: dict[str, int], tmp_path: Path, last_state: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = tiny_run(tmp_path)
+
+    def earlier(item: Any) -> dict[str, Any]:
+        saved = to_dict(item)
+        if item is config:
+            del saved["parallel"], saved["model"]["vit"]["norm_eps"]
+            saved |= gone
+        return saved
+
+    with monkeypatch.context() as patched:
+        patched.setattr(trainer_module, "to_dict", earlier)
+        Trainer(config).fit(until=8)
+    if not gone:
+        assert_same_state(Trainer(config).fit().checkpoint, last_state)
+        return
+    with pytest.raises(ConfigError, match=r"3 keys differ[^$]*gone: 1 -> None"):  # a field that is no more
+        Trainer(config).fit()
 
 
 def test_never_refuses_an_existing_run(tmp_path: Path) -> None:

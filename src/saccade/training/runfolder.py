@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from saccade.configs import differences, to_dict
+from saccade.configs import differences, from_dict, to_dict
 from saccade.errors import ConfigError, TrainingError
 from saccade.training.checkpoint import STATE_VALUES, CheckpointStore
 from saccade.training.config import TrainConfig
@@ -96,7 +96,7 @@ def open_run(folder: Path, config: TrainConfig, store: CheckpointStore, *, proce
 
 
 def _compare(values: dict[str, Any], config: dict[str, Any], processes: int, folder: Path) -> list[str]:
-    changed = differences(values["config"], config)
+    changed = differences(_completed(values["config"]), config)
     harmful = {key: pair for key, pair in changed.items() if key.split(".", 1)[0] not in HARMLESS}
     if harmful:
         shown = "; ".join(f"{key}: {old!r} -> {new!r}" for key, (old, new) in harmful.items())
@@ -113,6 +113,14 @@ def _compare(values: dict[str, Any], config: dict[str, Any], processes: int, fol
             "images per step and data order differ from here on"
         )
     return notes
+
+
+def _completed(saved: dict[str, Any]) -> dict[str, Any]:
+    """A configuration that an earlier version wrote, with the fields that it did not know at their defaults."""
+    try:
+        return to_dict(from_dict(TrainConfig, saved))
+    except ConfigError:  # a field has gone, or was renamed: the difference is for the user to see
+        return saved
 
 
 @contextmanager
