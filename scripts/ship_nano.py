@@ -68,6 +68,25 @@ hidden units in its box head, of which 59 never answered to anything; 56 of them
 same to the last bit), and the recipe has 200 since.
 """,
     ),
+    "ait-nano": Shipped(
+        recipe="ait.nano_depth",
+        size=4e6,
+        readme="""# ait-nano
+
+AiT for metric depth, one soft token after the other: a small SwinV2 at 192 px, an encoder of 2 and a decoder of 3
+layers, and the VQ-VAE whose 144 codes it says, trained from fresh weights on drawn scenes only (`saccade.data.scenes`), in this
+repository. Licence: Apache-2.0, as the code.
+
+Reproduce:
+
+    saccade train recipe=ait.nano_vqvae_depth
+    saccade train recipe=ait.nano_depth depth_vqvae=runs/ait/nano_vqvae_depth/checkpoints/last name=ait-nano
+    python scripts/ship_nano.py ait-nano runs/ait/nano_vqvae_depth runs/ait-nano
+
+The logs of the two runs that made these weights are `training_log_1.csv` and `training_log_2.csv`; measured quality:
+docs/results.md.
+""",
+    ),
 }
 
 
