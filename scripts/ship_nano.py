@@ -74,8 +74,8 @@ same to the last bit), and the recipe has 200 since.
         readme="""# ait-nano
 
 AiT for metric depth, one soft token after the other: a small SwinV2 at 192 px, an encoder of 2 and a decoder of 3
-layers, and the VQ-VAE whose 144 codes it says, trained from fresh weights on drawn scenes only (`saccade.data.scenes`), in this
-repository. Licence: Apache-2.0, as the code.
+layers, and the VQ-VAE whose 144 codes it says, trained from fresh weights on drawn scenes only
+(`saccade.data.scenes`), in this repository. Licence: Apache-2.0, as the code.
 
 Reproduce:
 
