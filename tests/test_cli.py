@@ -521,7 +521,7 @@ def test_bench_times_gsva_and_its_parts(run, tmp_path: Path) -> None:
     assert shown.code == 0, shown.err
     backbone, masks, whole = json.loads((tmp_path / "b.json").read_text())["results"]
     assert (masks["task"], whole["task"], whole["preset"]) == ("masks", "referring_segmentation", "gsva-nano")
-    assert backbone["ms_per_image"] + masks["ms_per_image"] < 1.2 * whole["ms_per_image"]
+    assert 0 < backbone["ratio"] < whole["ratio"] and masks["ratio"] > 0
     refused = run("bench", "ait", "--task", "masks", "--preset", "nano")
     assert refused.code == 2 and "does not offer the task 'masks'" in refused.err
 
