@@ -16,6 +16,7 @@ import torch
 from torch import nn
 
 import saccade
+from saccade.layers.offload import weight_bytes
 from saccade.models.gsva.model import GSVA
 from saccade.models.gsva.presets import PRESETS
 
@@ -32,7 +33,11 @@ def derived(preset: str) -> list[tuple[str, float, float, float]]:
         model = GSVA(PRESETS[preset]())
     whole = sum(parameter.numel() for parameter in model.parameters())
     blocks = sum(parameter.numel() for block in model.blocks for parameter in block.parameters())
-    linear = sum(m.weight.numel() for m in model.language.model.modules() if isinstance(m, nn.Linear))
+    linear = sum(
+        module.weight.numel()
+        for name, module in model.language.model.named_modules()
+        if isinstance(module, nn.Linear) and ".lora_" not in name
+    )
     speaking = sum(parameter.numel() for parameter in model.language.parameters())
     rows = []
     for setting, each, packed in (
@@ -55,7 +60,7 @@ def measured(folder: str, setting: str) -> tuple[float, float, float]:
         "quantize": "int8" if "int8" in setting else "none",
     }
     predictor = saccade.load(folder, **options)
-    held = sum(tensor.nbytes for tensor in (*predictor.model.parameters(), *predictor.model.buffers()))
+    held = weight_bytes(predictor.model)
     picture = torch.randint(0, 255, (3, 480, 640), dtype=torch.uint8)
     looks, answers = [], []
     for _ in range(_REPEATS):

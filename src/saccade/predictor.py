@@ -135,7 +135,7 @@ class Predictor:
             blocks beyond it wait in main memory. None = all stay on the device.
 
     Raises:
-        UsageError: The model has no language model, or does not fit.
+        UsageError: The model has no language model, or does not fit, or 4 bits without a GPU and bf16.
         MissingExtraError: ``quantize`` without ``torchao``.
     """
 
@@ -154,7 +154,7 @@ class Predictor:
         if isinstance(self.model, GSVA):
             if precision == "bf16":
                 self.model.to(torch.bfloat16)
-            quantize_linears(self.model.language.model, quantize, self.device)
+            quantize_linears(self.model.language.model.layers, quantize, self.device)
         elif quantize != "none" or gpu_memory_gb is not None:
             raise UsageError(
                 f"a {self.model.system} model has no language model to make smaller",

@@ -14,7 +14,7 @@ from saccade.models.gsva.model import GSVA
 from saccade.recipes import get_recipe
 from saccade.recipes.gsva import nano_scenes
 from saccade.tasks import Task
-from saccade.training.config import validate
+from saccade.training.config import keep_shares, validate
 from saccade.training.optim import parameter_groups
 from saccade.training.schedule import learning_rate
 from saccade.training.start import build_model
@@ -71,6 +71,17 @@ def test_the_mixture_of_the_pre_training() -> None:
     assert {source.root for source in config.train} == {"/data", "/data/ade20k", "/data/mapillary", "/data/refer_seg"}
     only = get_recipe("gsva.finetune_gres_7b")().train
     assert [source.reader for source in only] == ["grefcoco"]
+
+
+def test_a_kind_of_data_keeps_its_rate_where_sets_are_missing() -> None:
+    named = get_recipe("gsva.pretrain_7b")(data="/data").train
+    there = ("coco_stuff", "paco", "grefcoco", "llava_instruct")
+    kept = keep_shares(named, [(source, source.reader) for source in named if source.reader in there])
+    assert [opened for _, opened in kept] == list(there)
+    assert [source.weight for source, _ in kept] == pytest.approx([9 / 2, 9 / 2, 6, 3])
+    assert [source.weight for source in named[:2]] == pytest.approx([9 / 5, 9 / 5])
+    alone = [dataclasses.replace(source, group="") for source in named]
+    assert [source.weight for source, _ in keep_shares(alone, [(alone[0], "")])] == [alone[0].weight]
 
 
 def test_the_rate_of_deepspeed() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
 from pathlib import Path
 from typing import Any
@@ -13,13 +14,20 @@ from helpers_processes import ranks
 from helpers_training import state_of, tiny_run
 from safetensors import safe_open
 
-from saccade.errors import ConfigError
+from saccade.data.sources.scenes import ScenesSource
+from saccade.errors import ConfigError, UsageError
 from saccade.hub.resolve import load_model
 from saccade.layers.precision import Precision
 from saccade.models.gsva.config import PUBLISHED_PARTS, LoRAConfig
 from saccade.recipes.gsva import nano_scenes
+from saccade.samples import Sample
+from saccade.tasks import Task
 from saccade.training.config import TrainConfig, validate
+from saccade.training.distributed import open_world
+from saccade.training.evaluation import EvaluationStopped, evaluate
 from saccade.training.logs import read_lines
+from saccade.training.sharding import shard
+from saccade.training.start import build_model
 from saccade.training.trainer import Trainer
 
 
@@ -95,6 +103,49 @@ def test_two_processes_stop_and_go_on_exactly(tmp_path: Path) -> None:
     found, expected = (state_of(tmp_path / "runs" / name / "checkpoints" / "last") for name in ("parts", "whole"))
     assert found.keys() == expected.keys()
     assert all(torch.equal(found[key], value) for key, value in expected.items())
+
+
+class OneAllThere(ScenesSource):
+    """Scenes of which the first, and it alone, is only asked for what is there."""
+
+    def __getitem__(self, index: int) -> Sample:
+        sample = super().__getitem__(index)
+        masks = sample.target.masks
+        assert masks is not None
+        there = masks.flatten(1).any(1)
+        assert not there.all()
+        if index:
+            return sample
+        phrases = tuple(phrase for phrase, is_there in zip(sample.phrases, there, strict=True) if is_there)
+        return dataclasses.replace(
+            sample, phrases=phrases, target=dataclasses.replace(sample.target, masks=type(masks)(masks[there]))
+        )
+
+
+def _judge(folder: Path) -> None:
+    """Evaluates with the weights spread over all processes: as published, cut short by one, and by free answers."""
+    with open_world("cpu") as world:
+        torch.manual_seed(0)
+        model, _ = build_model(run_of(folder))
+        shard(model, world)
+        source = OneAllThere(task=Task.REFERRING, split="val", size=64, limit=4)
+        found = evaluate(model, source, protocol="gsva", world=world)
+        if world.is_main:
+            (folder / "found.json").write_text(json.dumps(found.metrics))
+        with pytest.raises(EvaluationStopped):
+            evaluate(model, source, stop=lambda: world.rank == 1, world=world)
+        with pytest.raises(UsageError, match="can only judge given answers"):
+            evaluate(model, source, answer="own", world=world)
+
+
+def test_processes_evaluate_in_step_whatever_their_pictures_are_asked(tmp_path: Path) -> None:
+    """One process has a picture without a rejection: it needs no second reading, the other one does."""
+    ranks(_judge, tmp_path)
+    torch.manual_seed(0)
+    model, _ = build_model(run_of(tmp_path))
+    source = OneAllThere(task=Task.REFERRING, split="val", size=64, limit=4)
+    expected = evaluate(model, source, protocol="gsva").metrics
+    assert json.loads((tmp_path / "found.json").read_text()) == pytest.approx(expected, abs=1e-6)
 
 
 def test_only_gsva_without_an_average_is_spread(tmp_path: Path) -> None:

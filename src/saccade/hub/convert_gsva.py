@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -66,6 +69,9 @@ def load_parts(
 ) -> MappingReport:
     """Copies what GSVA starts from into a model: the one report of all parts that were given.
 
+    Every file is checked by names and shapes first; then tensor after tensor goes into the model, and nothing else of
+    it is in memory.
+
     Args:
         model: Its parts are overwritten.
         llava: A LLaVA with a linear projector: a file, or a folder of files that hold parts of it.
@@ -76,32 +82,110 @@ def load_parts(
     Raises:
         CheckpointError: A file is damaged, or does not fill its part.
     """
-    expected = {key: tuple(value.shape) for key, value in model.state_dict().items()}
     own = model.state_dict()
+    expected = {key: tuple(value.shape) for key, value in own.items()}
+    speaking = functools.partial(gsva.from_llava, seg_id=model.config.seg_id)
     whole: MappingReport | None = None
-    for path, mapper in ((llava, gsva.from_llava), (clip, gsva.from_clip), (sam, gsva.from_sam)):
+    for path, mapper in ((llava, speaking), (clip, gsva.from_clip), (sam, gsva.from_sam)):
         if path is None:
             continue
-        tensors = _read(Path(path))
-        if mapper is gsva.from_llava and llama is not None:
-            tensors = dict(gsva.add_delta(tensors.items(), _read(Path(llama)).get))
-        mapped, report = mapper(tensors, expected, source=str(path))
+        part = open_language(path, base=llama) if mapper is speaking else open_part(path)
+        _, report = mapper(part.forms, expected, source=str(path))
         report.check(allow=["*.lora_?.*"])
         with torch.no_grad():
-            for key, value in mapped.items():
-                own[key].copy_(value)
+            for name in report.matched:
+                _fill(own, mapper({name: part.read(name)}, expected)[0])
+                part.release()
         whole = report if whole is None else whole.joined(report)
     return whole or MappingReport()
 
 
-def _read(path: Path) -> dict[str, Tensor]:
-    """All tensors of a file, or of the weight files of a folder."""
+def _fill(own: Mapping[str, Tensor], mapped: Mapping[str, Tensor]) -> None:
+    # A function, so that no tensor outlives its turn by the name of a variable.
+    for key, value in mapped.items():
+        own[key].copy_(value)
+
+
+@dataclass
+class Part:
+    """A part of GSVA in one file or several; its tensors are read one by one.
+
+    Attributes:
+        forms: Name to a tensor without memory.
+        read: Name to the tensor.
+        release: Gives back the memory of what was read.
+    """
+
+    forms: dict[str, Tensor]
+    read: Callable[[str], Tensor]
+    release: Callable[[], None]
+
+
+def open_part(path: str | Path) -> Part:
+    """Opens a file, or all weight files of a folder.
+
+    Raises:
+        CheckpointError: A file is missing or damaged.
+    """
+    files = _files(Path(path))
+    tensors = {key: value for file in files for key, value in file.tensors.items()}
+
+    def release() -> None:
+        for file in files:
+            file.release()
+
+    forms = {key: torch.empty_like(value, device="meta") for key, value in tensors.items()}
+    return Part(forms, tensors.__getitem__, release)
+
+
+def open_language(path: str | Path, *, base: str | Path | None = None) -> Part:
+    """Opens a LLaVA, with its base added where it was released as the difference from a LLaMA.
+
+    Raises:
+        CheckpointError: A file is missing or damaged, a difference has no base or not its own, or a whole model has
+            one.
+    """
+    part = open_part(path)
+    norm = {name: part.read(name) for name in part.forms if name.endswith("model.norm.weight")}
+    difference = gsva.is_difference(norm)
+    if base is None:
+        if difference:
+            raise CheckpointError(
+                "a language model that is the difference from another",
+                where=path,
+                why="the weights of its last norm are near 0",
+                fix="give the LLaMA that it was made from, too (llama=, language_base=)",
+            )
+        return part
+    if norm and not difference:
+        raise CheckpointError(
+            "a whole language model, to which another one is to be added",
+            where=path,
+            why="the weights of its last norm are not near 0, as those of a difference are",
+            fix="leave the base away",
+        )
+    under = open_part(base)
+    gsva.check_base(part.forms, under.forms)
+
+    def read(name: str) -> Tensor:
+        found = {name: under.read(name)} if name in under.forms else {}
+        return gsva.with_base(name, part.read(name), found)
+
+    def release() -> None:
+        part.release()
+        under.release()
+
+    return Part(part.forms, read, release)
+
+
+def _files(path: Path) -> list[TensorFile]:
+    """A file, or the weight files of a folder."""
     files = [path]
     if path.is_dir():
         files = sorted(path.glob("*.safetensors")) or sorted(path.glob("pytorch_model*.bin"))
         if not files:
             raise CheckpointError("the folder has no weights", where=path, fix="it must hold *.safetensors or *.bin")
-    return {key: value for file in files for key, value in read_tensor_file(file).tensors.items()}
+    return [read_tensor_file(file) for file in files]
 
 
 def _preset_of(shapes: dict[str, tuple[int, ...]]) -> str | None:

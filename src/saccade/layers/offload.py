@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass, transform_subclass
 
 from saccade.errors import UsageError
 
@@ -28,7 +29,7 @@ def place(model: nn.Module, device: torch.device, *, blocks: Sequence[nn.Module]
     Raises:
         UsageError: What is no block does not fit by itself.
     """
-    left = room_bytes - (_bytes(model) - sum(map(_bytes, blocks)))
+    left = room_bytes - (weight_bytes(model) - sum(map(weight_bytes, blocks)))
     if left < 0:
         raise UsageError(
             f"{(room_bytes - left) / 1e9:.1f} GB must stay on the device, {room_bytes / 1e9:.1f} GB are allowed",
@@ -37,7 +38,7 @@ def place(model: nn.Module, device: torch.device, *, blocks: Sequence[nn.Module]
         )
     staying: set[nn.Module] = set()
     for block in reversed(blocks):
-        left -= _bytes(block)
+        left -= weight_bytes(block)
         if left < 0:
             break
         staying.add(block)
@@ -49,6 +50,22 @@ def place(model: nn.Module, device: torch.device, *, blocks: Sequence[nn.Module]
         if id(tensor) not in inside:
             held[name] = _moved(tensor, device)
     return len(waiting)
+
+
+def move(module: nn.Module, device: torch.device) -> None:
+    """Puts every weight of a module on a device, packed ones, too. Nothing of it can be trained any more.
+
+    Args:
+        module: Changed in place.
+        device: Where to.
+    """
+    for held, name, tensor in _held(module):
+        held[name] = _moved(tensor, device)
+
+
+def weight_bytes(module: nn.Module) -> int:
+    """Bytes of all weights of a module, as they are held: packed ones, and their scales, as they are packed."""
+    return sum(part.nbytes for _, _, tensor in _held(module) for part in _inner(tensor))
 
 
 def _visit(block: nn.Module, device: torch.device) -> None:
@@ -84,9 +101,20 @@ def _moved(tensor: Tensor, device: torch.device) -> Tensor:
 
 
 def _pinned(tensor: Tensor) -> Tensor:
-    pinned = tensor.detach().pin_memory()
+    pinned = _changed(tensor.detach(), lambda part: part.cpu().pin_memory())
     return nn.Parameter(pinned, requires_grad=False) if isinstance(tensor, nn.Parameter) else pinned
 
 
-def _bytes(module: nn.Module) -> int:
-    return sum(tensor.numel() * tensor.element_size() for tensor in (*module.parameters(), *module.buffers()))
+# A packed weight is a tensor around others, which has the shape and the type of what it stands for.
+def _inner(tensor: Any) -> Iterator[Tensor]:
+    if not is_traceable_wrapper_subclass(tensor):
+        yield tensor
+        return
+    for name in tensor.__tensor_flatten__()[0]:
+        yield from _inner(getattr(tensor, name))
+
+
+def _changed(tensor: Any, change: Callable[[Tensor], Tensor]) -> Tensor:
+    if not is_traceable_wrapper_subclass(tensor):
+        return change(tensor)
+    return transform_subclass(tensor, lambda _name, part: _changed(part, change))

@@ -49,7 +49,8 @@ def pretrain(
     """The training on everything: classes, parts, expressions, dialogues and questions.
 
     Rates and data are those of the command that third parties have kept (gRefCOCO among the expressions, without which
-    no [REJ] is learned); all else is the default of the released code.
+    no [REJ] is learned); all else is the default of the released code. A kind of data keeps its rate where some of its
+    sets are missing, as in the original.
 
     Args:
         base: The language model.
@@ -71,6 +72,7 @@ def pretrain(
         dataclasses.replace(
             _source(data, *place, batch_size=images, augment=PhraseAugment(count=_PHRASES)),
             weight=_RATES[group] / len(places),
+            group=group,
         )
         for group, places in groups
         for place in places

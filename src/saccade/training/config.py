@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import PurePath
-from typing import Literal
+from typing import Literal, TypeVar
 
 from saccade.data.augment import Augment
 from saccade.data.sources.spec import SourceSpec
@@ -16,6 +18,8 @@ from saccade.models.ait.config import AiTConfig
 from saccade.models.gsva.config import GSVAConfig
 from saccade.models.systems import ModelConfig, offers
 from saccade.tasks import Task
+
+S = TypeVar("S")
 
 _AP = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
 _RARE = ("APr", "APc", "APf", "AR@300")
@@ -42,6 +46,7 @@ class SourceConfig(SourceSpec):
 
     Attributes:
         weight: Probability weight of this source in the mixture.
+        group: Sources of one group keep the sum of their weights where some of them are missing; empty = none.
         batch_size: Images per process and step; in evaluation, images per forward pass.
         per_step: Batches of this source in a step of a mixture that takes its sources ``together``.
         augment: Training augmentation; None for evaluation.
@@ -51,6 +56,7 @@ class SourceConfig(SourceSpec):
     """
 
     weight: float = 1.0
+    group: str = ""
     batch_size: int = 1
     per_step: int = 1
     augment: Augment | None = None
@@ -167,8 +173,8 @@ class TrainConfig:
             different tasks are added, and those of one task averaged.
         parallel: Several processes: ``replicate``: each holds the whole model (DDP); ``shard``: the weights are spread
             over them (FSDP2; GSVA).
-        missing: Data sets of ``train`` that are not there: ``refuse`` them, or ``leave_out`` with a warning that says
-            what to download.
+        missing: Data sets of ``train`` and ``val`` that are not there: ``refuse`` them, or ``leave_out`` with a warning
+            that says what to download; the rest of a source's ``group`` takes over its weight.
         accumulate: Batches per optimiser step; rounds of all sources with ``together``.
         precision: Arithmetic of the forward pass, in training and evaluation.
         activation_checkpointing: Recompute activations in the backward pass.
@@ -246,6 +252,29 @@ def source_labels(sources: tuple[SourceConfig, ...]) -> list[str]:
     ]
 
 
+def keep_shares(
+    named: Sequence[SourceConfig], present: Sequence[tuple[SourceConfig, S]]
+) -> list[tuple[SourceConfig, S]]:
+    """Weights of the sources that are there: in every group they take over those of its missing ones, in proportion.
+
+    Args:
+        named: All sources of the mixture.
+        present: Those that are there, with what was opened of them.
+    """
+
+    def total(sources: Iterable[SourceConfig], group: str) -> float:
+        return sum(source.weight for source in sources if source.group == group)
+
+    whole = {source.group: total(named, source.group) for source in named if source.group}
+    left = {group: total((source for source, _ in present), group) for group in whole}
+    return [
+        (dataclasses.replace(source, weight=source.weight * whole[source.group] / left[source.group]), opened)
+        if source.group and 0 < left[source.group] < whole[source.group]
+        else (source, opened)
+        for source, opened in present
+    ]
+
+
 def validate(config: TrainConfig) -> None:
     """Checks what no single value shows, before anything is built.
 
@@ -288,10 +317,11 @@ def validate(config: TrainConfig) -> None:
             raise ConfigError(f"per_step must be at least 1, got {source.per_step}", where=f"train.{index}")
         if config.mixture != "together" and source.per_step != 1:
             raise ConfigError("per_step is for a mixture of sources together", where=f"train.{index}.per_step")
-        if config.mixture == "together" and source.weight != 1.0:
-            raise ConfigError(
-                "weight is for a mixture that is drawn", where=f"train.{index}.weight", fix="set per_step instead"
-            )
+        for name, given in (("weight", source.weight != 1.0), ("group", source.group)):
+            if config.mixture == "together" and given:
+                raise ConfigError(
+                    f"{name} is for a mixture that is drawn", where=f"train.{index}.{name}", fix="set per_step instead"
+                )
     if config.mixture == "mixed" and len({(source.task, source.batch_size) for source in config.train}) > 1:
         raise ConfigError("sources that share a batch have one task and one batch size", where="train")
     for name in ("language_init", "language_base", "clip_init"):

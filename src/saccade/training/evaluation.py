@@ -128,6 +128,7 @@ def evaluate(
         if source.task is Task.CAPTION and not protocol
         else build_metrics(source.task, source.classes, engine=engine, protocol=protocol, data=source.name)
     )
+    in_step = is_sharded(model)
     loader = EvalLoader(
         source,
         preprocess=declared,
@@ -136,7 +137,7 @@ def evaluate(
         workers=workers,
         rank=world.rank,
         world_size=world.size,
-        even=is_sharded(model),
+        even=in_step,
         pin_memory=device.type == "cuda",
     )
     share = len(range(world.rank, len(source), world.size))
@@ -156,7 +157,10 @@ def evaluate(
             done += own
             if progress is not None:
                 progress(done, share)
-            if stopped := stop is not None and stop():
+            stopped = stop is not None and stop()
+            if in_step:  # who stopped alone would leave the others waiting in their next batch
+                stopped = world.any([stopped])[0]
+            if stopped:
                 break
     if world.any([stopped])[0]:
         raise EvaluationStopped("the evaluation was stopped", where=source.name)

@@ -31,6 +31,7 @@ def shard(model: Model, world: World) -> None:
     fully_shard(model, mesh=mesh, reshard_after_forward=True)
     for method in ("loss", "predict"):
         register_fsdp_forward_method(model, method)
+    model.in_step = True
 
 
 def is_sharded(model: nn.Module) -> bool:

@@ -19,13 +19,13 @@ from saccade.data.loader import SourceEntry, TrainLoader
 from saccade.data.sources import open_source
 from saccade.data.sources.base import Source
 from saccade.data.sources.present import open_present
-from saccade.errors import ConfigError, nearest
+from saccade.errors import ConfigError, MissingDataError, nearest
 from saccade.hub.checkpoint import save_model
 from saccade.models.systems import Model, extra_of
 from saccade.samples import Batch, ClassList
 from saccade.tasks import Task
 from saccade.training.checkpoint import CheckpointStore, read_state, write_state
-from saccade.training.config import SourceConfig, TrainConfig, source_labels, validate
+from saccade.training.config import SourceConfig, TrainConfig, keep_shares, source_labels, validate
 from saccade.training.distributed import World, open_world
 from saccade.training.engine import Engine
 from saccade.training.evaluation import EvalResult, EvaluationStopped, evaluate
@@ -126,9 +126,18 @@ class _Run:
             self.best = None
         self.evaluated_step: int = start.values.get("evaluated_step", -1)
         self.evaluations: dict[str, EvalResult] = {}
-        self.train, left_out = self._open_training()
-        self.val_sources = [open_source(source) for source in config.val]
-        self.labels = source_labels(config.val)
+        self.train, left_out = self._open(config.train)
+        if config.train and not self.train:
+            raise MissingDataError("no data set of train is there", why="; ".join(left_out), fix="download one of them")
+        self.train = keep_shares(config.train, self.train)
+        self.val, val_left_out = self._open(config.val)
+        # Of all that are named: what a metric is called does not depend on what is missing.
+        self.labels = [
+            label
+            for named, label in zip(config.val, source_labels(config.val), strict=True)
+            if any(named is source for source, _ in self.val)
+        ]
+        self._check_what_is_evaluated(val_left_out)
         seed_everything(config.seed)
         model, reports = build_model(config, resumed=start.checkpoint)
         use_image_counts(model, [source for _, source in self.train])
@@ -144,16 +153,34 @@ class _Run:
         for text in [
             *start.notes,
             *left_out,
+            *val_left_out,
             *(text for report in reports for text in (str(report), *report.notes)),
-            *_skipped([source for _, source in self.train] + self.val_sources),
+            *_skipped([source for _, source in self.train + self.val]),
         ]:
             self._note(text)
 
-    def _open_training(self) -> tuple[list[tuple[SourceConfig, Source]], list[str]]:
-        """The sources of the mixture, and a warning for each that is missing."""
-        if self.config.missing == "leave_out" and self.config.train:
-            return open_present(self.config.train)
-        return [(source, open_source(source)) for source in self.config.train], []
+    def _open(self, specs: tuple[SourceConfig, ...]) -> tuple[list[tuple[SourceConfig, Source]], list[str]]:
+        """Data sets, and a warning for each that is left out because it is missing."""
+        if self.config.missing == "leave_out":
+            return open_present(specs)
+        return [(source, open_source(source)) for source in specs], []
+
+    def _check_what_is_evaluated(self, left_out: list[str]) -> None:
+        """What a run was started for must not turn out to be missing after hours of training."""
+        label = self.config.monitor.rpartition("/")[0]
+        if label and label not in self.labels:
+            raise MissingDataError(
+                f"the data set that decides the best checkpoint is missing: {label}",
+                where="monitor",
+                why="; ".join(left_out),
+                fix="download it, or set monitor to another one or to nothing",
+            )
+        if left_out and not self.val:
+            if self.config.steps == 0:
+                raise MissingDataError(
+                    "no data set of val is there, and nothing else is to be done", why="; ".join(left_out)
+                )
+            left_out.append("no data set of val is there: nothing is evaluated")
 
     def go(self, goal: int) -> TrainResult:
         """Trains up to ``goal`` steps."""
@@ -234,7 +261,7 @@ class _Run:
     def _evaluation_due(self) -> bool:
         every, last = self.config.eval_every, self.step == self.config.steps
         due = last or (every > 0 and self.step % every == 0)
-        return bool(self.val_sources) and due and self.evaluated_step != self.step
+        return bool(self.val) and due and self.evaluated_step != self.step
 
     def _stopped_by(self, goal: int) -> str | None:
         """The signal that cut the run short, if one did."""
@@ -265,7 +292,7 @@ class _Run:
         return True
 
     def _evaluate_one(self, number: int, label: str) -> EvalResult:
-        source, config = self.val_sources[number], self.config.val[number]
+        config, source = self.val[number]
         result = evaluate(
             self.model,
             source,
@@ -323,7 +350,7 @@ class _Run:
     def _classes(self) -> dict[Task, ClassList]:
         """The class list of each task: that of its first evaluated source, or else of its first training source."""
         classes: dict[Task, ClassList] = {}
-        for source in [*self.val_sources, *(source for _, source in self.train)]:
+        for _, source in self.val + self.train:
             if source.classes is not None:
                 classes.setdefault(source.task, source.classes)
         return classes

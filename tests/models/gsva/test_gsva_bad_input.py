@@ -10,7 +10,7 @@ import torch
 from helpers_gsva import END, IMAGE, QUESTION, REJ, SEG, batch, model
 
 from saccade.errors import CheckpointError, DataError, UsageError
-from saccade.models.gsva.convert import add_delta, from_official, sizes_of, vocabulary_ids
+from saccade.models.gsva.convert import from_official, sizes_of, vocabulary_ids
 from saccade.models.gsva.inputs import ConversationBatch
 from saccade.models.gsva.presets import gsva_7b
 from saccade.samples import Batch, Origin
@@ -100,9 +100,3 @@ def test_a_vocabulary_of_no_known_form() -> None:
         vocabulary_ids(32000)
     with pytest.raises(CheckpointError, match="do not tell its sizes"):
         sizes_of({"model.text_hidden_fcs.0.0.weight": (4, 4)}, gsva_7b())
-
-
-def test_a_delta_of_another_size() -> None:
-    base = {"model.norm.weight": torch.ones(4)}
-    with pytest.raises(CheckpointError, match="does not fit this base"):
-        list(add_delta({"model.norm.weight": torch.ones(5)}.items(), base.get))

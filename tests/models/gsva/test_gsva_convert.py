@@ -153,18 +153,63 @@ def test_a_part_of_another_size(tmp_path: Path) -> None:
         load_parts(model(), sam=tmp_path / "sam.pth")
 
 
-def test_a_delta_on_its_base() -> None:
-    whole = as_llava(model(seed=3), 40)
-    base = {
-        key: torch.randn(36, *value.shape[1:]) if value.shape[0] == 40 else torch.randn_like(value)
-        for key, value in whole.items()
-        if "mm_projector" not in key
-    }
-    delta = {}
-    for key, value in whole.items():
-        delta[key] = value.clone()
-        if key in base:
-            delta[key][: len(base[key])] -= base[key]
-    found = dict(convert.add_delta(delta.items(), base.get))
-    assert list(found) == list(whole)
+def as_delta(whole: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """A language model as the difference from another one, and that other one."""
+    base = {key: torch.randn_like(value) for key, value in whole.items() if "mm_projector" not in key}
+    base["model.norm.weight"] = whole["model.norm.weight"] - 0.01
+    return {key: value - base[key] if key in base else value for key, value in whole.items()}, base
+
+
+def test_a_delta_on_its_base(tmp_path: Path) -> None:
+    whole = as_llava(model(seed=3), 36)
+    # LLaMA has fewer words than the LLaVA, and constants that old files hold.
+    delta, base = as_delta(whole)
+    for key in ("lm_head.weight", "model.embed_tokens.weight"):
+        base[key], delta[key] = base[key][:33], torch.cat([delta[key][:33], whole[key][33:]])
+    base["model.layers.0.self_attn.rotary_emb.inv_freq"] = torch.ones(8)
+    convert.check_base(delta, base)
+    found = {name: convert.with_base(name, difference, base) for name, difference in delta.items()}
     assert all(torch.allclose(found[key], value, atol=1e-6) for key, value in whole.items())
+    for name, state in {"delta": delta, "base": base, "whole": whole}.items():
+        torch.save(state, tmp_path / f"{name}.bin")
+    target = model(seed=4)
+    load_parts(target, llava=tmp_path / "delta.bin", llama=tmp_path / "base.bin")
+    weight = "model.layers.1.mlp.up_proj.weight"
+    torch.testing.assert_close(target.state_dict()[f"language.{weight}"], whole[weight], rtol=0, atol=1e-6)
+    before = {key: value.clone() for key, value in target.state_dict().items()}
+    with pytest.raises(CheckpointError, match="the difference from another") as caught:
+        load_parts(target, llava=tmp_path / "delta.bin")
+    assert "language_base" in str(caught.value)
+    with pytest.raises(CheckpointError, match="leave the base away"):
+        load_parts(target, llava=tmp_path / "whole.bin", llama=tmp_path / "base.bin")
+    torch.save({f"llama.{key}": value for key, value in base.items()}, tmp_path / "base.bin")
+    with pytest.raises(CheckpointError, match="not made from this base"):
+        load_parts(target, llava=tmp_path / "delta.bin", llama=tmp_path / "base.bin")
+    assert all(torch.equal(value, before[key]) for key, value in target.state_dict().items())
+
+
+def test_a_base_that_is_not_whole_or_not_its_own() -> None:
+    delta, base = as_delta(as_llava(model(), 36))
+    less = {key: value for key, value in base.items() if "layers.1." not in key}
+    with pytest.raises(CheckpointError, match=r"(?s)the base lacks 9 tensors.*all files of the LLaMA"):
+        convert.check_base(delta, less)
+    more = base | {"model.layers.2.mlp.up_proj.weight": torch.zeros(48, 32)}
+    with pytest.raises(CheckpointError, match="has too much: 1 tensors"):
+        convert.check_base(delta, more)
+    small = base | {"model.norm.weight": torch.ones(4)}
+    with pytest.raises(CheckpointError, match="does not fit this base"):
+        convert.check_base(delta, small)
+
+
+@pytest.mark.parametrize(("rows", "total", "right"), [(32003, 32004, 32005), (32000, 32005, 32004)])
+def test_a_llava_of_the_other_form(rows: int, total: int, right: int) -> None:
+    """[SEG] would have the trained row of <im_patch>, or come three rows too late."""
+    table = {"lm_head.weight": torch.zeros(rows, 2)}
+    expected = {"language.lm_head.weight": (total, 2)}
+    with pytest.raises(CheckpointError, match=f"model of {right} rows, in which .SEG. is {rows}") as caught:
+        convert.from_llava(table, expected, seg_id=convert.vocabulary_ids(total)[0])
+    assert f"model.language.vocab_size={right} model.seg_id={rows} model.rej_id={rows + 1}" in str(caught.value)
+    mapped, _ = convert.from_llava(table, {"language.lm_head.weight": (right, 2)}, seg_id=rows)
+    assert mapped["language.lm_head.weight"][rows:].std() > 0
+    with pytest.raises(CheckpointError, match="known forms have 32000 or 32003 words"):
+        convert.from_llava({"lm_head.weight": torch.zeros(total, 2)}, expected, seg_id=rows)

@@ -7,14 +7,15 @@ import io
 import json
 import subprocess
 import sys
-import textwrap
 from pathlib import Path
+from typing import Any
 
 import pytest
 import sentencepiece
 import torch
 from helpers_gsva import REJ, SEG, batch, config, model
 
+from saccade.configs import to_dict
 from saccade.errors import CheckpointError, ConfigError, UsageError
 from saccade.hub.checkpoint import CONFIG, load_folder, read_card, save_model
 from saccade.hub.convert import convert_file, export_official
@@ -180,7 +181,7 @@ def test_presets_by_hand(official: tuple[GSVA, Path], tmp_path: Path) -> None:
 
 # ---------------------------------------------------------------------- memory
 
-_MEASURE = """
+_MEASURED = """
 import json, resource, sys, threading, time
 from pathlib import Path
 import saccade.hub.convert, saccade.hub.checkpoint
@@ -199,12 +200,30 @@ def measured(work):
     kept = work()
     going[0] = False; thread.join()
     return seen[0] - before
+"""
+_CONVERT_AND_LOAD = """
 source, folder, shard = sys.argv[1], sys.argv[2], int(sys.argv[3])
 saccade.hub.checkpoint.build  # imported
 convert = measured(lambda: saccade.hub.convert.convert_file(source, out=folder, shard_bytes=shard))
 load = measured(lambda: saccade.hub.checkpoint.load_folder(folder))
 print(json.dumps({"convert": convert, "load": load}))
 """
+_START_FROM_A_DELTA = """
+from saccade.configs import from_dict
+from saccade.hub.convert_gsva import load_parts
+from saccade.models.gsva.config import GSVAConfig
+from saccade.models.gsva.model import GSVA
+folder = Path(sys.argv[1])
+model = GSVA(from_dict(GSVAConfig, json.loads((folder / "sizes.json").read_text()), where="sizes"))
+print(measured(lambda: load_parts(model, llava=folder / "delta.bin", llama=folder / "llama.bin")))
+"""
+
+
+def told_by(program: str, *arguments: object) -> Any:
+    """What a program of its own, which may measure its memory, prints last."""
+    command = [sys.executable, "-c", _MEASURED + program, *map(str, arguments)]
+    result = subprocess.run(command, capture_output=True, text=True, check=True)
+    return json.loads(result.stdout.splitlines()[-1])
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
@@ -221,15 +240,35 @@ def test_conversion_and_loading_hold_one_shard_beside_what_they_make(tmp_path: P
     torch.save(state, tmp_path / "big.bin")
     del state
     limit = 72 * 2**20
-    result = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(_MEASURE), str(tmp_path / "big.bin"), str(tmp_path / "big"), str(limit)],
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    told = json.loads(result.stdout.splitlines()[-1])
+    told = told_by(_CONVERT_AND_LOAD, tmp_path / "big.bin", tmp_path / "big", limit)
     shard = max(file.stat().st_size for file in weight_files(tmp_path / "big"))
     assert total > 280 * 2**20 and shard < total / 3
     assert told["convert"] < 1.2 * shard + largest, told
     # All weights once, and at most the pages of one shard and a tensor.
     assert total * 0.95 < told["load"] < total + 1.2 * shard + largest, told
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
+def test_a_delta_goes_into_a_model_tensor_by_tensor(tmp_path: Path) -> None:
+    sizes = large()
+    sizes = dataclasses.replace(
+        sizes, language=dataclasses.replace(sizes.language, width=256, heads=4, mlp_width=2048, layers=16)
+    )
+    with torch.device("meta"):
+        net = GSVA(sizes)
+    parts = ("language.model.layers.", "language.model.norm.", "projector.")
+    kept = {key: value.shape for key, value in net.state_dict().items() if key.startswith(parts) and "lora" not in key}
+    kept |= {f"language.{table}": (32000, 256) for table in ("model.embed_tokens.weight", "lm_head.weight")}
+    names = {key.replace(".base_layer.", "."): shape for key, shape in kept.items()}
+    llava = {
+        key.removeprefix("base_model.model."): value
+        for key, value in to_official({key: torch.full(shape, 1e-3) for key, shape in names.items()}).items()
+    }
+    torch.save(llava, tmp_path / "delta.bin")
+    torch.save({key: value for key, value in llava.items() if "mm_projector" not in key}, tmp_path / "llama.bin")
+    (tmp_path / "sizes.json").write_text(json.dumps(to_dict(sizes)))
+    total = sum(value.nbytes for value in llava.values())
+    largest = max(value.nbytes for value in llava.values())
+    assert total > 170 * 2**20
+    # A tensor of the delta, the same of the base, their sum, and the sum with its rows of new words.
+    assert told_by(_START_FROM_A_DELTA, tmp_path) < 4.5 * largest < total * 0.85

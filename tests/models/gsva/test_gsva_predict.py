@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from helpers_gsva import model as tiny_model
 from PIL import Image
 from torchvision import tv_tensors
 
@@ -18,7 +19,7 @@ from saccade.cli import main
 from saccade.data.transforms import collate, preprocess
 from saccade.errors import DataError, MissingExtraError, UsageError
 from saccade.hub.checkpoint import load_folder, save_model
-from saccade.layers.offload import place
+from saccade.layers.offload import _changed, _inner, place, weight_bytes
 from saccade.layers.quantize import quantize_linears
 from saccade.models.gsva.conversation import Conversation
 from saccade.models.gsva.model import GSVA
@@ -232,6 +233,41 @@ def test_eight_bits(checkpoint: Path, picture: Image.Image) -> None:
     assert type(weight).__name__ == "Int8Tensor" and small.model.language.lm_head.weight.dtype == torch.float32
     found, exact = small.predict(picture, phrases=PHRASES), predictor(checkpoint).predict(picture, phrases=PHRASES)
     torch.testing.assert_close(found.scores, exact.scores, rtol=0, atol=0.05)
+    # What is counted is what is held: a byte per weight, and a scale and an offset per row.
+    layer = small.model.language.model.layers[0]
+    rows, columns = layer.mlp.up_proj.weight.shape
+    assert rows * columns < weight_bytes(layer.mlp.up_proj) <= rows * (columns + 8)
+    # Packed blocks visit, too; their room is what they hold.
+    apart = weight_bytes(small.model) - sum(map(weight_bytes, small.model.blocks))
+    with pytest.raises(UsageError, match="must stay on the device"):
+        predictor(checkpoint, quantize="int8", gpu_memory_gb=(apart - 1) / 1e9)
+    visiting = predictor(checkpoint, quantize="int8", gpu_memory_gb=(apart + weight_bytes(layer) + 1) / 1e9)
+    assert (
+        len([block for block in visiting.model.blocks if block._forward_pre_hooks]) == len(list(small.model.blocks)) - 1
+    )
+    same(visiting.predict(picture, phrases=PHRASES), found)
+
+
+def test_low_rank_updates_stay_exact() -> None:
+    pytest.importorskip("torchao")
+    net = tiny_model()
+    quantize_linears(net.language.model.layers, "int8", torch.device("cpu"))
+    queries = net.language.model.layers[0].self_attn.q_proj
+    assert type(queries.base_layer.weight).__name__ == "Int8Tensor"
+    assert {type(update.weight.data) for update in (queries.lora_A.default, queries.lora_B.default)} == {torch.Tensor}
+
+
+def test_packed_weights_change_part_by_part(checkpoint: Path) -> None:
+    """As pinning does, which needs a GPU: every tensor inside is changed, and the weight stands for the same."""
+    pytest.importorskip("torchao")
+    small = predictor(checkpoint, quantize="int8")
+    assert isinstance(small.model, GSVA)
+    weight = small.model.language.model.layers[0].mlp.up_proj.weight
+    seen: list[torch.dtype] = []
+    copied = _changed(weight.detach(), lambda part: seen.append(part.dtype) or part.clone())
+    assert torch.int8 in seen and len(seen) == len(list(_inner(weight))) > 1
+    assert type(copied) is type(weight.data) and torch.equal(copied.dequantize(), weight.dequantize())
+    assert {part.data_ptr() for part in _inner(copied)}.isdisjoint({part.data_ptr() for part in _inner(weight)})
 
 
 def test_a_missing_library_is_named(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -239,8 +275,9 @@ def test_a_missing_library_is_named(checkpoint: Path, monkeypatch: pytest.Monkey
     monkeypatch.setitem(sys.modules, "torchao.quantization", None)
     with pytest.raises(MissingExtraError, match=r"saccade\[quantize\]"):
         predictor(checkpoint, quantize="int8")
-    with pytest.raises(UsageError, match="weights of 4 bits need a GPU"):
-        quantize_linears(torch.nn.Linear(8, 8), "int4", torch.device("cpu"))
+    for device in ("cpu", "cuda"):  # there is no kernel for float32 either
+        with pytest.raises(UsageError, match=f"weights of 4 bits need a GPU and bf16\\n.*device {device}, float32"):
+            quantize_linears([torch.nn.Linear(8, 8)], "int4", torch.device(device))
 
 
 def test_blocks_visit_the_device(checkpoint: Path, picture: Image.Image) -> None:

@@ -17,7 +17,7 @@ from saccade.data.loader import SourceEntry, TrainLoader
 from saccade.data.phrases import PhraseAugment
 from saccade.data.scenes import COLOURS, THING_CLASSES
 from saccade.data.sources.scenes import ScenesSource
-from saccade.errors import CheckpointError, ConfigError
+from saccade.errors import CheckpointError, ConfigError, MissingDataError
 from saccade.hub.checkpoint import save_model
 from saccade.hub.resolve import ASSETS
 from saccade.models.gsva.convert import to_official
@@ -75,6 +75,7 @@ def test_a_training_starts_from_released_parts(tmp_path: Path, delta: bool) -> N
     starts = {"language_init": str(tmp_path / "llava.safetensors")}
     if delta:
         llama = {key: torch.randn_like(value) for key, value in llava.items() if "mm_projector" not in key}
+        llama["model.norm.weight"] = llava["model.norm.weight"] - 0.01
         save_file(llama, tmp_path / "llama.safetensors")
         save_file({k: v - llama[k] if k in llama else v for k, v in llava.items()}, tmp_path / "delta.safetensors")
         starts = {
@@ -198,6 +199,21 @@ def test_a_missing_set_is_named_and_left_out(tmp_path: Path) -> None:
     )
     with pytest.raises(Exception, match="references"):
         Trainer(run_).fit()
-    result = Trainer(dataclasses.replace(run_, missing="leave_out", name="rest")).fit()
+    unseen = dataclasses.replace(absent, split="val")
+    scenes = dataclasses.replace(recipe.val[0], limit=1)
+    rest = dataclasses.replace(run_, missing="leave_out", name="rest", val=(unseen, scenes))
+    result = Trainer(rest).fit()
+    told = (result.folder / "metrics.jsonl").read_text()
     assert result.step == 1
-    assert "grefcoco is left out" in (result.folder / "metrics.jsonl").read_text()
+    assert "grefcoco is left out of train" in told and "grefcoco is left out of val" in told
+    assert {name.split("/")[0] for name in result.metrics} == {"referring_segmentation[scenes:val]"}
+    blind = Trainer(dataclasses.replace(rest, name="blind", val=(unseen,))).fit()
+    assert blind.step == 1 and not blind.metrics
+    assert "no data set of val is there: nothing is evaluated" in (blind.folder / "metrics.jsonl").read_text()
+    watched = dataclasses.replace(rest, name="watched", monitor="referring_segmentation[grefcoco:val]/gIoU")
+    with pytest.raises(MissingDataError, match="decides the best checkpoint is missing"):
+        Trainer(watched).fit()
+    with pytest.raises(MissingDataError, match="nothing else is to be done"):
+        Trainer(dataclasses.replace(rest, name="judge", train=(), steps=0, val=(unseen,))).fit()
+    with pytest.raises(MissingDataError, match="no data set of train is there"):
+        Trainer(dataclasses.replace(rest, name="none", train=(absent,))).fit()

@@ -31,14 +31,11 @@ def open_present(specs: Sequence[S]) -> tuple[list[tuple[S, Source]], list[str]]
     """Opens the data sets that are there.
 
     Args:
-        specs: All that the mixture names.
+        specs: All that are named.
 
     Returns:
         Those that are there, in their order; and a warning for each that is not. Anything else that is wrong with one,
         as a damaged file or an unknown split, raises.
-
-    Raises:
-        MissingDataError: None is there.
     """
     found: list[tuple[S, Source]] = []
     warnings: list[str] = []
@@ -47,9 +44,7 @@ def open_present(specs: Sequence[S]) -> tuple[list[tuple[S, Source]], list[str]]
             found.append((spec, open_source(spec)))
         except MissingDataError as error:
             get = DOWNLOADS.get(spec.reader, f"the data of the reader '{spec.reader}'")
-            warnings.append(f"{spec.reader} is left out: {error.what} ({error.where}). To train on it, download {get}")
-    if not found:
-        raise MissingDataError(
-            f"none of the {len(specs)} data sets is there", why="; ".join(warnings) or None, fix="download one of them"
-        )
+            warnings.append(
+                f"{spec.reader} is left out of {spec.split}: {error.what} ({error.where}). To use it, download {get}"
+            )
     return found, warnings

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -98,9 +98,13 @@ _GSVA: tuple[Rule, ...] = (
     ("lm_head.", "language.lm_head."),
 )
 _INVERSE: tuple[Rule, ...] = tuple((ours, official) for official, ours in _GSVA)
+_WORD_TABLES = ("embed_tokens.weight", "lm_head.weight")
+_LEAST_NORM = 0.1
 _CONSTANT = (".rotary_emb.inv_freq", ".embeddings.position_ids")
 _ADAPTED = re.compile(rf"(language\.model\.layers\.\d+\.self_attn\.(?:{'|'.join(ADAPTED)}))\.weight")
-_LLAMA_WORDS, _LLAMA_HEAD, _CLIP_HEAD = 32000, 128, 64
+_LLAMA_HEAD, _CLIP_HEAD = 128, 64
+# Rows of a model to those of its base, which are the id of [SEG], too.
+_FORMS = {32004: 32000, 32005: 32003}
 
 
 def is_gsva(keys: Iterable[str]) -> bool:
@@ -226,7 +230,12 @@ def from_clip(
 
 
 def from_llava(
-    state: Mapping[str, Tensor], expected: Mapping[str, Sequence[int]], *, source: str = "", seed: int = 0
+    state: Mapping[str, Tensor],
+    expected: Mapping[str, Sequence[int]],
+    *,
+    seg_id: int,
+    source: str = "",
+    seed: int = 0,
 ) -> tuple[dict[str, Tensor], MappingReport]:
     """Maps a LLaVA with a linear projector (v1.1) onto the language model and the projector.
 
@@ -235,13 +244,21 @@ def from_llava(
     original puts a random one in its place.
 
     Args:
-        state: Names and tensors of the file (a delta must have its base added before: :func:`add_delta`).
+        state: Names and tensors of the file, or some of them (a delta must have its base added before:
+            :func:`with_base`).
         expected: Our names to shapes, of a whole model.
+        seg_id: The row of [SEG]: the first that the file must not have.
         source: Where it came from, for the report.
         seed: Of the drawn rows.
+
+    Raises:
+        CheckpointError: The file has another number of words, so that [SEG] would have the row of another one.
     """
     wanted = {key: shape for key, shape in expected.items() if key.startswith(("language.", "projector."))}
     lora = any(".lora_" in key for key in expected)
+    for name in (key for key in state if key.endswith(_WORD_TABLES)):
+        if len(state[name]) != seg_id:
+            raise _other_words(len(state[name]), seg_id, where=f"{source}: {name}" if source else name)
 
     def drop(key: str) -> str | None:
         if key.startswith("model.vision_tower."):
@@ -249,11 +266,9 @@ def from_llava(
         return "a constant that is computed" if key.endswith(_CONSTANT) else None
 
     def add_rows(key: str, tensor: Tensor, shape: tuple[int, ...]) -> tuple[Tensor, str] | None:
-        if not key.endswith(("embed_tokens.weight", "lm_head.weight")) or tensor.shape[1:] != shape[1:]:
+        if not key.endswith(_WORD_TABLES) or tensor.shape[1:] != shape[1:]:
             return None
-        if len(tensor) > shape[0]:
-            return None
-        drawn = torch.empty(shape[0] - len(tensor), *shape[1:])
+        drawn = tensor.new_empty(shape[0] - len(tensor), *shape[1:], dtype=torch.float32)
         drawn.normal_(std=0.02, generator=torch.Generator().manual_seed(seed))
         return torch.cat([tensor, drawn.to(tensor.dtype)]), f"{len(drawn)} rows of added tokens drawn from N(0, 0.02)"
 
@@ -262,40 +277,86 @@ def from_llava(
     )
 
 
-def add_delta(
-    delta: Iterable[tuple[str, Tensor]], base: Callable[[str], Tensor | None]
-) -> Iterator[tuple[str, Tensor]]:
-    """Weights of a LLaVA that was released as its difference from LLaMA (``liuhaotian/LLaVA-Lightning-7B-delta-v1-1``).
+def _other_words(rows: int, seg_id: int, *, where: str) -> CheckpointError:
+    known = {base: whole for whole, base in _FORMS.items()}
+    form = (
+        f"it has the form of a model of {known[rows]} rows, in which [SEG] is {rows}"
+        if rows in known
+        else f"known forms have {' or '.join(map(str, known))} words"
+    )
+    return CheckpointError(
+        f"a language model of {rows} words, where [SEG] is to be the word {seg_id}",
+        where=where,
+        why=form,
+        fix=f"set model.language.vocab_size={known[rows]} model.seg_id={rows} model.rej_id={rows + 1}"
+        if rows in known
+        else "use a LLaVA v1.1 with a linear projector, or the delta of one with its base",
+    )
 
-    Tensor by tensor, so that neither model is in memory whole.
+
+def is_difference(names: Mapping[str, Tensor]) -> bool:
+    """Whether a language model was released as its difference from another: weights of its last norm are near 0.
+
+    Those of every whole Llama are near 1 or above.
 
     Args:
-        delta: Names and tensors of the released file.
-        base: Name to tensor of LLaMA, or None where it has no such tensor (the projector: it is released as it is).
+        names: Names and tensors of the file, the last norm among them.
+    """
+    norms = [tensor for name, tensor in names.items() if name.endswith("model.norm.weight")]
+    return bool(norms) and float(norms[0].float().abs().mean()) < _LEAST_NORM
 
-    Yields:
-        Names and tensors of LLaVA, in the type of the delta. Rows that LLaMA's word tables do not have are the delta's.
+
+def check_base(delta: Mapping[str, Tensor], base: Mapping[str, Tensor]) -> None:
+    """Refuses a base that a LLaVA, released as its difference from LLaMA, cannot have been made from.
+
+    Args:
+        delta: Names and tensors of the released file (``liuhaotian/LLaVA-Lightning-7B-delta-v1-1``).
+        base: Those of LLaMA. It need not have a projector, which is released as it is, nor constants.
 
     Raises:
-        CheckpointError: The two are of different sizes.
+        CheckpointError: One has a tensor that the other lacks, or they are of different sizes.
     """
-    for name, difference in delta:
-        found = base(name)
-        if found is None:
-            yield name, difference
+
+    def odd(names: Iterable[str], others: Mapping[str, Tensor]) -> list[str]:
+        free = ("model.mm_projector.", "model.vision_tower.")
+        return [
+            name for name in names if name not in others and not name.startswith(free) and not name.endswith(_CONSTANT)
+        ]
+
+    for gap, what in ((odd(delta, base), "lacks"), (odd(base, delta), "has too much:")):
+        if gap:
+            raise CheckpointError(
+                "the delta was not made from this base",
+                where=gap[0],
+                why=f"the base {what} {len(gap)} tensors of the language model",
+                fix="give all files of the LLaMA that it was made from",
+            )
+    for name, difference in delta.items():
+        if name not in base or name.endswith(_CONSTANT):
             continue
-        rows = found.shape[0]
-        table = name.endswith(("embed_tokens.weight", "lm_head.weight"))
-        if found.shape[1:] != difference.shape[1:] or rows > len(difference) or (rows != len(difference) and not table):
+        found, whole = tuple(base[name].shape), tuple(difference.shape)
+        if found[1:] != whole[1:] or found[0] > whole[0] or (found[0] != whole[0] and not name.endswith(_WORD_TABLES)):
             raise CheckpointError(
                 "the delta does not fit this base",
                 where=name,
-                why=f"{tuple(difference.shape)} and {tuple(found.shape)}",
+                why=f"{whole} and {found}",
                 fix="use the LLaMA of the same size",
             )
-        whole = difference.clone()
-        whole[:rows] += found.to(difference.dtype)
-        yield name, whole
+
+
+def with_base(name: str, difference: Tensor, base: Mapping[str, Tensor]) -> Tensor:
+    """One tensor of a LLaVA that was released as its difference from LLaMA; see :func:`check_base`.
+
+    Args:
+        name: Its name in both files.
+        difference: The released tensor; it keeps its type, and rows that LLaMA's word tables do not have.
+        base: Names and tensors of LLaMA.
+    """
+    if name not in base or name.endswith(_CONSTANT):
+        return difference
+    whole = difference.clone()
+    whole[: len(base[name])] += base[name].to(whole.dtype)
+    return whole
 
 
 # ---------------------------------------------------------------------- sizes
@@ -401,13 +462,12 @@ def vocabulary_ids(rows: int) -> tuple[int, int]:
     Raises:
         CheckpointError: Another number of rows.
     """
-    forms = {_LLAMA_WORDS + 4: _LLAMA_WORDS, _LLAMA_WORDS + 5: _LLAMA_WORDS + 3}
-    if rows not in forms:
+    if rows not in _FORMS:
         raise CheckpointError(
             f"a vocabulary of {rows} rows",
-            why=f"the rows of [SEG] and [REJ] are known for {', '.join(map(str, forms))}",
+            why=f"the rows of [SEG] and [REJ] are known for {', '.join(map(str, _FORMS))}",
         )
-    return forms[rows], forms[rows] + 1
+    return _FORMS[rows], _FORMS[rows] + 1
 
 
 def _heads(width: int, like: LanguageConfig | CLIPConfig, published: int) -> int:

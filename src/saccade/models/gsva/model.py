@@ -110,6 +110,10 @@ class GSVA(nn.Module):
         config: Sizes, tokens and rules.
         vocabulary: What made the ids that the model reads; it is kept with the weights. None = who asks knows it.
 
+    Attributes:
+        in_step: Other processes hold parts of the weights and must run every block equally often: nothing that a
+            picture is asked may decide how often the language model reads.
+
     Raises:
         ConfigError: The vocabulary has other ids for [SEG], [REJ] or the end, or another number of rows.
     """
@@ -130,6 +134,7 @@ class GSVA(nn.Module):
                 )
         self.config = config
         self.vocabulary = vocabulary
+        self.in_step = False
         width = config.language.width
         self.language = build_language(config)
         self.clip = ImageTower(config.clip)
@@ -335,8 +340,17 @@ class GSVA(nn.Module):
         Args:
             batch: The conversations.
             encoded: Their images, where they were encoded before.
+
+        Raises:
+            UsageError: An answer that is not given, of a model that is :attr:`in_step` with others.
         """
         batch = self._conversations(batch)
+        if self.in_step and (batch.own_choices or batch.labels is None):
+            raise UsageError(
+                "processes that share the weights of a model can only judge given answers",
+                why="its own answers need more readings on one process than on another",
+                fix="evaluate a checkpoint of it, with one process",
+            )
         if not len(batch.input_ids):
             return []
         # Not inference_mode: tensors made there cannot be gathered again by processes that share the weights.
@@ -356,7 +370,8 @@ class GSVA(nn.Module):
         given, other = (torch.where(slots.is_seg_K, *pair) for pair in ((seg, rej), (rej, seg)))
         chosen = torch.where(said == given, given, other)
         ids = reading.sequence.ids_NT.index_put((slots.conversation_K, slots.position_K + 1), chosen)
-        if batch.reevaluate and not bool(slots.is_seg_K.all()):  # otherwise the second reading is the first
+        # Where nothing is rejected the second reading is the first, and is made only to keep others company.
+        if batch.reevaluate and (self.in_step or not bool(slots.is_seg_K.all())):
             replaced = torch.where(batch.input_ids == rej, seg, batch.input_ids)
             reading = self.read(batch, encoded, replaced)
         yield from self._answers(
