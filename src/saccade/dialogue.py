@@ -12,6 +12,7 @@ from saccade.data.transforms import collate, preprocess
 from saccade.errors import UsageError
 from saccade.layers.precision import Precision, autocast
 from saccade.models.gsva.collate import Conversing, Said, clip_input
+from saccade.models.gsva.language import PrefixCache
 from saccade.models.gsva.model import GSVA
 from saccade.models.systems import extra_of
 from saccade.results import Referral
@@ -21,6 +22,8 @@ from saccade.tasks import Task
 
 class Dialogue:
     """A picture, and what was said about it so far.
+
+    The language model reads on from where a question differs from the one before it: the picture is read once.
 
     Args:
         model: A model that converses, with its vocabulary.
@@ -44,7 +47,8 @@ class Dialogue:
         self._own, self._free = own, free
         seen = clip_input(image, model.config.clip.image_size)
         with torch.no_grad(), autocast(precision, device):
-            self._encoded = model.encode(self._batch.images.to(device), seen[None].to(device))
+            encoded = model.encode(self._batch.images.to(device), seen[None].to(device))
+        self._encoded = dataclasses.replace(encoded, prefix=PrefixCache(model.language))
 
     def find(self, *phrases: str) -> Referral:
         """One mask per phrase, of all that it refers to, or its rejection. What was said before does not matter.

@@ -361,7 +361,7 @@ class ModelCheck:
         passes = [batch.input_ids, replaced] if reevaluate else [batch.input_ids]
         self._same("input_ids_after", passes[-1], tensors)
         with torch.no_grad():
-            readings = [net.read(batch, own, ids) for ids in passes]
+            readings = [net.read(dataclasses.replace(batch, input_ids=ids), own) for ids in passes]
             for index, reading in enumerate(readings):
                 logits = net.language.lm_head(reading.states_NTC)
                 self._same(f"pass{index}.argmax", logits.argmax(-1), tensors)

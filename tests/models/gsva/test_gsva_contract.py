@@ -174,6 +174,25 @@ def test_a_batch_is_its_conversations_one_by_one() -> None:
             assert torch.allclose(a.logits_MHW, b.logits_MHW, atol=1e-4)
 
 
+def test_a_second_reading_begins_at_the_first_rejection() -> None:
+    net, read = model(), []
+    net.language.model.register_forward_pre_hook(
+        lambda _module, _args, given: read.append(tuple(given["inputs_embeds"].shape[:2])), with_kwargs=True
+    )
+    answers = {0: [(13, SEG, 14, SEG, END)], 1: [(13, SEG, 14, REJ, 15, SEG, END)]}
+    asked = batch(answers, reevaluate=True)
+    length = asked.input_ids.shape[1] - 1 + net.config.clip.tokens
+    rejected = find_slots(asked.input_ids, net.config.clip.tokens, seg_id=SEG, rej_id=REJ).position_K[3]
+    kept, second = net.answer(asked)
+    assert read == [(2, length), (1, length - int(rejected) - 1)]
+    # A conversation that says [SEG] there is read as the original reads it: from the beginning.
+    plain = batch({0: answers[0], 1: [tuple(SEG if token == REJ else token for token in answers[1][0])]})
+    for answer, whole in zip((kept, second), net.answer(plain), strict=True):
+        assert torch.allclose(answer.logits_MHW, whole.logits_MHW, atol=1e-4)
+    net.answer(batch({0: answers[0]}, reevaluate=True))
+    assert len(read) == 4
+
+
 def test_free_answers_do_not_depend_on_their_company() -> None:
     net = model(seed=5)
     net.language.lm_head.weight.data[[SEG, REJ]] *= 12  # so that they are said

@@ -136,8 +136,29 @@ def test_what_else_is_asked_changes_nothing_where_conversations_are_apart(
     assert len(parts) > 10 and sum((part.expressions for part in parts), ()) == many
     lengths = [len(extra.vocabulary.encode_with_image(part.text("llava_v1"))) + extra.image_tokens for part in parts]
     assert max(lengths) <= extra.max_length < 2 * min(lengths[:-1])
-    first = loaded.predict(picture, phrases=parts[0].expressions)
-    assert torch.equal(first.rejected, found.rejected[: len(first)])
+    at = 0
+    for part in parts[:5] + parts[-1:]:  # several are read together; alone each says the same
+        at = len(many) - len(part.expressions) if part is parts[-1] else at
+        alone = loaded.predict(picture, phrases=part.expressions)
+        assert torch.equal(alone.rejected, found.rejected[at : at + len(alone)])
+        torch.testing.assert_close(alone.scores, found.scores[at : at + len(alone)], rtol=1e-4, atol=1e-5)
+        at += len(alone)
+
+
+def test_conversations_of_different_length_are_filled_together(checkpoint: Path, picture: Image.Image) -> None:
+    loaded = predictor(checkpoint)
+    extra, asked = extra_of(loaded.model, answer="own"), (PHRASES[:1], PHRASES[1:5], PHRASES[2:4])
+    said = [extra.prepare(sample_of(picture, phrases)) for phrases in asked]
+    conversations = [conversation for one in said for conversation in one.conversations]
+    plain = plain_batch(loaded.model, sample_of(picture, PHRASES))
+    whole = dataclasses.replace(said[0], conversations=conversations)
+    together = loaded.model.answer(extra.join(plain, [whole], training=False))
+    assert [len(answer.chosen_K) for answer in together] == [1, 4, 2]
+    for answer, one in zip(together, said, strict=True):
+        (alone,) = loaded.model.answer(extra.join(plain, [one], training=False))
+        assert torch.equal(answer.chosen_K, alone.chosen_K)
+        torch.testing.assert_close(answer.rejection_K, alone.rejection_K, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(answer.logits_MHW, alone.logits_MHW, rtol=1e-3, atol=1e-4)
 
 
 def test_batches_and_folders(checkpoint: Path, picture: Image.Image) -> None:
@@ -161,6 +182,7 @@ def test_a_picture_is_looked_at_once(checkpoint: Path, picture: Image.Image, mon
     again = dialogue.ask("And the rest?")
     assert looks == [1]
     same(first, loaded.predict(picture, phrases=PHRASES[:3]))
+    same(dialogue.find(*PHRASES[1:4]), loaded.predict(picture, phrases=PHRASES[1:4]))
     assert said.text and dialogue.rounds == [
         ("Segment everything one can sit on.", said.text),
         ("And the rest?", again.text),
@@ -169,6 +191,43 @@ def test_a_picture_is_looked_at_once(checkpoint: Path, picture: Image.Image, mon
     alone = loaded.predict(picture, ask="Segment everything one can sit on.")
     same(alone, said)
     assert alone.text == said.text and alone.to_dict()["text"] == said.text
+    fresh = loaded.encode(picture)
+    fresh.rounds.append(dialogue.rounds[0])
+    assert fresh.ask("And the rest?").text == again.text
+
+
+def test_a_dialogue_reads_on_where_it_stopped(checkpoint: Path, picture: Image.Image) -> None:
+    loaded = predictor(checkpoint)
+    image_tokens = loaded.model.config.clip.tokens
+    read: list[int] = []
+    loaded.model.language.model.register_forward_pre_hook(
+        lambda _module, _args, given: read.append(
+            next(given[name] for name in ("inputs_embeds", "input_ids") if given.get(name) is not None).shape[1]
+        ),
+        with_kwargs=True,
+    )
+    dialogue, counts = loaded.encode(picture), []
+    for ask in (
+        lambda: dialogue.find("the red ball", "a dog"),
+        lambda: dialogue.find("the blue cube", "a dog"),
+        lambda: dialogue.ask("What is there?"),
+        lambda: dialogue.ask("And behind it?"),
+    ):
+        read.clear()
+        ask()
+        counts.append(list(read))
+    assert counts[0][0] > image_tokens
+    # The picture, and the words before it, were read before each of the others.
+    assert counts[0][0] - counts[1][0] >= image_tokens and counts[2][0] < image_tokens
+    other, whole = loaded.encode(picture), []
+    for question in ("What is there?", "And behind it?"):
+        read.clear()
+        fresh = loaded.encode(picture)
+        fresh.rounds += other.rounds
+        fresh.ask(question)
+        whole.append(read[0])
+        other.rounds.append(dialogue.rounds[len(other.rounds)])
+    assert whole[1] - counts[3][0] >= whole[0]  # all that stood before the first answer, at least
 
 
 @pytest.mark.parametrize(

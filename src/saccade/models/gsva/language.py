@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM
+from transformers.cache_utils import DynamicLayer
 
 from saccade.errors import DataError
 from saccade.models.gsva.config import GSVAConfig
@@ -167,41 +168,133 @@ class FreeAnswers:
     states_NTC: Tensor
 
 
-def choose(
-    language: LlamaForCausalLM, embeds_1TC: Tensor, positions_K: Tensor, options: tuple[int, int]
-) -> FreeAnswers:
-    """Reads a conversation whose slots are open, and fills each with the likelier of two tokens before it reads on.
+def read_part(cache: DynamicCache, config: LlamaConfig, *, rows: Tensor, length: int) -> DynamicCache:
+    """A copy of the keys and values of some texts, or of their beginnings.
 
-    Every token is read once, with cached keys and values.
+    Args:
+        cache: It stays as it is.
+        config: Of the language model.
+        rows: Which texts, in this order; one may be there several times.
+        length: Positions that are kept of each.
+    """
+    part = DynamicCache(config=config)
+    for index, layer in enumerate(cache.layers if length else ()):
+        assert isinstance(layer, DynamicLayer)
+        assert layer.keys is not None and layer.values is not None
+        part.update(layer.keys[rows, :, :length], layer.values[rows, :, :length], index)
+    return part
+
+
+class PrefixCache:
+    """Keys and values of what a language model read last: a text that begins like it is read on from there.
+
+    Texts begin alike as far as their embeddings, those of a picture included, are equal.
+
+    Args:
+        language: The language model; its weights must stay as they are.
+    """
+
+    def __init__(self, language: LlamaForCausalLM) -> None:
+        self._language = language
+        self._embeds_TC: Tensor | None = None
+        self._cache = DynamicCache(config=language.config)
+
+    def open(self, embeds_NTC: Tensor, most: int) -> tuple[DynamicCache, int]:
+        """Reads what several texts begin with, as far as it was not read before.
+
+        Args:
+            embeds_NTC: The texts.
+            most: Positions that may be read, as the caller needs the states of what comes behind.
+
+        Returns:
+            Keys and values of the beginning, for every text, and its length.
+        """
+        first_TC = embeds_NTC[0, :most]
+        rows = torch.zeros(len(embeds_NTC), dtype=torch.long, device=embeds_NTC.device)
+        known = 0 if self._embeds_TC is None else _alike(self._embeds_TC[:most], first_TC[: len(self._embeds_TC)])
+        cache = read_part(self._cache, self._language.config, rows=rows[:1], length=known)
+        if len(rows) == 1:
+            return cache, known
+        shared = _alike(embeds_NTC[:, :most], first_TC)
+        if shared > known:
+            self._language.model(inputs_embeds=first_TC[None, known:shared], past_key_values=cache, use_cache=True)
+            self.keep(first_TC[:shared], cache)
+        return read_part(cache, self._language.config, rows=rows, length=shared), shared
+
+    def keep(self, embeds_TC: Tensor, cache: DynamicCache) -> None:
+        """Remembers a text that was read.
+
+        Args:
+            embeds_TC: It, or its beginning.
+            cache: Its keys and values; there may be more behind them.
+        """
+        self._embeds_TC, self._cache = embeds_TC, cache
+
+
+def _alike(embeds: Tensor, others: Tensor) -> int:
+    """Positions at the beginning, ``[..., T, C]``, that are equal in all texts."""
+    length = min(embeds.shape[-2], others.shape[-2])
+    same = (embeds[..., :length, :] == others[..., :length, :]).all(-1).reshape(-1, length).all(0)
+    return int(same.long().cumprod(0).sum())
+
+
+def choose(
+    language: LlamaForCausalLM,
+    embeds_NTC: Tensor,
+    positions: list[list[int]],
+    options: tuple[int, int],
+    prefix: PrefixCache,
+) -> FreeAnswers:
+    """Reads conversations whose slots are open, and fills each with the likelier of two tokens before it reads on.
+
+    Every token is read once, with cached keys and values; conversations may be of different length, and have slots in
+    different places.
 
     Args:
         language: The language model.
-        embeds_1TC: The conversation; what stands in its slots has no meaning.
-        positions_K: Of the states that say the slots, ascending; the slots stand one place behind.
+        embeds_NTC: The conversations; what stands in their slots has no meaning.
+        positions: Per conversation those of the states that say its slots, ascending, at least one; the slots stand one
+            place behind.
         options: The two tokens.
+        prefix: Of texts about the same picture.
 
     Returns:
-        Per slot the token and the state that said it, ``[1, K]`` and ``[1, K, C]``.
+        Per slot the token and the state that said it, ``[N, K]`` and ``[N, K, C]``, of no meaning behind the last slot
+        of a conversation.
     """
-    cache = DynamicCache(config=language.config)
-    tokens = torch.tensor(options, device=embeds_1TC.device)
+    device = embeds_NTC.device
+    tokens = torch.tensor(options, device=device)
+    rows = torch.arange(len(embeds_NTC), device=device)
+    cache, start = prefix.open(embeds_NTC, min(row[0] for row in positions))
+    mask = torch.ones(len(rows), start, dtype=torch.bool, device=device)
+    starts = [start] * len(rows)
     said: list[Tensor] = []
     states: list[Tensor] = []
-    start = 0
-    for end in (positions_K + 1).tolist():
-        part = embeds_1TC[:, start:end]
+    for slot in range(max(map(len, positions))):
+        ends = [row[slot] + 1 if slot < len(row) else at for row, at in zip(positions, starts, strict=True)]
+        widths = torch.tensor([end - at for end, at in zip(ends, starts, strict=True)], device=device)
+        steps = torch.arange(int(widths.max()), device=device)
+        # Behind the part of a shorter one stands what nobody attends to.
+        places = (torch.tensor(starts, device=device)[:, None] + steps).clamp(max=embeds_NTC.shape[1] - 1)
+        part = embeds_NTC[rows[:, None], places]
         if said:
-            part = torch.cat([language.model.embed_tokens(said[-1])[None], part[:, 1:]], dim=1)
-        state = language.model(inputs_embeds=part, past_key_values=cache, use_cache=True).last_hidden_state[:, -1]
+            part[:, 0] = language.model.embed_tokens(said[-1])
+        mask = torch.cat([mask, steps < widths[:, None]], dim=1)
+        hidden = language.model(
+            inputs_embeds=part, attention_mask=mask, position_ids=places, past_key_values=cache, use_cache=True
+        ).last_hidden_state
+        if not said and len(rows) == 1:
+            prefix.keep(embeds_NTC[0, : ends[0]], cache)
+        state = hidden[rows, (widths - 1).clamp(min=0)]
         said.append(tokens[language.lm_head(state)[:, tokens].argmax(-1)])
         states.append(state)
-        start = end
-    if not said:
-        return FreeAnswers(tokens.new_zeros(1, 0), embeds_1TC[:, :0])
+        starts = ends
     return FreeAnswers(torch.stack(said, dim=1), torch.stack(states, dim=1))
 
 
-def generate(language: LlamaForCausalLM, prompt: Sequence, *, end_id: int, most: int) -> FreeAnswers:
+def generate(
+    language: LlamaForCausalLM, prompt: Sequence, *, end_id: int, most: int, prefix: PrefixCache | None = None
+) -> FreeAnswers:
     """Greedy decoding with cached keys and values.
 
     Prompts may be of different length: what a row says does not depend on its company, for the padding between a prompt
@@ -212,15 +305,18 @@ def generate(language: LlamaForCausalLM, prompt: Sequence, *, end_id: int, most:
         prompt: Ends where the model is to answer.
         end_id: Token that ends an answer.
         most: Greatest number of tokens.
+        prefix: Of texts about the picture of the only prompt.
     """
     mask = prompt.attention_mask_NT
     rows, places = (torch.arange(size, device=mask.device) for size in mask.shape)
     lengths = (mask * (places + 1)).amax(1)  # not their sum: unknown pieces have the id of the padding
-    cache = DynamicCache(config=language.config)
+    cache, start = DynamicCache(config=language.config), 0
+    if prefix is not None:
+        cache, start = prefix.open(prompt.embeds_NTC, int(lengths.min()) - 1)
     hidden = language.model(
-        inputs_embeds=prompt.embeds_NTC, attention_mask=mask, past_key_values=cache, use_cache=True
+        inputs_embeds=prompt.embeds_NTC[:, start:], attention_mask=mask, past_key_values=cache, use_cache=True
     ).last_hidden_state
-    state = hidden[rows, lengths - 1]
+    state = hidden[rows, lengths - 1 - start]
     states, said, going = [], [], torch.ones_like(rows, dtype=torch.bool)
     for step in range(most):
         token = language.lm_head(state).argmax(-1).masked_fill(~going, _PADDING_ID)
@@ -237,4 +333,7 @@ def generate(language: LlamaForCausalLM, prompt: Sequence, *, end_id: int, most:
             past_key_values=cache,
             use_cache=True,
         ).last_hidden_state[:, 0]
+    if prefix is not None:
+        answer = language.model.embed_tokens(torch.cat(said[:-1])) if said[1:] else prompt.embeds_NTC[0, :0]
+        prefix.keep(torch.cat([prompt.embeds_NTC[0, : lengths[0]], answer]), cache)
     return FreeAnswers(torch.stack(said, dim=1), torch.stack(states, dim=1))

@@ -17,12 +17,23 @@ from typing import Any, Self
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from transformers import DynamicCache
 
 from saccade.errors import ConfigError, DataError, UsageError
 from saccade.layers.sam import SAM, resize_masks
 from saccade.models.gsva.config import GSVAConfig, Part
 from saccade.models.gsva.inputs import IGNORED, ConversationBatch
-from saccade.models.gsva.language import Sequence, Slots, build_language, choose, find_slots, generate, splice
+from saccade.models.gsva.language import (
+    PrefixCache,
+    Sequence,
+    Slots,
+    build_language,
+    choose,
+    find_slots,
+    generate,
+    read_part,
+    splice,
+)
 from saccade.models.gsva.losses import mask_bce, mask_dice
 from saccade.models.gsva.vision import ImageTower
 from saccade.results import RLE, Prediction, Referral, encode_masks
@@ -31,6 +42,7 @@ from saccade.tasks import Task
 from saccade.tokens.pieces import PieceVocabulary
 
 _AT_ONCE = 4  # masks that are enlarged together
+_CONVERSATIONS_AT_ONCE = 4  # about one picture; of 7B each may take half a gigabyte of keys and values
 
 # What one pass of SAM is given: an image of its published size, and that image with sixteen prompts.
 _PIXELS_AT_ONCE, _CELLS_AT_ONCE = 1024**2, 16 * 64**2
@@ -43,10 +55,12 @@ class EncodedImages:
     Attributes:
         maps_BChw: SAM's features.
         tokens_BPC: What the language model sees.
+        prefix: What the language model read about the only image, where it is to be asked again.
     """
 
     maps_BChw: Tensor
     tokens_BPC: Tensor
+    prefix: PrefixCache | None = None
 
 
 @dataclass
@@ -252,22 +266,24 @@ class GSVA(nn.Module):
             patches = self.clip(images_clip_B3ss)
         return EncodedImages(maps, self.projector(patches))
 
-    def read(self, batch: ConversationBatch, encoded: EncodedImages, ids: Tensor | None = None) -> Reading:
+    def read(self, batch: ConversationBatch, encoded: EncodedImages, cache: DynamicCache | None = None) -> Reading:
         """Runs the language model over whole conversations.
 
         Args:
             batch: The conversations.
             encoded: Their images.
-            ids: Other ids than those of the batch, of the same shape.
+            cache: Takes their keys and values.
 
         Raises:
             DataError: No image or several in a conversation, a [SEG] before it, or more tokens than positions.
         """
-        ids = batch.input_ids if ids is None else ids
-        slots = find_slots(ids, self.config.clip.tokens, seg_id=self.config.seg_id, rej_id=self.config.rej_id)
-        sequence = self._splice(batch, encoded, ids)
+        slots = self._slots(batch)
+        sequence = self._splice(batch, encoded)
         states = self.language.model(
-            inputs_embeds=sequence.embeds_NTC, attention_mask=sequence.attention_mask_NT, use_cache=False
+            inputs_embeds=sequence.embeds_NTC,
+            attention_mask=sequence.attention_mask_NT,
+            past_key_values=cache,
+            use_cache=cache is not None,
         ).last_hidden_state
         return Reading(sequence, states, slots)
 
@@ -363,50 +379,73 @@ class GSVA(nn.Module):
 
     def _judge(self, batch: ConversationBatch, encoded: EncodedImages) -> Iterator[Answer]:
         seg, rej = self.config.seg_id, self.config.rej_id
-        reading = self.read(batch, encoded)
+        cache = DynamicCache(config=self.language.config) if batch.reevaluate else None
+        reading = self.read(batch, encoded, cache)
         slots = reading.slots
         logits_KV = self.language.lm_head(slots.of(reading.states_NTC)).float()
         said = logits_KV.argmax(-1)
         given, other = (torch.where(slots.is_seg_K, *pair) for pair in ((seg, rej), (rej, seg)))
         chosen = torch.where(said == given, given, other)
         ids = reading.sequence.ids_NT.index_put((slots.conversation_K, slots.position_K + 1), chosen)
-        # Where nothing is rejected the second reading is the first, and is made only to keep others company.
-        if batch.reevaluate and (self.in_step or not bool(slots.is_seg_K.all())):
-            replaced = torch.where(batch.input_ids == rej, seg, batch.input_ids)
-            reading = self.read(batch, encoded, replaced)
-        yield from self._answers(
-            batch,
-            encoded,
-            list(ids),
-            slots,
-            chosen,
-            _rejection(logits_KV, seg, rej),
-            reading.slots.is_seg_K,
-            reading.slots.of(reading.states_NTC),
+        has_mask, states = slots.is_seg_K, reading.states_NTC
+        if cache is not None:
+            has_mask, states = torch.ones_like(has_mask), self._read_again(reading, cache)
+        belief = _rejection(logits_KV, seg, rej)
+        yield from self._answers(batch, encoded, list(ids), slots, chosen, belief, has_mask, slots.of(states))
+
+    def _read_again(self, reading: Reading, cache: DynamicCache) -> Tensor:
+        """States of the conversations with a [SEG] for every [REJ]; what stands before the first is not read again."""
+        slots, sequence = reading.slots, reading.sequence
+        rejected = ~slots.is_seg_K
+        rows = slots.conversation_K[rejected].unique()
+        start = int((slots.position_K[rejected] + 1).min()) if len(rows) else sequence.ids_NT.shape[1] - 1
+        if not len(rows):
+            if not self.in_step:
+                return reading.states_NTC
+            rows = slots.conversation_K.new_zeros(1)  # the last place of any, to keep the others company
+        embeds = sequence.embeds_NTC[rows, start:]
+        embeds[sequence.ids_NT[rows, start:] == self.config.rej_id] = self.language.model.embed_tokens(
+            rows.new_tensor(self.config.seg_id)
         )
+        states = reading.states_NTC.clone()
+        states[rows, start:] = self.language.model(
+            inputs_embeds=embeds,
+            attention_mask=sequence.attention_mask_NT[rows],
+            past_key_values=read_part(cache, self.language.config, rows=rows, length=start),
+            use_cache=True,
+        ).last_hidden_state
+        return states
 
     def _choose(self, batch: ConversationBatch, encoded: EncodedImages) -> Iterator[Answer]:
         seg, rej = self.config.seg_id, self.config.rej_id
-        slots = find_slots(batch.input_ids, self.config.clip.tokens, seg_id=seg, rej_id=rej)
-        sequence = self._splice(batch, encoded, batch.input_ids)
-        read = [
-            choose(self.language, embeds[None], slots.position_K[slots.conversation_K == index], (seg, rej))
-            for index, embeds in enumerate(sequence.embeds_NTC)
-        ]
-        chosen = torch.cat([one.ids_NT[0] for one in read])
-        states = torch.cat([one.states_NTC[0] for one in read])
+        slots = self._slots(batch)
+        sequence = self._splice(batch, encoded)
+        positions = [slots.position_K[slots.conversation_K == index].tolist() for index in range(len(sequence.ids_NT))]
+        chosen, states = slots.conversation_K[:0], sequence.embeds_NTC[0, :0]
+        for image in range(len(batch)):
+            prefix = encoded.prefix or PrefixCache(self.language)
+            about = (batch.conversation_to_image == image).nonzero()[:, 0].tolist()
+            asked = [index for index in about if positions[index]]
+            for start in range(0, len(asked), _CONVERSATIONS_AT_ONCE):
+                rows = asked[start : start + _CONVERSATIONS_AT_ONCE]
+                places = [positions[index] for index in rows]
+                read = choose(self.language, sequence.embeds_NTC[rows], places, (seg, rej), prefix)
+                for said, spoken, own in zip(read.ids_NT, read.states_NTC, places, strict=True):
+                    chosen = torch.cat([chosen, said[: len(own)]])
+                    states = torch.cat([states, spoken[: len(own)]])
         belief = _rejection(self.language.lm_head(states).float(), seg, rej)
         ids = sequence.ids_NT.index_put((slots.conversation_K, slots.position_K + 1), chosen)
         yield from self._answers(batch, encoded, list(ids), slots, chosen, belief, chosen == seg, states)
 
     def _free(self, batch: ConversationBatch, encoded: EncodedImages) -> Iterator[Answer]:
         seg, rej = self.config.seg_id, self.config.rej_id
-        prompt = self._splice(batch, encoded, batch.input_ids)
+        prompt = self._splice(batch, encoded)
         length, positions = prompt.ids_NT.shape[1], self.config.language.positions
         if length == positions:
             raise _too_long(length + 1, positions)
         room = positions - length
-        said = generate(self.language, prompt, end_id=self.config.end_id, most=min(self.config.max_new_tokens, room))
+        most = min(self.config.max_new_tokens, room)
+        said = generate(self.language, prompt, end_id=self.config.end_id, most=most, prefix=encoded.prefix)
         is_seg = said.ids_NT == seg
         rows, columns = (is_seg | (said.ids_NT == rej)).nonzero(as_tuple=True)
         slots = Slots(rows, columns, is_seg[rows, columns])
@@ -474,7 +513,12 @@ class GSVA(nn.Module):
     def _trained(self, part: Part) -> torch.set_grad_enabled:
         return torch.set_grad_enabled(torch.is_grad_enabled() and part in self.config.trainable)
 
-    def _splice(self, batch: ConversationBatch, encoded: EncodedImages, ids: Tensor) -> Sequence:
+    def _slots(self, batch: ConversationBatch) -> Slots:
+        config = self.config
+        return find_slots(batch.input_ids, config.clip.tokens, seg_id=config.seg_id, rej_id=config.rej_id)
+
+    def _splice(self, batch: ConversationBatch, encoded: EncodedImages) -> Sequence:
+        ids = batch.input_ids
         length, most = ids.shape[1] - 1 + self.config.clip.tokens, self.config.language.positions
         if length > most:
             raise _too_long(length, most)
