@@ -14,6 +14,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -45,7 +46,7 @@ from saccade.tokens.vocabulary import TextVocabulary
 PRESETS: dict[str, Mapping[str, Callable[[], ModelConfig]]] = {
     "git": GIT_PRESETS,
     "vitdet": DETECTORS,
-    "ait": {**AIT_PRESETS, "nano": ait_nano},
+    "ait": {**AIT_PRESETS, "nano": ait_nano, "nano-parallel": partial(ait_nano, parallel=True)},
     "gsva": GSVA_PRESETS,
 }
 """System to its named sizes."""
