@@ -1,6 +1,7 @@
 """Multi-head attention with optional decomposed relative position.
 
-Shape legend: B batch (images or windows), N tokens, C channels, n heads, d channels per head, H W token grid.
+Shape legend: B batch (images or windows), N tokens, T queries, S keys, C channels, n heads, d channels per head, H W
+token grid.
 """
 
 from __future__ import annotations
@@ -12,6 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import FunctionCtx, once_differentiable
+
+from saccade.errors import ConfigError
 
 QKVBias: TypeAlias = Literal["full", "qv", "none"]
 
@@ -152,6 +155,55 @@ class Attention(nn.Module):
         """Self-attention of ``H * W`` tokens, ``[B, N, C]`` to ``[B, N, C]``."""
         q, k, v = self.split_heads(x_BNC)
         return self.merge_heads(self.attend(q, k, v, size_hw))
+
+
+class MapAttention(nn.Module):
+    """Multi-head attention with separate projections, so that keys and values may come from elsewhere.
+
+    Args:
+        width: Channels C of all inputs and the output.
+        heads: Heads n.
+        inner: Channels inside (None = C).
+    """
+
+    def __init__(self, width: int, heads: int, *, inner: int | None = None) -> None:
+        super().__init__()
+        inner = inner or width
+        if inner % heads:
+            raise ConfigError(f"{inner} inner channels for {heads} heads", where="heads")
+        self.heads = heads
+        self.query = nn.Linear(width, inner)
+        self.key = nn.Linear(width, inner)
+        self.value = nn.Linear(width, inner)
+        self.proj = nn.Linear(inner, width)
+
+    def forward(self, queries_BTC: Tensor, keys_BSC: Tensor, values_BSC: Tensor) -> Tensor:
+        """``[B, T, C]`` over S places to ``[B, T, C]``."""
+        return self.attend(self.queries(queries_BTC), *self.keys_values(keys_BSC, values_BSC))
+
+    def queries(self, x_BTC: Tensor) -> Tensor:
+        """``[B, n, T, d]``."""
+        return self._split(self.query(x_BTC))
+
+    def keys_values(self, keys_from_BTC: Tensor, values_from_BTC: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Keys and values, each ``[B, n, T, d]``; values of the same tokens, or of their form without position."""
+        values_from_BTC = keys_from_BTC if values_from_BTC is None else values_from_BTC
+        return self._split(self.key(keys_from_BTC)), self._split(self.value(values_from_BTC))
+
+    def attend(self, q_BnTd: Tensor, k_BnSd: Tensor, v_BnSd: Tensor, *, causal: bool = False) -> Tensor:
+        """The projected answer ``[B, T, C]``.
+
+        Args:
+            q_BnTd: Queries.
+            k_BnSd: Keys.
+            v_BnSd: Values.
+            causal: A query sees no later key.
+        """
+        out = F.scaled_dot_product_attention(q_BnTd, k_BnSd, v_BnSd, is_causal=causal)
+        return self.proj(out.transpose(1, 2).flatten(2))
+
+    def _split(self, x_BTC: Tensor) -> Tensor:
+        return x_BTC.unflatten(2, (self.heads, -1)).transpose(1, 2)
 
 
 class _RelativeAttention(torch.autograd.Function):

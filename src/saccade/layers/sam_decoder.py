@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from saccade.errors import ConfigError
+from saccade.layers.attention import MapAttention
 from saccade.layers.convolution import ChannelNorm
 
 _MAP_EPS = 1e-6  # of the upscaling; the norms of the transformer have torch's 1e-5
@@ -39,35 +39,6 @@ class MaskDecoderConfig:
     mask_tokens: int = 4
     iou_depth: int = 3
     iou_width: int = 256
-
-
-class TokenAttention(nn.Module):
-    """Attention whose queries, keys and values come from different places, inside on fewer channels.
-
-    Args:
-        width: Channels C of all inputs and the output.
-        heads: Attention heads.
-        downsample: The inner width is ``width / downsample``.
-    """
-
-    def __init__(self, width: int, heads: int, downsample: int = 1) -> None:
-        super().__init__()
-        inner = width // downsample
-        if inner % heads:
-            raise ConfigError(f"{inner} inner channels for {heads} heads", where="decoder.heads")
-        self.heads = heads
-        self.q_proj = nn.Linear(width, inner)
-        self.k_proj = nn.Linear(width, inner)
-        self.v_proj = nn.Linear(width, inner)
-        self.out_proj = nn.Linear(inner, width)
-
-    def forward(self, q_nTC: Tensor, k_nSC: Tensor, v_nSC: Tensor) -> Tensor:
-        """``[n, T, C]`` queries over S places to ``[n, T, C]``."""
-        q, k, v = (
-            projection(x).unflatten(-1, (self.heads, -1)).transpose(1, 2)
-            for projection, x in ((self.q_proj, q_nTC), (self.k_proj, k_nSC), (self.v_proj, v_nSC))
-        )
-        return self.out_proj(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
 
 
 class TokenMLP(nn.Module):
@@ -100,13 +71,13 @@ class TwoWayBlock(nn.Module):
     def __init__(self, config: MaskDecoderConfig, width: int, *, first: bool) -> None:
         super().__init__()
         self.first = first
-        self.self_attn = TokenAttention(width, config.heads)
+        self.self_attn = MapAttention(width, config.heads)
         self.norm1 = nn.LayerNorm(width)
-        self.tokens_to_image = TokenAttention(width, config.heads, config.attention_downsample)
+        self.tokens_to_image = MapAttention(width, config.heads, inner=width // config.attention_downsample)
         self.norm2 = nn.LayerNorm(width)
         self.mlp = TokenMLP(width, config.mlp_width, width)
         self.norm3 = nn.LayerNorm(width)
-        self.image_to_tokens = TokenAttention(width, config.heads, config.attention_downsample)
+        self.image_to_tokens = MapAttention(width, config.heads, inner=width // config.attention_downsample)
         self.norm4 = nn.LayerNorm(width)
 
     def forward(self, tokens: Tensor, image: Tensor, token_pe: Tensor, image_pe: Tensor) -> tuple[Tensor, Tensor]:
@@ -136,7 +107,7 @@ class MaskDecoder(nn.Module):
         self.iou_token = nn.Embedding(1, width)
         self.mask_tokens = nn.Embedding(config.mask_tokens, width)
         self.layers = nn.ModuleList(TwoWayBlock(config, width, first=index == 0) for index in range(config.depth))
-        self.final_attn = TokenAttention(width, config.heads, config.attention_downsample)
+        self.final_attn = MapAttention(width, config.heads, inner=width // config.attention_downsample)
         self.final_norm = nn.LayerNorm(width)
         self.upscale = nn.Sequential(
             nn.ConvTranspose2d(width, width // 4, 2, stride=2),

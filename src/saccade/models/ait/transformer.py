@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from saccade.errors import ConfigError
+from saccade.layers.attention import MapAttention
 from saccade.layers.vit import MLP, DropPath
 
 _STD = 0.02
@@ -75,34 +76,6 @@ def sine_waves(places_N: Tensor, channels: int) -> Tensor:
     frequency = 10_000 ** (2 * (torch.arange(channels) // 2) / channels)
     angle = places_N[:, None] / frequency
     return torch.stack([angle[:, 0::2].sin(), angle[:, 1::2].cos()], dim=2).flatten(1)
-
-
-class MapAttention(nn.Module):
-    """Multi-head attention with separate projections, so that keys may come from elsewhere."""
-
-    def __init__(self, width: int, heads: int) -> None:
-        super().__init__()
-        self.heads = heads
-        self.query = nn.Linear(width, width)
-        self.key = nn.Linear(width, width)
-        self.value = nn.Linear(width, width)
-        self.proj = nn.Linear(width, width)
-
-    def queries(self, x_BTC: Tensor) -> Tensor:
-        """``[B, n, T, d]``."""
-        return self._split(self.query(x_BTC))
-
-    def keys_values(self, x_BTC: Tensor) -> tuple[Tensor, Tensor]:
-        """Keys and values, each ``[B, n, T, d]``."""
-        return self._split(self.key(x_BTC)), self._split(self.value(x_BTC))
-
-    def attend(self, q_BnTd: Tensor, k_BnSd: Tensor, v_BnSd: Tensor, *, causal: bool = False) -> Tensor:
-        """The projected answer ``[B, T, C]``."""
-        out = F.scaled_dot_product_attention(q_BnTd, k_BnSd, v_BnSd, is_causal=causal)
-        return self.proj(out.transpose(1, 2).flatten(2))
-
-    def _split(self, x_BTC: Tensor) -> Tensor:
-        return x_BTC.unflatten(2, (self.heads, -1)).transpose(1, 2)
 
 
 class EncoderBlock(nn.Module):

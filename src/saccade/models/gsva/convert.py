@@ -26,6 +26,13 @@ PREFIX = "base_model.model."
 """Before every name of a model with low-rank updates."""
 
 # Names of Segment Anything on the left, ours on the right (saccade.mapping.rename).
+_SAM_ATTENTION = (
+    ("layers.{i}.self_attn", "layers.{i}.self_attn"),
+    ("layers.{i}.cross_attn_token_to_image", "layers.{i}.tokens_to_image"),
+    ("layers.{i}.cross_attn_image_to_token", "layers.{i}.image_to_tokens"),
+    ("final_attn_token_to_image", "final_attn"),
+)
+_SAM_PROJECTIONS = (("q_proj", "query"), ("k_proj", "key"), ("v_proj", "value"), ("out_proj", "proj"))
 _SAM: tuple[Rule, ...] = (
     ("image_encoder.patch_embed.proj.", "sam.image_encoder.vit.patch_embed."),
     ("image_encoder.pos_embed", "sam.image_encoder.vit.pos_embed"),
@@ -38,12 +45,14 @@ _SAM: tuple[Rule, ...] = (
     ("prompt_encoder.not_a_point_embed.", "sam.prompt_encoder.not_a_point."),
     ("prompt_encoder.no_mask_embed.", "sam.prompt_encoder.no_mask_embed."),
     ("prompt_encoder.mask_downscaling.", "sam.prompt_encoder.mask_layers."),
-    ("mask_decoder.transformer.layers.{i}.cross_attn_token_to_image.", "sam.mask_decoder.layers.{i}.tokens_to_image."),
-    ("mask_decoder.transformer.layers.{i}.cross_attn_image_to_token.", "sam.mask_decoder.layers.{i}.image_to_tokens."),
+    *(
+        (f"mask_decoder.transformer.{official}.{projection}.", f"sam.mask_decoder.{ours}.{own}.")
+        for official, ours in _SAM_ATTENTION
+        for projection, own in _SAM_PROJECTIONS
+    ),
     ("mask_decoder.transformer.layers.{i}.mlp.lin1.", "sam.mask_decoder.layers.{i}.mlp.layers.0."),
     ("mask_decoder.transformer.layers.{i}.mlp.lin2.", "sam.mask_decoder.layers.{i}.mlp.layers.1."),
     ("mask_decoder.transformer.layers.", "sam.mask_decoder.layers."),
-    ("mask_decoder.transformer.final_attn_token_to_image.", "sam.mask_decoder.final_attn."),
     ("mask_decoder.transformer.norm_final_attn.", "sam.mask_decoder.final_norm."),
     ("mask_decoder.output_upscaling.", "sam.mask_decoder.upscale."),
     ("mask_decoder.output_hypernetworks_mlps.", "sam.mask_decoder.filters."),
