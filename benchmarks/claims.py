@@ -46,6 +46,13 @@ _BOXES = {"box AP": "detection/AP", "AP50": "detection/AP50"}
 _METRES = {"depth RMSE": "depth/rmse", "d1": "depth/d1"}
 _MASKS = {"mask AP": "instance_segmentation/mask_AP", "box AP": "instance_segmentation/AP"}
 
+_PHRASES = {
+    "gIoU": "referring_segmentation/gIoU",
+    "cIoU": "referring_segmentation/cIoU",
+    "N_acc": "referring_segmentation/N_acc",
+    "T_acc": "referring_segmentation/T_acc",
+}
+
 _DETECTOR = (
     "recipe=vitdet.nano_scenes size=192 model.input_size=192 model.backbone.image_size=192 model.backbone.width=128 "
     "model.backbone.heads=2 model.backbone.mlp_width=448 model.backbone.window_size=3 model.roi.mask=none "
@@ -128,6 +135,18 @@ CLAIMS: dict[str, dict[str, Variant]] = {
             words=f"recipe=ait.nano_joint steps=1500 {_CODES_192} {_MASK_CODES}",
             needs=("codes-192", "mask-codes"),
             columns=_METRES | _MASKS,
+        ),
+    },
+    "gsva": {
+        "several": Variant(
+            says="several [SEG] and [REJ] in an answer",
+            words="recipe=gsva.nano_scenes steps=2000 val.0.protocol=rela",
+            columns=_PHRASES,
+        ),
+        "one": Variant(
+            says="one [SEG] for every phrase, as LISA",
+            words="recipe=gsva.nano_scenes steps=2000 val.0.protocol=rela model.one_seg=true",
+            columns=_PHRASES,
         ),
     },
 }

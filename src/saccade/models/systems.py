@@ -192,6 +192,7 @@ def extra_of(model: Model, *, answer: Answering = "given", reevaluate: bool = Fa
         max_length=config.max_length,
         answer=answer,
         reevaluate=reevaluate,
+        one_seg=config.one_seg,
     )
 
 

@@ -13,9 +13,12 @@ from helpers_gsva import config
 sys.path.insert(0, str(Path(__file__).parents[2] / "tokens"))
 from helpers_pieces import train_pieces
 
+from saccade.data.augment import PhraseAugment
+from saccade.data.loader import SourceEntry, TrainLoader
 from saccade.data.sources.scenes import ScenesSource
 from saccade.models.gsva.inputs import Answering
 from saccade.models.gsva.model import GSVA
+from saccade.models.systems import extra_of
 from saccade.samples import Sample, Target
 from saccade.tasks import Task
 from saccade.tokens.pieces import PieceVocabulary
@@ -42,6 +45,38 @@ def test_evaluation_from_end_to_end(model: GSVA, answer: Answering, protocol: st
     assert any("has no mask" in note for note in result.stamp["notes"]) == (answer != "given")
     if answer == "free":  # four tokens of a random model say nothing
         assert result.metrics["N_acc"] == 1 and result.metrics["T_acc"] == 0
+
+
+@pytest.mark.parametrize("answer", ["given", "own"])
+def test_in_the_form_of_lisa_an_empty_mask_is_a_rejection(model: GSVA, answer: Answering) -> None:
+    model.config.one_seg = True
+    source = ScenesSource(task=Task.REFERRING, split="val", size=64, limit=3)
+    decoder = model.sam.mask_decoder
+    for layer in (decoder.filters[0].layers[-1], decoder.upscale[-2]):
+        torch.nn.init.zeros_(layer.weight)
+        torch.nn.init.ones_(layer.bias)
+    for sign, rates in ((1.0, (0.0, 1.0)), (-1.0, (1.0, 0.0))):  # of every pixel of every mask
+        torch.nn.init.constant_(decoder.filters[0].layers[-1].bias, sign)
+        metrics = evaluate(model, source, batch_size=2, answer=answer, protocol="rela").metrics
+        assert (metrics["N_acc"], metrics["T_acc"]) == rates
+
+
+def test_in_the_form_of_lisa_absent_things_are_learned_as_empty_masks(model: GSVA) -> None:
+    model.config.one_seg = True
+    source = ScenesSource(task=Task.REFERRING, split="train", size=64, limit=2)
+    augment = PhraseAugment(count=4)
+    preprocess, extra = model.preprocess(Task.REFERRING), extra_of(model)
+    entry = SourceEntry(source=source, preprocess=preprocess, augment=augment, batch_size=2, extra=extra)
+    batch = next(iter(TrainLoader([entry], seed=0)))
+    assert batch.conversation_to_image.tolist() == [0] * 4 + [1] * 4
+    assert (batch.input_ids == model.config.seg_id).sum(1).tolist() == [1] * 8
+    assert not bool((batch.input_ids == model.config.rej_id).any())
+    absent = [not bool(mask.any()) for masks in batch.masks for mask in masks]
+    assert True in absent and False in absent
+    losses = model.train().loss(batch)
+    losses["referring_segmentation_loss_mask_bce"].backward()
+    grad = model.sam.mask_decoder.mask_tokens.weight.grad
+    assert grad is not None and bool(grad[0].any())
 
 
 @pytest.mark.parametrize("answer", ["given", "own", "free"])

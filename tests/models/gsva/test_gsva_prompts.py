@@ -115,6 +115,18 @@ def test_training_keeps_the_case_in_the_answer_and_rejects_what_is_absent() -> N
     assert one.rounds[0][1] == "The segmentation results are Two Men [SEG],the SEGway [SEG]."
 
 
+def test_in_the_form_of_lisa_every_phrase_is_asked_alone_and_none_is_rejected() -> None:
+    sample = referred("Two Men.", "a dog", empty=[1])
+    first, second = prompts.training(sample, Said(2, 1, 0, 0), only_words=0.1, one_seg=True)
+    assert first.rounds[0][1] == "Sure, the mask of Two Men is [SEG]." and first.expressions == ("Two Men.",)
+    assert second.rounds == (
+        ("<image>\nCan you segment a dog in this image?", "The segmentation results are a dog [SEG]."),
+    )
+    said = [one.rounds[0][1] for one in prompts.evaluation(sample, one_seg=True)]
+    assert said == ["Sure,two men:[SEG].", "Sure,a dog:[SEG]."]
+    assert [one.expressions for one in prompts.question(sample, one_seg=True)] == [("Two Men.",), ("a dog",)]
+
+
 def test_an_explanation_is_used_or_not() -> None:
     sample = referred("what cuts?", wording="sentence", explanation="The knife.")
     (masks,) = prompts.training(sample, Said(0.1, 0, 1, 2), only_words=0.1)

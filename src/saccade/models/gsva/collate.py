@@ -53,6 +53,7 @@ class Conversing:
         answer: At evaluation.
         reevaluate: See :class:`~saccade.models.gsva.inputs.ConversationBatch`.
         only_words: Share of explained images that are answered in words alone; below 0, explanations are not used.
+        one_seg: See :class:`~saccade.models.gsva.config.GSVAConfig`.
     """
 
     vocabulary: PieceVocabulary
@@ -63,6 +64,7 @@ class Conversing:
     answer: Answering = "given"
     reevaluate: bool = False
     only_words: float = 0.1
+    one_seg: bool = False
 
     def prepare(self, sample: Sample, rng: np.random.Generator | None = None) -> Said:
         """Words the conversations about a sample.
@@ -80,13 +82,14 @@ class Conversing:
     def say(self, sample: Sample, draws: Draws | None) -> Said:
         """As :meth:`prepare`, with draws of any kind."""
         if draws is not None:
-            conversations = prompts.training(sample, draws, only_words=self.only_words)
+            conversations = prompts.training(sample, draws, only_words=self.only_words, one_seg=self.one_seg)
         elif not sample.phrases:
             conversations = []  # a picture of which a data set names nothing
         elif self.answer == "own":
-            conversations = [one for part in self._parts(sample) for one in prompts.to_fill(part)]
+            conversations = [one for part in self._parts(sample) for one in prompts.to_fill(part, one_seg=self.one_seg)]
         else:
-            conversations = prompts.evaluation(sample) if self.answer == "given" else prompts.question(sample)
+            ask = prompts.evaluation if self.answer == "given" else prompts.question
+            conversations = ask(sample, one_seg=self.one_seg)
         masks = None if sample.target.masks is None else sample.target.masks.as_subclass(Tensor)
         if draws is not None and not any(conversation.expressions for conversation in conversations):
             masks = torch.zeros(0, *sample.size_hw, dtype=torch.bool)  # answered in words alone

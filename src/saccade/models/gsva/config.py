@@ -112,6 +112,8 @@ class GSVAConfig:
         max_length: Greatest number of tokens in training, image tokens included; longer conversations are cut.
         max_new_tokens: Greatest length of a free answer.
         trainable: What is trained; all else keeps its values.
+        one_seg: Without [REJ], as LISA: every phrase is asked by itself and answered with one [SEG], and what is absent
+            has an empty mask. For comparisons.
         ce_weight: Of the cross-entropy of the answer.
         bce_weight: Of the pixel-wise error of masks.
         dice_weight: Of the overlap error of masks.
@@ -128,6 +130,7 @@ class GSVAConfig:
     max_length: int = 1024
     max_new_tokens: int = 256
     trainable: tuple[Part, ...] = PUBLISHED_PARTS
+    one_seg: bool = False
     ce_weight: float = 1.0
     bce_weight: float = 2.0
     dice_weight: float = 0.5

@@ -36,7 +36,7 @@ from saccade.models.gsva.language import (
 )
 from saccade.models.gsva.losses import mask_bce, mask_dice
 from saccade.models.gsva.vision import ImageTower
-from saccade.results import RLE, Prediction, Referral, encode_masks
+from saccade.results import RLE, Prediction, Referral, decode_masks, encode_masks
 from saccade.samples import Batch, Preprocess
 from saccade.tasks import Task
 from saccade.tokens.pieces import PieceVocabulary
@@ -224,7 +224,7 @@ class GSVA(nn.Module):
             image = int(batch.conversation_to_image[index])
             asked = batch.expressions[index] if batch.expressions else ()
             size_hw = batch.original_sizes_hw[image]
-            referral = _referral(answer, asked, size_hw, self.config.rej_id, batch.reevaluate)
+            referral = _referral(answer, asked, size_hw, self.config, batch.reevaluate)
             if batch.labels is None and self.vocabulary is not None:
                 referral.text = self.vocabulary.decode(answer.ids_T.tolist()).removesuffix("</s>").strip()
             referrals[image].append(referral)
@@ -385,7 +385,7 @@ class GSVA(nn.Module):
         logits_KV = self.language.lm_head(slots.of(reading.states_NTC)).float()
         said = logits_KV.argmax(-1)
         given, other = (torch.where(slots.is_seg_K, *pair) for pair in ((seg, rej), (rej, seg)))
-        chosen = torch.where(said == given, given, other)
+        chosen = given if self.config.one_seg else torch.where(said == given, given, other)
         ids = reading.sequence.ids_NT.index_put((slots.conversation_K, slots.position_K + 1), chosen)
         has_mask, states = slots.is_seg_K, reading.states_NTC
         if cache is not None:
@@ -429,7 +429,8 @@ class GSVA(nn.Module):
             for start in range(0, len(asked), _CONVERSATIONS_AT_ONCE):
                 rows = asked[start : start + _CONVERSATIONS_AT_ONCE]
                 places = [positions[index] for index in rows]
-                read = choose(self.language, sequence.embeds_NTC[rows], places, (seg, rej), prefix)
+                options = (seg, seg if self.config.one_seg else rej)
+                read = choose(self.language, sequence.embeds_NTC[rows], places, options, prefix)
                 for said, spoken, own in zip(read.ids_NT, read.states_NTC, places, strict=True):
                     chosen = torch.cat([chosen, said[: len(own)]])
                     states = torch.cat([states, spoken[: len(own)]])
@@ -577,18 +578,24 @@ def _rows_of(flags: list[list[bool]], rows: int, *, where: str) -> Tensor:
 
 
 def _referral(
-    answer: Answer, asked: tuple[str, ...], size_hw: tuple[int, int], rej_id: int, reevaluated: bool
+    answer: Answer, asked: tuple[str, ...], size_hw: tuple[int, int], config: GSVAConfig, reevaluated: bool
 ) -> Referral:
     """The answer of one conversation, phrase by phrase; phrases that have no slot are rejected."""
     slots = len(answer.chosen_K)
     unsaid = max(0, len(asked) - slots)
     # The protocol with re-evaluation counts a logit of exactly 0 as foreground, the other does not.
     drawn = answer.run_lengths(zero_is_foreground=reevaluated)
+    masks = [next(drawn) if has else None for has in answer.has_mask_K.tolist()]
+    rejected, scores = answer.chosen_K.cpu() == config.rej_id, 1 - answer.rejection_K.cpu()
+    if config.one_seg:
+        empty = [mask is None or not bool(decode_masks([mask], size_hw).any()) for mask in masks]
+        rejected = torch.tensor(empty, dtype=torch.bool)
+        scores = 1 - rejected.float()
     return Referral(
         phrases=(*asked, *(f"answer {index + 1}" for index in range(len(asked), slots))),
-        masks=[next(drawn) if has else None for has in answer.has_mask_K.tolist()] + [None] * unsaid,
-        rejected=F.pad(answer.chosen_K.cpu() == rej_id, (0, unsaid), value=True),
-        scores=F.pad(1 - answer.rejection_K.cpu(), (0, unsaid)),
+        masks=masks + [None] * unsaid,
+        rejected=F.pad(rejected, (0, unsaid), value=True),
+        scores=F.pad(scores, (0, unsaid)),
         size_hw=size_hw,
     )
 
