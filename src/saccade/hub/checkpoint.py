@@ -274,6 +274,15 @@ def read_card(folder: str | Path) -> CheckpointCard:
         ) from error
 
 
+def is_checkpoint(folder: Path) -> bool:
+    """Whether a folder is a checkpoint of ours; folders of released weights have a ``config.json`` of their own."""
+    try:
+        told = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(told, dict) and told.get("format") == FORMAT
+
+
 def load_folder(
     folder: str | Path, *, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32
 ) -> LoadedModel:

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from saccade.errors import CheckpointError, UsageError, nearest
-from saccade.hub.unpickle import TensorFile, read_tensor_file
+from saccade.hub.unpickle import TensorFile
+from saccade.hub.weight_sets import read_weight_set
 from saccade.hub.zoo import entry_of_file
+from saccade.layers.sam import SAM
 from saccade.mapping import MappingReport
 from saccade.models.gsva import convert as gsva
 from saccade.models.gsva.config import GSVAConfig
+from saccade.models.gsva.language import build_language
 from saccade.models.gsva.model import GSVA
 from saccade.models.gsva.presets import PRESETS
 
@@ -57,6 +61,52 @@ def map_gsva(file: TensorFile, preset: str | None) -> tuple[str, GSVAConfig, dic
             "taken for the model on Vicuna; that on Llama-2 has the same shapes: --preset gsva-llama2-13b"
         )
     return name or "custom", config, state, report
+
+
+def map_sam(file: TensorFile) -> tuple[GSVAConfig, dict[str, Tensor], MappingReport]:
+    """Maps a whole SAM, in its own names or in those of ``transformers``, to what ``init_from`` of GSVA reads.
+
+    Returns:
+        A configuration with this SAM, our names to tensors, and the report of every key.
+
+    Raises:
+        CheckpointError: The shapes do not tell its sizes.
+    """
+    try:
+        sizes = gsva.sam_sizes({key: tuple(value.shape) for key, value in file.tensors.items()})
+    except (KeyError, ValueError, IndexError) as error:
+        raise CheckpointError(
+            "the shapes of the file do not tell its sizes",
+            where=file.path,
+            why=str(error),
+            fix="it is damaged, or no whole SAM",
+        ) from error
+    with torch.device("meta"):
+        expected = {f"sam.{key}": tuple(value.shape) for key, value in SAM(sizes).state_dict().items()}
+    state, report = gsva.from_sam(file.tensors, expected, source=str(file.path))
+    return dataclasses.replace(PRESETS["gsva-7b"](), sam=sizes), state, report
+
+
+def map_language(part: Part) -> tuple[GSVAConfig, dict[str, str], MappingReport]:
+    """Maps a LLaVA to what ``language_init`` reads: with its own words alone, and a base added where it needs one.
+
+    Returns:
+        The configuration of a model that starts from it, our names to its own, and the report of every key.
+
+    Raises:
+        CheckpointError: The shapes do not tell its sizes.
+    """
+    config = gsva.llava_sizes({key: tuple(value.shape) for key, value in part.forms.items()}, PRESETS["gsva-7b"]())
+    rows = config.seg_id
+    with torch.device("meta"):
+        parts = {"language": build_language(config), "projector": nn.Linear(config.clip.width, config.language.width)}
+    shapes = {
+        f"{name}.{key}": tuple(value.shape) for name, made in parts.items() for key, value in made.state_dict().items()
+    }
+    expected = {key: (rows, *shape[1:]) if key.endswith(gsva.WORD_TABLES) else shape for key, shape in shapes.items()}
+    _, report = gsva.from_llava(part.forms, expected, seg_id=rows, source=str(part.file.path))
+    report.notes.append(f"a language model of {rows} words; of a model that starts from it [SEG] is the word {rows}")
+    return config, {ours: name for name, ours in report.matched.items()}, report
 
 
 def load_parts(
@@ -111,31 +161,27 @@ class Part:
     """A part of GSVA in one file or several; its tensors are read one by one.
 
     Attributes:
+        file: What it is read from.
         forms: Name to a tensor without memory.
         read: Name to the tensor.
         release: Gives back the memory of what was read.
     """
 
+    file: TensorFile
     forms: dict[str, Tensor]
     read: Callable[[str], Tensor]
     release: Callable[[], None]
 
 
 def open_part(path: str | Path) -> Part:
-    """Opens a file, or all weight files of a folder.
+    """Opens a file, or several as one (:func:`saccade.hub.weight_sets.read_weight_set`).
 
     Raises:
         CheckpointError: A file is missing or damaged.
     """
-    files = _files(Path(path))
-    tensors = {key: value for file in files for key, value in file.tensors.items()}
-
-    def release() -> None:
-        for file in files:
-            file.release()
-
-    forms = {key: torch.empty_like(value, device="meta") for key, value in tensors.items()}
-    return Part(forms, tensors.__getitem__, release)
+    file = read_weight_set(path)
+    forms = {key: torch.empty_like(value, device="meta") for key, value in file.tensors.items()}
+    return Part(file, forms, file.tensors.__getitem__, file.release)
 
 
 def open_language(path: str | Path, *, base: str | Path | None = None) -> Part:
@@ -154,7 +200,7 @@ def open_language(path: str | Path, *, base: str | Path | None = None) -> Part:
                 "a language model that is the difference from another",
                 where=path,
                 why="the weights of its last norm are near 0",
-                fix="give the LLaMA that it was made from, too (llama=, language_base=)",
+                fix="give the LLaMA that it was made from, too (llama=, language_base=; saccade convert --base)",
             )
         return part
     if norm and not difference:
@@ -168,24 +214,14 @@ def open_language(path: str | Path, *, base: str | Path | None = None) -> Part:
     gsva.check_base(part.forms, under.forms)
 
     def read(name: str) -> Tensor:
-        found = {name: under.read(name)} if name in under.forms else {}
-        return gsva.with_base(name, part.read(name), found)
+        whole = part.read(name).clone()
+        part.release()  # before the base is looked at
+        if name in under.forms:
+            gsva.add_base(name, whole, under.read(name))
+            under.release()
+        return whole
 
-    def release() -> None:
-        part.release()
-        under.release()
-
-    return Part(part.forms, read, release)
-
-
-def _files(path: Path) -> list[TensorFile]:
-    """A file, or the weight files of a folder."""
-    files = [path]
-    if path.is_dir():
-        files = sorted(path.glob("*.safetensors")) or sorted(path.glob("pytorch_model*.bin"))
-        if not files:
-            raise CheckpointError("the folder has no weights", where=path, fix="it must hold *.safetensors or *.bin")
-    return [read_tensor_file(file) for file in files]
+    return Part(part.file, part.forms, read, under.release)
 
 
 def _preset_of(shapes: dict[str, tuple[int, ...]]) -> str | None:

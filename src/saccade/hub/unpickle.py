@@ -253,6 +253,8 @@ class TensorFile:
         skipped: Names in the state dict that hold no tensor, to the reason.
         inert: Global names that the pickle asked for and that were not built, with counts.
         mapping: Where the tensors of a zip file are mapped from disk: they are read when they are looked at.
+        parts: The files, where there are several (:mod:`saccade.hub.weight_sets`); ``path`` is then their folder or
+            index.
     """
 
     path: Path
@@ -261,6 +263,7 @@ class TensorFile:
     skipped: dict[str, str] = field(default_factory=dict)
     inert: dict[str, int] = field(default_factory=dict)
     mapping: mmap.mmap | None = None
+    parts: list[TensorFile] = field(default_factory=list)
 
     def release(self) -> None:
         """Gives back the memory of mapped tensors that were looked at; the next look reads them from disk again.
@@ -269,6 +272,8 @@ class TensorFile:
         """
         if self.mapping is not None and hasattr(mmap, "MADV_DONTNEED"):
             self.mapping.madvise(mmap.MADV_DONTNEED)
+        for part in self.parts:
+            part.release()
 
 
 def read_pickled_state(path: str | Path) -> dict[str, Tensor]:

@@ -90,6 +90,12 @@ def build_model(config: TrainConfig, *, resumed: Path | None = None) -> tuple[Mo
     return model, reports
 
 
+def start_of(config: TrainConfig) -> str:
+    """What a run starts from, as its checkpoints tell it: a whole model, parts of one, or fresh weights."""
+    parts = (config.language_init, config.language_base, config.clip_init, config.init_from, config.text_init)
+    return config.weights or ", ".join(filter(None, parts)) or "fresh weights"
+
+
 def _load_vqvaes(model: Model, config: TrainConfig) -> None:
     """The trained VQ-VAEs whose codes a solver says.
 

@@ -28,7 +28,7 @@ from saccade.recipes import get_recipe
 from saccade.tasks import Task
 from saccade.tokens.pieces import PieceVocabulary
 from saccade.training.config import TrainConfig
-from saccade.training.start import build_model
+from saccade.training.start import build_model, start_of
 from saccade.training.trainer import Trainer
 
 ROWS = NANO_PIECES + 4
@@ -107,6 +107,12 @@ def test_one_part_alone_and_a_file_of_another_kind(tmp_path: Path) -> None:
     assert not torch.equal(model.projector.weight, source.projector.weight)
     with pytest.raises(CheckpointError):
         build_model(run(clip_init=str(tmp_path / "sam.safetensors")))
+
+
+def test_checkpoints_tell_every_part_that_a_run_started_from() -> None:
+    assert start_of(run()) == "fresh weights"
+    assert start_of(run(language_init="delta", language_base="llama", clip_init="clip")) == "delta, llama, clip"
+    assert start_of(run(weights="gsva-7b-pt")) == "gsva-7b-pt"
 
 
 def test_fine_tuning_starts_from_a_whole_model(tmp_path: Path) -> None:
