@@ -70,12 +70,12 @@ same to the last bit), and the recipe has 200 since.
     ),
     "ait-nano": Shipped(
         recipe="ait.nano_depth",
-        size=4e6,
+        size=6e6,
         readme="""# ait-nano
 
 AiT for metric depth, one soft token after the other: a small SwinV2 at 192 px, an encoder of 2 and a decoder of 3
-layers, and the VQ-VAE whose 144 codes it says, trained from fresh weights on drawn scenes only (`saccade.data.scenes`), in this
-repository. Licence: Apache-2.0, as the code.
+layers, and the VQ-VAE whose 144 codes it says, trained from fresh weights on drawn scenes only
+(`saccade.data.scenes`), in this repository. Licence: Apache-2.0, as the code.
 
 Reproduce:
 

@@ -515,6 +515,17 @@ def test_bench_times_every_task_of_ait(run, tmp_path: Path) -> None:
     assert "does not offer the task 'detection'" in refused.err and "depth, backbone" in refused.err
 
 
+def test_bench_times_gsva_and_its_parts(run, tmp_path: Path) -> None:
+    words = ["--task", "backbone,masks,referring", "--repeats", "1", "--device", "cpu", "--json", tmp_path / "b.json"]
+    shown = run("bench", "gsva", *words)
+    assert shown.code == 0, shown.err
+    backbone, masks, whole = json.loads((tmp_path / "b.json").read_text())["results"]
+    assert (masks["task"], whole["task"], whole["preset"]) == ("masks", "referring_segmentation", "gsva-nano")
+    assert 0 < backbone["ratio"] < whole["ratio"] and masks["ratio"] > 0
+    refused = run("bench", "ait", "--task", "masks", "--preset", "nano")
+    assert refused.code == 2 and "does not offer the task 'masks'" in refused.err
+
+
 def test_bench_sees_depth_in_one_window_that_is_not_mirrored(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[tuple[int, ...]] = []
     look = AiT.depth_of_windows

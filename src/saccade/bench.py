@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from saccade.errors import UsageError, nearest
 from saccade.layers.precision import Precision, autocast, halve_linears
+from saccade.layers.sam import resize_masks
 from saccade.metrics.depth import DRAWN_SCENES
 from saccade.models.ait.config import AiTConfig
 from saccade.models.ait.presets import PRESETS as AIT_PRESETS
@@ -28,26 +29,38 @@ from saccade.models.ait.presets import nano as ait_nano
 from saccade.models.git.config import GiTConfig
 from saccade.models.git.model import GiT
 from saccade.models.git.presets import PRESETS as GIT_PRESETS
+from saccade.models.gsva.config import GSVAConfig
+from saccade.models.gsva.inputs import IGNORED, ConversationBatch
+from saccade.models.gsva.model import GSVA, EncodedImages
+from saccade.models.gsva.presets import PRESETS as GSVA_PRESETS
 from saccade.models.systems import Model, ModelConfig, backbone_of, build, input_size
 from saccade.models.vitdet.config import ViTDetConfig
 from saccade.models.vitdet.presets import PRESETS as DETECTORS
+from saccade.results import encode_masks
 from saccade.samples import Batch, ClassList, Origin
 from saccade.tasks import Task
+from saccade.tokens.pieces import IMAGE_ID
 from saccade.tokens.vocabulary import TextVocabulary
 
 PRESETS: dict[str, Mapping[str, Callable[[], ModelConfig]]] = {
     "git": GIT_PRESETS,
     "vitdet": DETECTORS,
     "ait": {**AIT_PRESETS, "nano": ait_nano},
+    "gsva": GSVA_PRESETS,
 }
 """System to its named sizes."""
 
 BACKBONE = "backbone"
-"""Stands for a task where the backbone alone is timed."""
+"""Stands for a task where the backbone alone is timed (of GSVA the image encoder of SAM)."""
+
+MASKS = "masks"
+"""Stands for a task of GSVA: the masks of the phrases about an image, from their states to run lengths."""
 
 _REFERENCE = "torchvision vit_b_16, 224 px, batch 1"
 _CLASSES = {Task.DETECTION: 80, Task.INSTANCE: 80, Task.SEMANTIC: 150}
 _PHRASE = "the man in the red shirt on the left"
+_PHRASES = 8  # about one image
+_PROMPT, _WORDS = 110, 8  # tokens of a question with its system prompt; tokens of a phrase
 
 
 @dataclasses.dataclass(kw_only=True, frozen=True)
@@ -55,9 +68,9 @@ class BenchResult:
     """What a benchmark measured.
 
     Attributes:
-        system: ``git``, ``vitdet`` or ``ait``.
+        system: ``git``, ``vitdet``, ``ait`` or ``gsva``.
         preset: Size of the model.
-        task: The task, or ``backbone``.
+        task: The task, ``backbone`` or ``masks``.
         input_size: Side of the network input in pixels.
         dtype: Arithmetic.
         threads: Threads of torch.
@@ -99,8 +112,8 @@ def run_bench(
     """Times a model with random weights.
 
     Args:
-        system: ``git``, ``vitdet`` or ``ait``.
-        task: The task, or :data:`BACKBONE`, which sees what the first task of the model sees.
+        system: ``git``, ``vitdet``, ``ait`` or ``gsva``.
+        task: The task; :data:`BACKBONE`, which sees what the first task of the model sees; or :data:`MASKS`.
         preset: Size of the model.
         dtype: ``float32``, or ``bf16`` for bfloat16 arithmetic where it is safe.
         repeats: Timed passes; the median counts.
@@ -117,24 +130,27 @@ def run_bench(
         raise UsageError(f"unknown preset '{preset}'", fix=nearest(preset, PRESETS[system]))
     with _threads(threads), tempfile.TemporaryDirectory() as scratch:
         torch.manual_seed(0)
-        model = _build(system, preset, Path(scratch)).eval().to(device)
-        if dtype == "bf16":
+        model = _build(system, preset, Path(scratch), device, parts_only=task in (BACKBONE, MASKS)).eval().to(device)
+        if dtype == "bf16" and isinstance(model, GSVA):
+            model.to(torch.bfloat16)  # as it is loaded
+        elif dtype == "bf16":
             halve_linears(backbone_of(model))
-        asked = model.tasks[0] if task == BACKBONE else Task(task)
+        parts = (BACKBONE, MASKS) if isinstance(model, GSVA) else (BACKBONE,)
+        asked = model.tasks[0] if task in parts else Task(task) if task in list(Task) else None
         if asked not in model.tasks:
             raise UsageError(
                 f"{system} {preset} does not offer the task '{task}'",
-                fix=f"one of: {', '.join(model.tasks)}, {BACKBONE}",
+                fix=f"one of: {', '.join((*model.tasks, *parts))}",
             )
         size = input_size(model.config, asked)
         batch = _batch(asked, size, batch_size, device, named=isinstance(model, GiT))
+        if isinstance(model, GSVA):
+            batch = _conversations(model, batch)
+        work = _work(model, batch, task)
 
         def answer() -> None:
             with autocast(dtype, device), torch.inference_mode():
-                if task == BACKBONE:
-                    backbone_of(model)(batch.images)
-                else:
-                    model.predict(batch)
+                work()
 
         reference = _reference(device)
         # Three passes of the reference around every pass of ours: both see the same machine.
@@ -158,10 +174,32 @@ def run_bench(
     )
 
 
-def _build(system: str, preset: str, scratch: Path) -> Model:
+def _work(model: Model, batch: Batch, task: Task | str) -> Callable[[], object]:
+    """What is timed: from the network input to the results."""
+    if task == BACKBONE:
+        return lambda: backbone_of(model)(batch.images)
+    if task == MASKS:
+        assert isinstance(model, GSVA) and isinstance(batch, ConversationBatch)
+        side, width = model.config.sam.vit.image_size // model.config.sam.vit.patch_size, model.config.sam.width
+        maps = torch.randn(len(batch), width, side, side, device=batch.images.device)
+        encoded = EncodedImages(maps, maps.new_zeros(len(batch), 0, 0))
+        states = torch.randn(len(batch) * _PHRASES, model.config.language.width, device=maps.device)
+        images = torch.arange(len(batch), device=maps.device).repeat_interleave(_PHRASES)
+
+        def masks() -> None:
+            low = model.masks(encoded, images, model.prompts(states))[:, None]
+            sizes = {"input_hw": batch.input_sizes_hw[0], "original_hw": batch.origins[0].size_hw}
+            encode_masks(resize_masks(low, image_size=model.config.sam.vit.image_size, **sizes)[:, 0] > 0)
+
+        return masks
+    return lambda: model.predict(batch)
+
+
+def _build(system: str, preset: str, scratch: Path, device: str, *, parts_only: bool) -> Model:
     """The model with random weights, in the form that the published figures are of.
 
-    A detector gives as many detections as it may, as a trained one does; depth is that of one window, not mirrored.
+    A detector gives as many detections as it may, as a trained one does; depth is that of one window, not mirrored. Of
+    GSVA whose parts alone are timed, the language model and CLIP have one block.
     """
     config = PRESETS[system][preset]()
     if isinstance(config, GiTConfig):
@@ -170,6 +208,12 @@ def _build(system: str, preset: str, scratch: Path) -> Model:
         config = dataclasses.replace(config, roi=dataclasses.replace(config.roi, min_score=0.0))
     if isinstance(config, AiTConfig) and config.depth is not None:
         config = dataclasses.replace(config, depth=dataclasses.replace(config.depth, flip=False))
+    if isinstance(config, GSVAConfig):
+        if parts_only:
+            short = dataclasses.replace(config.language, layers=1), dataclasses.replace(config.clip, layers=2)
+            config = dataclasses.replace(config, language=short[0], clip=short[1])
+        with torch.device(device):  # billions of random numbers are drawn where they are used
+            return build(config)
     return build(config)
 
 
@@ -266,6 +310,26 @@ def _batch(task: Task, size: int, batch_size: int, device: str, *, named: bool) 
         phrases=[_PHRASE] * batch_size if task is Task.GROUNDING else None,
         origins=[Origin(dataset="bench", image_id=index, path=None, size_hw=original) for index in range(batch_size)],
         input_sizes_hw=[(size, size)] * batch_size,
+    )
+
+
+def _conversations(model: GSVA, batch: Batch) -> ConversationBatch:
+    """One conversation about each image, of random words: eight phrases, and an answer that names each with [SEG]."""
+    config = model.config
+    words = torch.randint(3, config.seg_id, (len(batch), _PROMPT + 2 * _PHRASES * _WORDS))
+    words[:, 40] = IMAGE_ID
+    slots = torch.arange(words.shape[1] - 1, words.shape[1] - _PHRASES * _WORDS, -_WORDS)
+    words[:, slots] = config.seg_id
+    ids = words.to(batch.images.device)
+    side = config.clip.image_size
+    return ConversationBatch(
+        **{field.name: getattr(batch, field.name) for field in dataclasses.fields(batch)},
+        images_clip=torch.randn(len(batch), 3, side, side, device=ids.device),
+        input_ids=ids,
+        attention_mask=torch.ones_like(ids, dtype=torch.bool),
+        conversation_to_image=torch.arange(len(batch), device=ids.device),
+        labels=torch.full_like(ids, IGNORED),
+        expressions=[(_PHRASE,) * _PHRASES] * len(batch),
     )
 
 

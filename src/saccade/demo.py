@@ -40,7 +40,7 @@ from saccade.tasks import TASKS, Task
 SPLIT = "val"
 """The scenes of the demonstration: the first ones of a split that nothing is trained on."""
 
-MODELS = ("git-nano",)
+MODELS = ("git-nano", "ait-nano")
 """What is shown where no model is named: bundled ones, each with tasks of its own."""
 
 PICTURE_SIZE = 448
@@ -52,7 +52,10 @@ _TITLES = {
     Task.SEMANTIC: ("Semantic segmentation", "Give every pixel a class."),
     Task.CAPTION: ("Captioning", "Say in a sentence what the picture shows."),
     Task.GROUNDING: ("Visual grounding", "Find the one object that a phrase describes."),
-    Task.DEPTH: ("Depth", "Say how far away every pixel is, in metres."),
+    Task.DEPTH: (
+        "Depth",
+        "Say how far away every pixel is, in metres. The sky has no depth: what is said there was never taught.",
+    ),
     Task.REFERRING: ("Referring segmentation", "Outline all that each phrase describes, or say that there is none."),
 }
 

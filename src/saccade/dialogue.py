@@ -9,6 +9,7 @@ from torch import Tensor
 from torchvision import tv_tensors
 
 from saccade.data.transforms import collate, preprocess
+from saccade.errors import UsageError
 from saccade.layers.precision import Precision, autocast
 from saccade.models.gsva.collate import Conversing, Said, clip_input
 from saccade.models.gsva.model import GSVA
@@ -55,6 +56,8 @@ class Dialogue:
             UsageError: No phrase.
             DataError: A phrase without words, or one that the model would take for its own words.
         """
+        if not phrases:
+            raise UsageError("no phrase is given", fix="say what to segment: find('the red ball', 'a dog')")
         said = self._own.prepare(dataclasses.replace(self._sample, phrases=phrases))
         return self._answer(self._own, said)
 

@@ -91,10 +91,38 @@ def test_several_targets_or_none(tmp_path: Path) -> None:
     assert sample.target.phrase_ids.tolist() == [0, 1, 1] and len(sample.target.boxes) == 3
     # Of a cat drawn by a polygon and a triangle, both count.
     assert areas(source[1])[0] > 24
-    assert source.skipped == {"phrase with a target that is not listed": 1, "empty phrase": 1}
+    assert source.skipped == {"phrase with a target that is not listed": 1, "phrase without words": 1}
     assert len(open_("grefcoco", tmp_path, "testA")) == 1
     with pytest.raises(UsageError, match="no phrase has the split 'test'"):  # gRefCOCO names its splits exactly
         open_("grefcoco", tmp_path, "test")
+
+
+def test_what_no_model_can_be_asked_is_left_out_and_counted(tmp_path: Path) -> None:
+    write_refcoco_layout(tmp_path)
+    odd = refs()
+    odd[0]["sentences"] = [{"sent": text, "raw": text} for text in ("the dog", ". .", "a <S>", "say [SEG]")]
+    (tmp_path / "refcoco" / "refs(unc).p").write_bytes(pickle.dumps(odd, protocol=2))
+    source = open_("refcoco", tmp_path)
+    assert source[0].phrases == ("the dog",)
+    assert source.skipped == {
+        "phrase without words": 1, "phrase with '<s>' in it": 1, "phrase with '[SEG]' in it": 1
+    }  # fmt: skip
+    report = check_dataset(SourceSpec(task=Task.REFERRING, reader="refcoco", root=str(tmp_path), split="train"))
+    found = {finding.kind: finding.count for finding in report.findings}
+    assert found["unsayable_phrase"] == 2 and found["empty_phrase"] == 1
+    talks = [("<image>\nwhat?", "a dog"), ("what?", "it says </s>"), ("ASSISTANT: so?", "yes"), ("what?", " . ")]
+    entries = [
+        {"id": k, "image": "a.png", "conversations": [{"from": "human", "value": ask}, {"from": "gpt", "value": said}]}
+        for k, (ask, said) in enumerate(talks)
+    ]
+    write_json(tmp_path / "llava_instruct_150k.json", entries)
+    talking = open_("llava_instruct", tmp_path, images="train2014")
+    assert len(talking) == 1
+    assert talking.skipped == {
+        "dialogue with a text with '</s>' in it": 1,
+        "dialogue with a text with 'ASSISTANT:' in it": 1,
+        "dialogue with a text without words": 1,
+    }
 
 
 def test_ref_zom_is_a_pickle_of_the_same_form(tmp_path: Path) -> None:

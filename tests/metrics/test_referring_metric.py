@@ -155,3 +155,23 @@ def test_what_does_not_go_together_is_refused() -> None:
         metric.update(sample, dataclasses.replace(answer, size_hw=(5, 5)))
     with pytest.raises(DataError, match="true masks"):
         metric.update(dataclasses.replace(sample, target=Target()), answer)
+
+
+def test_what_a_talkative_model_adds_is_counted_and_not_scored() -> None:
+    sample, referral = case([(0, 4)], [(0, 4)])
+    talk = dataclasses.replace(
+        referral,
+        phrases=(*referral.phrases, "answer 2", "answer 3"),
+        masks=[*referral.masks, None, encode_masks(strip(5, 9)[None])[0]],
+        rejected=torch.tensor([False, True, False]),
+        scores=torch.tensor([1.0, 0, 1]),
+    )
+    metric, other = ReferringMetric(), ReferringMetric()
+    metric.update(sample, talk)
+    other.update(*case([(0, 2)], [(0, 2)], image_id=1))
+    assert metric.compute() == scores("gsva", (sample, referral))
+    metric.merge([metric.state(), other.state()])
+    assert "2 masks or rejections more than were asked for, not scored" in metric.notes
+    assert len(metric.phrases) == 2
+    with pytest.raises(DataError, match="or to other ones"):
+        metric.update(sample, dataclasses.replace(talk, phrases=("answer 2", *referral.phrases, "answer 3")))

@@ -19,18 +19,18 @@ def add(verbs: Verbs) -> None:
             "saccade bench git --task caption,grounding --repeats 10 --json bench.json",
             "saccade bench vitdet --task backbone,instance",
             "saccade bench ait --task backbone,depth --preset depth-b-parallel",
+            "saccade bench gsva --task backbone,masks --preset gsva-7b",
         ],
         run=_run,
     )
-    parser.add_argument("system", metavar="SYSTEM", help="what to measure: git, vitdet or ait (random weights)")
+    parser.add_argument("system", metavar="SYSTEM", help="what to measure: git, vitdet, ait or gsva (random weights)")
     parser.add_argument(
         "--task",
         type=comma_list,
-        default=("detection",),
         metavar="TASKS",
-        help="one or several, or backbone (default: detection)",
+        help="one or several; backbone; masks (of GSVA: of 8 phrases) (default: detection, GSVA: referring)",
     )
-    parser.add_argument("--preset", help="the size (default: base, vitdet-b, detection-b)")
+    parser.add_argument("--preset", help="the size (default: base, vitdet-b, detection-b, gsva-nano)")
     parser.add_argument("--dtype", choices=("float32", "bf16"), default="float32", help="default: float32")
     parser.add_argument("--repeats", type=positive, default=3, metavar="N", help="timed passes (default: 3)")
     parser.add_argument("--batch-size", type=positive, default=1, metavar="N", help="images per pass (default: 1)")
@@ -40,15 +40,17 @@ def add(verbs: Verbs) -> None:
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    from saccade.bench import BACKBONE, precision_cost, run_bench
+    from saccade.bench import BACKBONE, MASKS, precision_cost, run_bench
     from saccade.cli import screen
     from saccade.hub.resolve import bundled_checkpoints
-    from saccade.tasks import parse_task
+    from saccade.tasks import Task, parse_task
     from saccade.training.distributed import resolve_device
 
     device = str(resolve_device(arguments.device))
-    tasks = [name if name == BACKBONE else parse_task(name) for name in arguments.task]
-    preset = arguments.preset or {"vitdet": "vitdet-b", "ait": "detection-b"}.get(arguments.system, "base")
+    asked = arguments.task or (("referring",) if arguments.system == "gsva" else ("detection",))
+    tasks = [name if name in (BACKBONE, MASKS) else parse_task(name) for name in asked]
+    usual = {"vitdet": "vitdet-b", "ait": "detection-b", "gsva": "gsva-nano"}
+    preset = arguments.preset or usual.get(arguments.system, "base")
     results = [
         run_bench(
             arguments.system,
@@ -87,7 +89,7 @@ def _run(arguments: argparse.Namespace) -> int:
             screen.say(f"what bf16 costs in accuracy is not measured: no {trained} comes with the package")
             tasks = []
         for task in tasks:
-            if task == BACKBONE:
+            if not isinstance(task, Task):  # a part of a model
                 continue
             costs[str(task)] = cost = precision_cost(task, model=trained)
             shown = "  ".join(f"{name} {value:+.4f}" for name, value in cost["difference"].items())

@@ -35,8 +35,8 @@ def add(verbs: Verbs) -> None:
             'saccade predict photo.jpg --model git-base --task detection --classes "cat,dog" '
             "--save coco,png,npy,overlay --out DIR",
             'saccade predict photo.jpg --phrase "the red ball" --phrase "the cup on the left"',
-            'saccade predict photo.jpg --model gsva-7b --phrases "the man in red" "a dog" --save overlay,png',
-            'saccade predict photo.jpg --model gsva-7b --ask "Segment everything one can sit on."',
+            'saccade predict photo.jpg --model gsva-7b-ft-gres --phrases "the man in red" "a dog" --save overlay,png',
+            'saccade predict photo.jpg --model gsva-7b-ft-gres --ask "Segment everything one can sit on."',
             "saccade predict images/ --task instance --save coco,npy --out masks",
         ],
         run=_run,

@@ -221,6 +221,7 @@ class ReferringMetric:
         self.rules = referring_protocol(protocol)
         self.images: dict[tuple[Key, tuple[str, ...]], list[PhraseCounts]] = {}
         self.repetitions = 0
+        self.surplus = 0
 
     @property
     def protocol(self) -> str:
@@ -246,11 +247,12 @@ class ReferringMetric:
         left_out = self.rules in _ONE_TARGET and absent
         return [
             counts + ("; this protocol is for phrases that have one" if left_out else ""),
+            *([f"{self.surplus} masks or rejections more than were asked for, not scored"] if self.surplus else []),
             *repetition_notes(self.repetitions),
         ]
 
     def update(self, target: Sample, prediction: Prediction) -> None:
-        """Adds one image with all its phrases.
+        """Adds one image with all its phrases; what a talkative model says behind them is counted, and not scored.
 
         Raises:
             DataError: The target has no masks, or the two speak of other phrases or sizes.
@@ -266,9 +268,10 @@ class ReferringMetric:
             raise DataError(
                 f"{len(target.phrases)} phrases, {0 if masks is None else len(masks)} true masks", where=key
             )
-        if prediction.phrases != target.phrases:
+        asked = len(target.phrases)
+        if prediction.phrases[:asked] != target.phrases:
             raise DataError(
-                f"{len(prediction)} answers to {len(target.phrases)} phrases, or to other ones",
+                f"{len(prediction)} answers to {asked} phrases, or to other ones",
                 where=key,
                 why=f"asked {target.phrases[:3]}, answered {prediction.phrases[:3]}",
             )
@@ -278,7 +281,8 @@ class ReferringMetric:
                 where=key,
                 why="one of them is not in the frame of the original image",
             )
-        counted = [self._count(target, prediction, k) for k in range(len(target.phrases))]
+        self.surplus += len(prediction) - asked
+        counted = [self._count(target, prediction, k) for k in range(asked)]
         self.repetitions += add_once(self.images, (key, target.phrases), counted)
 
     def _count(self, target: Sample, prediction: Referral, k: int) -> PhraseCounts:
@@ -327,11 +331,12 @@ class ReferringMetric:
 
     def state(self) -> Any:
         """See :class:`saccade.metrics.base.Metric`."""
-        return self.images, self.repetitions
+        return self.images, self.repetitions, self.surplus
 
     def merge(self, states: Sequence[Any]) -> None:
         """See :class:`saccade.metrics.base.Metric`."""
-        self.images, self.repetitions = merge_records(states)
+        self.images, self.repetitions = merge_records([state[:2] for state in states])
+        self.surplus = sum(state[2] for state in states)
 
 
 def _true_boxes(target: Sample, k: int, true: NDArray[np.bool_]) -> Tensor:

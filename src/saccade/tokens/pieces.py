@@ -27,6 +27,11 @@ IMAGE_ID = -200
 IMAGE_START, IMAGE_END = "<im_start>", "<im_end>"
 """Tokens before and behind the image."""
 
+_MARKS = (SEG, REJ, IMAGE, IMAGE_START, IMAGE_END, "<im_patch>", "<s>", "</s>", "<unk>", "ASSISTANT:", "[/INST]")
+"""What cuts a conversation into its parts; in the words of a person it would do the same."""
+
+WITHOUT_WORDS = "without words"
+
 FILE = "tokenizer.model"
 
 # Bases of Llama, and of LLaVA Lightning, whose word table has three more rows that its SentencePiece file lacks.
@@ -35,6 +40,23 @@ _FORMS: dict[int, tuple[str, ...]] = {
     5: ("<im_patch>", IMAGE_START, IMAGE_END, SEG, REJ),
 }
 """Rows that a word table has more than the file has pieces, to the tokens of these rows."""
+
+
+def unsayable(text: str) -> str | None:
+    """Why a model that converses cannot be told a text: the end of "a phrase ..."; None = it can.
+
+    Args:
+        text: Of a person or of a data set, before it is put into small letters.
+    """
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return "that is no Unicode text"
+    if not any(letter.isprintable() and not letter.isspace() and letter != "." for letter in text):
+        return WITHOUT_WORDS
+    # A model is asked in small letters: "<S>" becomes a mark, while "[seg]" is none.
+    found = next((mark for mark in _MARKS if mark in text or (mark.startswith("<") and mark in text.lower())), None)
+    return None if found is None else f"with '{found}' in it"
 
 
 class PieceVocabulary:

@@ -178,13 +178,19 @@ def evaluate(
             "protocol": metric.protocol
             if isinstance(metric, DepthMetric | ReferringMetric)
             else _protocol_line(source, protocol, engine),
-            "notes": list(metric.notes),
+            "notes": [*metric.notes, *_answer_notes(metric, answer)],
             "input_hw": list(declared.size_hw),
             "precision": precision,
             **_answer_stamp(model, source.task, answer),
             "checkpoint": checkpoint,
         },
     )
+
+
+def _answer_notes(metric: object, answer: Answering) -> list[str]:
+    if answer == "given" or not isinstance(metric, ReferringMetric):
+        return []
+    return [f"answers: {answer}: what the model rejects has no mask, and overlaps with nothing, in every protocol"]
 
 
 def _answer_stamp(model: Model, task: Task, answer: str) -> dict[str, Any]:

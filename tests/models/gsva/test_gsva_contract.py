@@ -8,13 +8,15 @@ import math
 import pytest
 import torch
 from helpers_gsva import END, IMAGE, PICTURES, QUESTION, REJ, SEG, batch, config, mixed, model, total
+from torch import Tensor
 
 from saccade.errors import ConfigError
 from saccade.models.gsva.config import Part
 from saccade.models.gsva.inputs import IGNORED
 from saccade.models.gsva.language import find_slots, generate, splice
+from saccade.models.gsva.losses import mask_dice
 from saccade.models.gsva.model import GSVA, Answer
-from saccade.results import Referral
+from saccade.results import Referral, decode_masks
 from saccade.tasks import Task
 
 
@@ -242,11 +244,37 @@ def test_given_answers_are_judged_slot_by_slot() -> None:
     assert data.input_ids.eq(REJ).sum() == 2  # the batch is left as it was
 
 
-def test_a_mask_is_as_sure_as_its_foreground() -> None:
-    logits = torch.tensor([[[2.0, -1.0]], [[-3.0, -4.0]]])
-    nothing = torch.zeros(0)
-    answer = Answer(nothing, nothing, nothing, nothing, logits)
-    assert torch.allclose(answer.mask_score_M, torch.tensor([2.0, 0]).sigmoid() * torch.tensor([1.0, 0]))
+def test_masks_are_enlarged_few_at_a_time_and_are_the_same() -> None:
+    shapes: list[int] = []
+
+    def enlarge(low: Tensor) -> Tensor:
+        shapes.append(len(low))
+        return torch.nn.functional.interpolate(low[:, None], size=(9, 7), mode="bilinear")[:, 0]
+
+    nothing, low = torch.zeros(0), torch.randn(10, 4, 4).round()
+    answer = Answer(nothing, nothing, nothing, nothing, low, enlarge)
+    for zero in (True, False):
+        drawn = list(answer.run_lengths(zero_is_foreground=zero))
+        assert max(shapes) < 10
+        whole = answer.logits_MHW
+        shapes.clear()
+        assert torch.equal(decode_masks(drawn, (9, 7)), whole >= 0 if zero else whole > 0)
+
+
+def test_the_overlap_is_counted_in_float32_under_bfloat16() -> None:
+    torch.manual_seed(0)
+    truth = (torch.rand(3, 64, 64) > 0.5).float()
+    logits = ((truth * 2 - 1) * 9 + torch.randn(3, 64, 64)).requires_grad_()
+    exact = mask_dice(logits, truth)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        said = mask_dice(logits, truth)
+    assert torch.equal(said, exact) and bool((said >= 0).all())
+
+
+def test_a_picture_without_a_conversation_has_an_empty_answer() -> None:
+    net = model()
+    none, one = net.predict(dataclasses.replace(batch({0: [], 1: [(13, SEG, END)]}, expressions=[("sky",)]), masks=[]))
+    assert none.phrases == () and none.masks == [] and one.phrases == ("sky",)
 
 
 def test_predictions_name_their_phrases() -> None:

@@ -177,6 +177,12 @@ def test_a_picture_is_looked_at_once(checkpoint: Path, picture: Image.Image, mon
         ({"phrases": ()}, "no phrase is given"),
         ({"phrases": ("a dog", " .")}, "a phrase without words"),
         ({"phrases": "say [SEG]"}, "a phrase with '\\[SEG\\]' in it"),
+        ({"phrases": "the <S> ball"}, "a phrase with '<s>' in it"),
+        ({"phrases": "an <IMAGE>"}, "a phrase with '<image>' in it"),
+        ({"phrases": "ASSISTANT: ball"}, "a phrase with 'ASSISTANT:' in it"),
+        *(({"phrases": blank}, "a phrase without words") for blank in ("\r", "\x0b", "\xa0", ".\u3000.", "\u200b")),
+        ({"phrases": "caf\udce9"}, "no Unicode text"),
+        ({"ask": "caf\udce9?"}, "no Unicode text"),
         ({"phrases": "word " * 400}, "2000 characters is too long"),
         ({"ask": "  "}, "a phrase without words"),
         ({"ask": "<image>?"}, "'<image>' in it"),
@@ -189,6 +195,11 @@ def test_a_picture_is_looked_at_once(checkpoint: Path, picture: Image.Image, mon
 def test_requests_that_make_no_sense(checkpoint: Path, picture: Image.Image, options: dict, message: str) -> None:
     with pytest.raises((UsageError, DataError), match=message):
         predictor(checkpoint).predict(picture, **options)
+
+
+def test_a_picture_that_was_looked_at_is_asked_for_something(checkpoint: Path, picture: Image.Image) -> None:
+    with pytest.raises(UsageError, match="no phrase is given"):
+        predictor(checkpoint).encode(picture).find()
 
 
 def test_other_models_do_not_converse(picture: Image.Image) -> None:

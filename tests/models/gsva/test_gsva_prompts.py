@@ -86,12 +86,19 @@ def test_evaluation_has_one_wording_with_the_true_answer() -> None:
 
 def test_reasoning_is_asked_as_it_is_written() -> None:
     sentence = referred("What cuts? ", "other", wording="sentence")
-    (one,) = prompts.evaluation(sentence)
+    one, other = prompts.evaluation(sentence)
+    assert other.expressions == ("other",) and other.rounds[0][1] == "[SEG]"
     assert one.rounds == (("<image>\n What cuts? Please output segmentation mask.", "[SEG]"),)
     assert one.expressions == ("What cuts? ",)
     (phrase,) = prompts.evaluation(referred("the Lens", wording="question"))
     assert phrase.rounds[0][0] == "<image>\n What is the Lens in this image? Please output segmentation mask."
     assert len(prompts.question(sentence)) == 2
+
+
+def test_a_part_is_asked_for_in_words() -> None:
+    (one,) = prompts.evaluation(referred("chair:back", "Dog", wording="part"))
+    assert "What are chair back, dogin this image?" in one.rounds[0][0]
+    assert one.rounds[0][1] == "Sure,chair back:[SEG], dog:[SEG]." and one.expressions == ("chair:back", "Dog")
 
 
 def test_training_keeps_the_case_in_the_answer_and_rejects_what_is_absent() -> None:

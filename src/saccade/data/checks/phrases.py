@@ -9,17 +9,18 @@ from typing import Any
 
 from saccade.data.checks.coco import check_segmentation
 from saccade.data.checks.pairs import check_label_maps, check_partners
-from saccade.data.checks.report import ImageEntry, Report
+from saccade.data.checks.report import ImageEntry, Report, add_unsayable
 from saccade.data.class_names import CLASS_NAMES
 from saccade.data.sources.class_phrases import COCO_STUFF, MAPILLARY, mapillary_names, values_of
 from saccade.data.sources.coco import is_far_outside, read_categories
 from saccade.data.sources.label_maps import FoundPairs, PairLayout, find_pairs
 from saccade.data.sources.layout import find_images, list_of, read_json
-from saccade.data.sources.llava import IMAGES, find_dialogues, read_dialogues
+from saccade.data.sources.llava import IMAGES, find_dialogues, odd_text, read_dialogues
 from saccade.data.sources.parts import PartsLayout, find_parts
 from saccade.data.sources.reasonseg import read_asked, reasonseg_files
 from saccade.data.sources.spec import SourceSpec
 from saccade.errors import DataError, UsageError
+from saccade.tokens.pieces import unsayable
 
 _MOST_SIDE = 10_000  # pixels; corners beyond ten times of it are damage
 
@@ -42,8 +43,7 @@ def check_reasonseg(spec: SourceSpec, root: Path, report: Report) -> list[ImageE
             continue
         texts += len(asked.texts)
         for text in asked.texts:
-            if not text.strip():
-                report.add("empty_phrase", path.name)
+            add_unsayable(report, unsayable(text), path.name)
         names = [name.lower() for name, _ in asked.shapes]
         if not any(name != "flag" and "ignore" not in name for name in names):
             report.add("empty_polygon", f"{path.name} has no target")
@@ -131,8 +131,8 @@ def check_dialogues(spec: SourceSpec, root: Path, report: Report) -> list[ImageE
     for reason, count in skipped.items():
         report.note(f"{reason} (left out)", count)
     for file, image_id, rounds in listed:
-        if not all(question.strip() and answer.strip() for question, answer in rounds):
-            report.add("empty_phrase", f"dialogue {image_id} ({file})")
+        odd = next((why for said in rounds for text in said if (why := odd_text(text))), None)
+        add_unsayable(report, odd, f"dialogue {image_id} ({file})")
     report.counts |= {"annotations": sum(len(rounds) for _, _, rounds in listed)}
     return _entries(root, dict.fromkeys(file for file, _, _ in listed), spec, IMAGES, report)
 

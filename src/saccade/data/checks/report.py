@@ -12,6 +12,7 @@ from typing import Any
 
 from saccade.data.images import image_size, read_image
 from saccade.errors import ImageError
+from saccade.tokens.pieces import WITHOUT_WORDS
 
 DEFECTS: dict[str, tuple[str, str]] = {
     "unreadable_annotations": ("an annotation file cannot be read", "fetch or export it again"),
@@ -50,6 +51,10 @@ DEFECTS: dict[str, tuple[str, str]] = {
     "blank_caption": ("a caption is blank", "write it, or remove it"),
     "image_without_caption": ("a listed image has no caption", "caption it, or remove it"),
     "empty_phrase": ("a referring phrase is blank", "write it, or remove it"),
+    "unsayable_phrase": (
+        "a phrase has a mark of the models that converse in it, or is no Unicode text",
+        "take it out (until then it is not used)",
+    ),
     "unused_class": ("a declared class never occurs", "remove it, or add examples"),
     "image_in_both_splits": ("an image is in this split and in another one", "remove it from one of them"),
 }
@@ -195,6 +200,13 @@ def check_images(
             if progress is not None:
                 progress(len(sizes), len(entries))
     return sizes
+
+
+def add_unsayable(report: Report, reason: str | None, label: str) -> None:
+    """Notes a phrase that no model can be asked for (:func:`saccade.tokens.pieces.unsayable`); None = it can."""
+    if reason is not None:
+        blank = reason == WITHOUT_WORDS
+        report.add("empty_phrase" if blank else "unsayable_phrase", label if blank else f"{label}: {reason}")
 
 
 def check_box(report: Report, box_xyxy: Iterable[float], size_hw: tuple[int, int] | None, label: str) -> bool:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from saccade.data.checks.coco import check_segmentation
-from saccade.data.checks.report import ImageEntry, Report, check_box
+from saccade.data.checks.report import ImageEntry, Report, add_unsayable, check_box
 from saccade.data.sources.karpathy import caption_image_folders, find_captions, read_captions
 from saccade.data.sources.layout import find_images, read_json
 from saccade.data.sources.refcoco import (
@@ -22,6 +22,7 @@ from saccade.data.sources.refcoco import (
 from saccade.data.sources.spec import SourceSpec
 from saccade.errors import UsageError
 from saccade.tasks import Task
+from saccade.tokens.pieces import WITHOUT_WORDS, unsayable
 
 
 def captioned_images(spec: SourceSpec, root: Path) -> list[ImageEntry]:
@@ -179,10 +180,11 @@ class _References:
                 size = (int(image["height"]), int(image["width"])) if image is not None else None
                 check_box(report, (x, y, x + width, y + height), size, f"{label}, annotation {target}")
 
-    @staticmethod
-    def _check_phrase(phrase: object, label: str, report: Report) -> None:
-        if not str(phrase or "").strip():
-            report.add("empty_phrase", label)
+    def _check_phrase(self, phrase: object, label: str, report: Report) -> None:
+        text = str(phrase or "")
+        # A model that answers with boxes reads no marks.
+        reason = unsayable(text) if self._masks else None if text.strip() else WITHOUT_WORDS
+        add_unsayable(report, reason, label)
 
     def _note_targets(self, targets: int, phrases: int, report: Report) -> None:
         if targets != 1:

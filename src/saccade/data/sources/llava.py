@@ -15,6 +15,7 @@ from saccade.data.sources.spec import SourceSpec
 from saccade.errors import DataError, UsageError
 from saccade.samples import Sample, Target
 from saccade.tasks import Task
+from saccade.tokens.pieces import IMAGE, unsayable
 
 FILES = ("llava_dataset/llava_instruct_150k.json", "llava_instruct_150k.json")
 IMAGES = ("coco/train2017", "train2017", "images/train2017", "images", ".")
@@ -49,7 +50,13 @@ class LlavaInstructSource:
         root = data_root(spec.root)
         path = find_dialogues(root, spec.annotations)
         skipped: Counter[str] = Counter()
-        listed = read_dialogues(path, skipped)
+        listed = []
+        for entry in read_dialogues(path, skipped):
+            odd = next((reason for said in entry[2] for text in said if (reason := odd_text(text))), None)
+            if odd is None:
+                listed.append(entry)
+            else:
+                skipped[f"dialogue with a text {odd}"] += 1
         if not listed:
             raise DataError(
                 "no dialogue is left", where=path, why=str(dict(skipped)) if skipped else "the list is empty"
@@ -68,6 +75,11 @@ class LlavaInstructSource:
         image, origin = load_image(self._images / file, self.name, image_id, None)
         none = tv_tensors.Mask(torch.zeros(0, *origin.size_hw, dtype=torch.bool))
         return Sample(image=image, task=self.task, origin=origin, target=Target(masks=none), dialogue=rounds)
+
+
+def odd_text(text: str) -> str | None:
+    """As :func:`saccade.tokens.pieces.unsayable`, of a question or an answer, which may name the place of the image."""
+    return unsayable(text.replace(IMAGE, ""))
 
 
 def find_dialogues(root: Path, annotations: str = "") -> Path:

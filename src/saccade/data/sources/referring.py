@@ -28,6 +28,7 @@ from saccade.data.sources.spec import SourceSpec
 from saccade.errors import DataError, UsageError
 from saccade.samples import Sample, Target
 from saccade.tasks import Task
+from saccade.tokens.pieces import unsayable
 
 Shapes: TypeAlias = list[Shape]
 """What a mask is the union of: run-length masks, and at most one set of polygons."""
@@ -142,8 +143,8 @@ def _by_image(
         )
         for sentence in sentences:
             phrase = str(sentence.get("sent") or sentence.get("raw") or "")
-            if not phrase.strip():
-                skipped["empty phrase"] += 1
+            if (reason := unsayable(phrase)) is not None:
+                skipped[f"phrase {reason}"] += 1
                 continue
             record["phrases"].append((phrase, targets))
             for key in targets:

@@ -69,10 +69,10 @@ class Conversing:
 
         Args:
             sample: In the frame of the original image.
-            rng: Templates of training are drawn from it; None = evaluation.
+            rng: Templates of training are drawn from it; None = evaluation, where a sample may have no phrase.
 
         Raises:
-            UsageError: No phrase.
+            UsageError: No phrase in training.
             DataError: A phrase that the model would take for its own words.
         """
         return self.say(sample, None if rng is None else GeneratorDraws(rng))
@@ -81,6 +81,8 @@ class Conversing:
         """As :meth:`prepare`, with draws of any kind."""
         if draws is not None:
             conversations = prompts.training(sample, draws, only_words=self.only_words)
+        elif not sample.phrases:
+            conversations = []  # a picture of which a data set names nothing
         elif self.answer == "own":
             conversations = [one for part in self._parts(sample) for one in prompts.to_fill(part)]
         else:
@@ -114,6 +116,7 @@ class Conversing:
         """The sample, its phrases divided over as many conversations as their number of tokens asks for."""
         if sample.wording in ("question", "sentence"):
             return [sample]
+        prompts.check(sample)
         # A phrase stands in the question and in the answer, each time with a comma, a colon or a slot beside it.
         costs = [2 * len(self.vocabulary.encode(phrase)) + 4 for phrase in sample.phrases]
         frame = prompts.to_fill(dataclasses.replace(sample, phrases=("a",)))[0].text(self.style)
@@ -148,15 +151,18 @@ class Conversing:
         """
         spoken = [conversation for one in said for conversation in one.conversations]
         answered = {conversation.rounds[-1][1] is not None for conversation in spoken}
-        if len(answered) != 1:
+        if len(answered) > 1:
             raise DataError("a batch is either of conversations with answers, or of questions", where="join")
         texts = [wrap_image(conversation.text(self.style)) for conversation in spoken]
         ids = [self.vocabulary.encode_with_image(text) for text in texts]
+        own_choices = self.answer == "own" and not training
+        input_ids = _stack(ids, self.vocabulary.pad_id)
         labels = None
-        if answered == {True}:
+        if own_choices and answered != {False}:
+            labels = torch.full_like(input_ids, IGNORED)  # nobody learns here; they say that there is an answer
+        elif answered != {False}:
             rows = [learned(text, row, self.vocabulary, self.style) for text, row in zip(texts, ids, strict=True)]
             labels = _stack(rows, IGNORED)
-        input_ids = _stack(ids, self.vocabulary.pad_id)
         if training:
             room = self.max_length - (self.image_tokens - 1)
             input_ids, labels = input_ids[:, :room], None if labels is None else labels[:, :room]
@@ -171,13 +177,13 @@ class Conversing:
             labels=labels,
             masks=[one.masks for one in said if one.masks is not None],
             expressions=[conversation.expressions for conversation in spoken],
-            own_choices=labels is not None and self.answer == "own" and not training,
+            own_choices=own_choices and labels is not None,
             reevaluate=self.reevaluate and self.answer == "given" and not training,
         )
 
 
 def _stack(rows: Sequence[Sequence[int]], fill: int) -> Tensor:
-    stacked = torch.full((len(rows), max(map(len, rows))), fill, dtype=torch.int64)
+    stacked = torch.full((len(rows), max(map(len, rows), default=0)), fill, dtype=torch.int64)
     for into, row in zip(stacked, rows, strict=True):
         into[: len(row)] = torch.tensor(row)
     return stacked

@@ -11,7 +11,7 @@ from typing import Literal, TypeAlias
 
 from saccade.errors import DataError
 from saccade.models.gsva.inputs import IGNORED
-from saccade.tokens.pieces import IMAGE, IMAGE_END, IMAGE_START, PieceVocabulary
+from saccade.tokens.pieces import IMAGE, IMAGE_END, IMAGE_START, PieceVocabulary, unsayable
 
 Style: TypeAlias = Literal["llava_v1", "llava_llama_2"]
 
@@ -31,7 +31,6 @@ _BEFORE_ANSWER: dict[Style, str] = {"llava_v1": " ASSISTANT: ", "llava_llama_2":
 """What stands between a question and its answer; a round has it exactly once."""
 
 _END = "</s>"
-_RESERVED = ("[SEG]", "[REJ]", IMAGE, IMAGE_START, IMAGE_END, "<im_patch>", "<s>", _END, "<unk>")
 
 
 @dataclass(kw_only=True, frozen=True)
@@ -78,21 +77,22 @@ def wrap_image(text: str) -> str:
 
 
 def check_phrase(phrase: str, *, where: object = None) -> None:
-    """Refuses what the model would take for its own words.
+    """Refuses what the model would take for its own words, or for nothing at all.
 
     Raises:
-        DataError: No words, or a token of the vocabulary among them.
+        DataError: See :func:`saccade.tokens.pieces.unsayable`.
     """
-    if not phrase.strip(" .\n\t"):
-        raise DataError("a phrase without words", where=where, fix="say what to look for")
-    for token in (*_RESERVED, *(mark.strip() for mark in _BEFORE_ANSWER.values())):
-        if token in phrase:
-            raise DataError(
-                f"a phrase with '{token}' in it",
-                where=where or phrase[:80],
-                why="the model reads it as one of its own marks, and would answer something else",
-                fix="leave it out",
-            )
+    reason = unsayable(phrase)
+    if reason is None:
+        return
+    if reason.startswith("with "):
+        raise DataError(
+            f"a phrase {reason}",
+            where=where or phrase[:80],
+            why="the model reads it as one of its own marks, and would answer something else",
+            fix="leave it out",
+        )
+    raise DataError(f"a phrase {reason}", where=where, fix="say what to look for, in words")
 
 
 def learned(text: str, ids: Sequence[int], vocabulary: PieceVocabulary, style: Style) -> list[int]:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Self
 
 import torch
@@ -24,10 +25,12 @@ from saccade.models.gsva.inputs import IGNORED, ConversationBatch
 from saccade.models.gsva.language import Sequence, Slots, build_language, choose, find_slots, generate, splice
 from saccade.models.gsva.losses import mask_bce, mask_dice
 from saccade.models.gsva.vision import ImageTower
-from saccade.results import Prediction, Referral, encode_masks
+from saccade.results import RLE, Prediction, Referral, encode_masks
 from saccade.samples import Batch, Preprocess
 from saccade.tasks import Task
 from saccade.tokens.pieces import PieceVocabulary
+
+_AT_ONCE = 4  # masks that are enlarged together
 
 # What one pass of SAM is given: an image of its published size, and that image with sixteen prompts.
 _PIXELS_AT_ONCE, _CELLS_AT_ONCE = 1024**2, 16 * 64**2
@@ -71,21 +74,33 @@ class Answer:
         chosen_K: The model's choice in every slot, [SEG] or [REJ].
         rejection_K: Its belief in [REJ] rather than [SEG], 0..1.
         has_mask_K: Whether the slot has a mask.
-        logits_MHW: Masks in the frame of the original picture, float32.
+        low_Mhw: Masks as SAM draws them.
+        enlarge: Brings masks into the frame of the original picture, ``[M, h, w]`` to ``[M, H, W]`` float32.
     """
 
     ids_T: Tensor
     chosen_K: Tensor
     rejection_K: Tensor
     has_mask_K: Tensor
-    logits_MHW: Tensor
+    low_Mhw: Tensor
+    enlarge: Callable[[Tensor], Tensor]
 
     @property
-    def mask_score_M(self) -> Tensor:
-        """How sure each mask is: the mean probability of its foreground, 0 where it has none."""
-        foreground = (self.logits_MHW >= 0).flatten(1)
-        sure = (self.logits_MHW.sigmoid().flatten(1) * foreground).sum(1)
-        return sure / foreground.sum(1).clamp(min=1)
+    def logits_MHW(self) -> Tensor:
+        """Masks in the frame of the original picture, float32."""
+        return self.enlarge(self.low_Mhw)
+
+    def run_lengths(self, *, zero_is_foreground: bool) -> Iterator[RLE]:
+        """The masks, run-length encoded in the frame of the original picture.
+
+        Few at a time: fifty masks of a large photograph would take gigabytes.
+
+        Args:
+            zero_is_foreground: Whether a logit of exactly 0 belongs to the mask.
+        """
+        for low in self.low_Mhw.split(_AT_ONCE):
+            logits = self.enlarge(low)
+            yield from encode_masks(logits >= 0 if zero_is_foreground else logits > 0)
 
 
 class GSVA(nn.Module):
@@ -182,8 +197,8 @@ class GSVA(nn.Module):
     def predict(self, batch: Batch, encoded: EncodedImages | None = None) -> list[Prediction]:
         """Answers in the frame of the original images, one per image; see :meth:`answer`.
 
-        An expression that a free answer does not come to is rejected; a slot that no expression was asked for is named
-        by its number.
+        Without a conversation an image has an empty answer. An expression that a free answer does not come to is
+        rejected; a slot that no expression was asked for is named by its number.
 
         Args:
             batch: The conversations; their ``expressions`` name the answers.
@@ -336,6 +351,8 @@ class GSVA(nn.Module):
                 why="its own answers need more readings on one process than on another",
                 fix="evaluate a checkpoint of it, with one process",
             )
+        if not len(batch.input_ids):
+            return []
         # Not inference_mode: tensors made there cannot be gathered again by processes that share the weights.
         with torch.no_grad():
             if encoded is None:
@@ -420,7 +437,8 @@ class GSVA(nn.Module):
                 chosen_K=chosen_K[own],
                 rejection_K=rejection_K[own],
                 has_mask_K=has_mask_K[own],
-                logits_MHW=self._resize(low[own[has_mask_K]], batch, image),
+                low_Mhw=low[own[has_mask_K]],
+                enlarge=partial(self._resize, batch=batch, image=image),
             )
 
     # ------------------------------------------------------------------ parts
@@ -521,7 +539,7 @@ def _referral(
     slots = len(answer.chosen_K)
     unsaid = max(0, len(asked) - slots)
     # The protocol with re-evaluation counts a logit of exactly 0 as foreground, the other does not.
-    drawn = iter(encode_masks(answer.logits_MHW >= 0 if reevaluated else answer.logits_MHW > 0))
+    drawn = answer.run_lengths(zero_is_foreground=reevaluated)
     return Referral(
         phrases=(*asked, *(f"answer {index + 1}" for index in range(len(asked), slots))),
         masks=[next(drawn) if has else None for has in answer.has_mask_K.tolist()] + [None] * unsaid,

@@ -65,7 +65,7 @@ def training(sample: Sample, draws: Draws, *, only_words: float) -> list[Convers
     """
     if sample.dialogue:
         return [_dialogue(sample)]
-    _check(sample)
+    check(sample)
     if sample.wording in ("question", "sentence"):
         return _reasoning(sample, draws, only_words)
     present = _present(sample)
@@ -86,10 +86,9 @@ def evaluation(sample: Sample) -> list[Conversation]:
     Raises:
         DataError: As :func:`training`.
     """
-    _check(sample)
+    check(sample)
     if sample.wording in ("question", "sentence"):
-        question = _ask_reasoning(sample.phrases[0].strip(), sentence=sample.wording == "sentence")
-        return [Conversation(rounds=((question, SEG),), expressions=sample.phrases[:1])]
+        return to_fill(sample)
     return _at_once(sample, [SEG if there else REJ for there in _present(sample)])
 
 
@@ -99,7 +98,7 @@ def to_fill(sample: Sample) -> list[Conversation]:
     Raises:
         DataError: As :func:`training`.
     """
-    _check(sample)
+    check(sample)
     if sample.wording in ("question", "sentence"):
         return [dataclasses.replace(one, rounds=((one.rounds[0][0], SEG),)) for one in question(sample)]
     return _at_once(sample, [SEG] * len(sample.phrases))
@@ -107,7 +106,7 @@ def to_fill(sample: Sample) -> list[Conversation]:
 
 def _at_once(sample: Sample, tokens: Sequence[str]) -> list[Conversation]:
     """The conversation that asks for all phrases and answers with these tokens."""
-    phrases = [normal(phrase) for phrase in sample.phrases]
+    phrases = _names(sample)
     said = ", ".join(f"{phrase}:{token}" for phrase, token in zip(phrases, tokens, strict=True))
     return [Conversation(rounds=((_ask(phrases), f"Sure,{said}."),), expressions=sample.phrases)]
 
@@ -118,15 +117,21 @@ def question(sample: Sample) -> list[Conversation]:
     Raises:
         DataError: As :func:`training`.
     """
-    _check(sample)
+    check(sample)
     if sample.wording in ("question", "sentence"):
         asked = [_ask_reasoning(text.strip(), sentence=sample.wording == "sentence") for text in sample.phrases]
         return [
             Conversation(rounds=((text, None),), expressions=(phrase,))
             for text, phrase in zip(asked, sample.phrases, strict=True)
         ]
-    asked_at_once = _ask([normal(phrase) for phrase in sample.phrases])
-    return [Conversation(rounds=((asked_at_once, None),), expressions=sample.phrases)]
+    return [Conversation(rounds=((_ask(_names(sample)), None),), expressions=sample.phrases)]
+
+
+def _names(sample: Sample) -> list[str]:
+    """What evaluation calls the phrases of a sample."""
+    # A part is "chair:back"; training asks for it by one of two names, of which this is the first.
+    listed = [phrase.replace(":", " ", 1) for phrase in sample.phrases] if sample.wording == "part" else sample.phrases
+    return [normal(phrase) for phrase in listed]
 
 
 def normal(phrase: str) -> str:
@@ -200,7 +205,13 @@ def _present(sample: Sample) -> list[bool]:
     return there
 
 
-def _check(sample: Sample) -> None:
+def check(sample: Sample) -> None:
+    """Refuses a sample that nothing can be asked about.
+
+    Raises:
+        UsageError: No phrase.
+        DataError: A phrase that the model would take for its own words, or for nothing.
+    """
     if not sample.phrases:
         raise UsageError("no phrase is given", where=_name(sample), fix="say what to segment: --phrase 'the red ball'")
     for phrase in sample.phrases:
