@@ -18,8 +18,8 @@ from torch import Tensor
 
 from saccade.data.class_names import CLASS_NAMES, COCO_CATEGORY_IDS
 from saccade.errors import CheckpointError, UsageError, nearest
-from saccade.hub.checkpoint import VOCABULARY, read_card, write_checkpoint
-from saccade.hub.convert_gsva import map_gsva, map_language, map_sam, open_language
+from saccade.hub.checkpoint import VOCABULARY, read_card, write_checkpoint, written_whole
+from saccade.hub.convert_gsva import language_part, map_gsva, map_language, map_sam
 from saccade.hub.shards import SHARD_BYTES, WEIGHTS, file_sha256, read_weights, write_weights
 from saccade.hub.sizes import Kind, choose_config, count_blocks, expected_shapes, skeleton
 from saccade.hub.starts import BACKBONE, TEXT
@@ -66,7 +66,6 @@ class Conversion:
         report: What became of every key.
         allowed: Patterns of keys that this kind of file cannot have.
         made: Our name to the tensor, where it is computed (a base added).
-        release: Gives back the memory of what was read.
     """
 
     file: TensorFile
@@ -77,7 +76,6 @@ class Conversion:
     report: MappingReport
     allowed: tuple[str, ...] = field(default=())
     made: Callable[[str], Tensor] | None = None
-    release: Callable[[], None] = field(default=lambda: None)
 
 
 def convert_file(
@@ -97,7 +95,7 @@ def convert_file(
     become folders that ``init_from`` and ``language_init`` of GSVA read, likewise.
 
     Args:
-        path: A ``.pth``, ``.pt`` or ``.safetensors`` file, or several of them
+        path: A ``.pth``, ``.pt``, ``.bin``, ``.pkl`` or ``.safetensors`` file, or several of them
             (:func:`saccade.hub.weight_sets.read_weight_set`); see :mod:`saccade.hub.unpickle` for why reading it is
             safe.
         out: The folder to write.
@@ -115,7 +113,7 @@ def convert_file(
 
     Raises:
         CheckpointError: The file is damaged, of an unknown kind, or does not fit the model whole.
-        UsageError: Unknown preset, or a vocabulary of another length.
+        UsageError: Unknown preset, a vocabulary of another length, or an argument that this kind of file does not take.
     """
     found = map_file(path, preset=preset, base=base, part=part)
     found.report.check(allow=found.allowed)
@@ -132,27 +130,32 @@ def map_file(
 
     Raises:
         CheckpointError: The file is damaged or of an unknown kind.
-        UsageError: Unknown preset, a base of what is no LLaVA, or no SAM where one is to be taken.
+        UsageError: Unknown preset, a base of what is no LLaVA, no SAM where one is to be taken, or a preset of one of
+            these two.
     """
     file = read_weight_set(path)
     if all(key.startswith("module.") for key in file.tensors):
         file.tensors = {key.removeprefix("module."): value for key, value in file.tensors.items()}
     whole_sam = gsva.is_sam(file.tensors)
     if part == "sam" and not whole_sam:
-        raise UsageError("no whole SAM", where=file.path, fix="leave out --part sam")
-    if base is not None and (not gsva.is_llava(file.tensors) or gsva.is_gsva(file.tensors)):
-        raise UsageError("only a LLaVA is released as the difference from another model", where=file.path)
+        raise UsageError("no whole SAM", where=file.path, why="it has no mask decoder", fix="leave out --part sam")
+    llava = gsva.is_llava(file.tensors) and not gsva.is_gsva(file.tensors)
+    if base is not None and not llava:
+        raise UsageError(
+            "only a LLaVA is released as the difference from another model",
+            where=file.path,
+            why="this is no LLaVA v1.1: it has no linear projector, or is a whole GSVA",
+            fix="name the difference first and its LLaMA as --base, or leave out --base",
+        )
+    if llava or (whole_sam and (part == "sam" or not count_blocks(file.tensors))):
+        if preset is not None:
+            raise UsageError(
+                "a part of GSVA has no preset: its shapes tell its sizes", where=file.path, fix="leave out --preset"
+            )
+        return _map_llava(file, base) if llava else _map_sam(file)
     if gsva.is_gsva(file.tensors):
         size, whole, mapped, report = map_gsva(file, preset)
         return Conversion(file=file, kind="checkpoint", preset=size, config=whole, state=mapped, report=report)
-    if gsva.is_llava(file.tensors):
-        return _map_llava(path, base)
-    if whole_sam and (part == "sam" or not count_blocks(file.tensors)):
-        config, state, report = map_sam(file)
-        report.dropped |= file.skipped
-        return Conversion(
-            file=file, kind="sam", preset="custom", config=config, state=state, report=report, release=file.release
-        )
     if vitdet.family_of(file.tensors) is not None:
         return _map_detector(file, preset)
     if ait.is_solver(file.tensors):
@@ -180,22 +183,28 @@ def map_file(
     return Conversion(file=file, kind=kind, preset=name, config=git_config, state=state, report=report, allowed=allowed)
 
 
-def _map_llava(path: str | Path, base: str | Path | None) -> Conversion:
+def _map_sam(file: TensorFile) -> Conversion:
+    """A whole SAM, for GSVA."""
+    config, state, report = map_sam(file)
+    report.dropped |= {key: reason for key, reason in file.skipped.items() if key not in report.dropped}
+    return Conversion(file=file, kind="sam", preset="custom", config=config, state=state, report=report)
+
+
+def _map_llava(file: TensorFile, base: str | Path | None) -> Conversion:
     """A LLaVA, with its base added where it is the difference from one."""
-    part = open_language(path, base=base)
+    part = language_part(file, base=base)
     config, names, report = map_language(part)
-    report.dropped |= {key: reason for key, reason in part.file.skipped.items() if key not in report.dropped}
+    report.dropped |= {key: reason for key, reason in file.skipped.items() if key not in report.dropped}
     if base is not None:
         report.notes.append(f"added to {base}")
     return Conversion(
-        file=part.file,
+        file=file,
         kind="language",
         preset="custom",
         config=config,
         state={ours: part.forms[name] for ours, name in names.items()},
         report=report,
         made=lambda ours: part.read(names[ours]),
-        release=part.release,
     )
 
 
@@ -275,21 +284,20 @@ def write_conversion(
 
     Raises:
         CheckpointError: The folder cannot be written.
-        UsageError: The folder holds something already, or the vocabulary has another length than the word table.
+        UsageError: The folder holds something already, or the vocabulary has another length than the word table, or
+            no place.
     """
     folder = Path(out)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UsageError("will not write over what is there", where=folder, fix="choose a new or empty folder")
-    if found.kind in ("sam", "language"):
-        folder.mkdir(parents=True, exist_ok=True)
-        write_weights(folder, found.state, shard_bytes=shard_bytes, written=found.release, made=found.made)
-        found.report.notes.append(f"use it as {'init_from' if found.kind == 'sam' else 'language_init'}={folder}")
-        return folder
     if found.kind != "checkpoint":
-        file = folder / (BACKBONE if found.kind == "backbone" else TEXT)
-        folder.mkdir(parents=True, exist_ok=True)
-        save_file({key: value.contiguous() for key, value in found.state.items()}, file, metadata={"format": "pt"})
-        found.report.notes.append(f"use it as {'init_from' if found.kind == 'backbone' else 'text_init'}={file}")
+        if vocabulary is not None:
+            raise UsageError(
+                "only a whole model has a vocabulary",
+                where="--vocabulary",
+                fix="leave it out; a training that starts from this file takes vocabulary=FILE",
+            )
+        _write_start(found, folder, shard_bytes)
         return folder
     if isinstance(found.config, GSVAConfig):
         pieces = None if vocabulary is None else PieceVocabulary(vocabulary, found.config.language.vocab_size)
@@ -327,6 +335,23 @@ def write_conversion(
         provenance=provenance,
         vocabulary=words,
     )
+
+
+def _write_start(found: Conversion, folder: Path, shard_bytes: int) -> None:
+    """What a training starts from: weights alone."""
+    setting, file = {
+        "backbone": ("init_from", BACKBONE),
+        "text": ("text_init", TEXT),
+        "sam": ("init_from", ""),
+        "language": ("language_init", ""),
+    }[found.kind]
+    with written_whole(folder.absolute()) as temporary:
+        if file:
+            tensors = {key: value.contiguous() for key, value in found.state.items()}
+            save_file(tensors, temporary / file, metadata={"format": "pt"})
+        else:
+            write_weights(temporary, found.state, shard_bytes=shard_bytes, written=found.file.release, made=found.made)
+    found.report.notes.append(f"use it as {setting}={folder / file}")
 
 
 def _write_plain(

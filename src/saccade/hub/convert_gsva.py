@@ -88,7 +88,7 @@ def map_sam(file: TensorFile) -> tuple[GSVAConfig, dict[str, Tensor], MappingRep
 
 
 def map_language(part: Part) -> tuple[GSVAConfig, dict[str, str], MappingReport]:
-    """Maps a LLaVA to what ``language_init`` reads: with its own words alone, and a base added where it needs one.
+    """Maps a LLaVA to what ``language_init`` reads, with its own words alone.
 
     Returns:
         The configuration of a model that starts from it, our names to its own, and the report of every key.
@@ -139,13 +139,14 @@ def load_parts(
     for path, mapper in ((llava, speaking), (clip, gsva.from_clip), (sam, gsva.from_sam)):
         if path is None:
             continue
-        part = open_language(path, base=llama) if mapper is speaking else open_part(path)
+        file = read_weight_set(path)
+        part = language_part(file, base=llama) if mapper is speaking else part_of(file)
         _, report = mapper(part.forms, expected, source=str(path))
         report.check(allow=["*.lora_?.*"])
         with torch.no_grad():
             for name in report.matched:
                 _fill(own, mapper({name: part.read(name)}, expected)[0])
-                part.release()
+                file.release()
         whole = report if whole is None else whole.joined(report)
     return whole or MappingReport()
 
@@ -158,70 +159,73 @@ def _fill(own: Mapping[str, Tensor], mapped: Mapping[str, Tensor]) -> None:
 
 @dataclass
 class Part:
-    """A part of GSVA in one file or several; its tensors are read one by one.
+    """A part of GSVA, whose tensors are read one by one.
 
     Attributes:
-        file: What it is read from.
+        file: What it is read from; it gives the memory of what was read back.
         forms: Name to a tensor without memory.
         read: Name to the tensor.
-        release: Gives back the memory of what was read.
     """
 
     file: TensorFile
     forms: dict[str, Tensor]
     read: Callable[[str], Tensor]
-    release: Callable[[], None]
 
 
-def open_part(path: str | Path) -> Part:
-    """Opens a file, or several as one (:func:`saccade.hub.weight_sets.read_weight_set`).
-
-    Raises:
-        CheckpointError: A file is missing or damaged.
-    """
-    file = read_weight_set(path)
+def part_of(file: TensorFile) -> Part:
+    """A part as it stands in its file."""
     forms = {key: torch.empty_like(value, device="meta") for key, value in file.tensors.items()}
-    return Part(file, forms, file.tensors.__getitem__, file.release)
+    return Part(file, forms, file.tensors.__getitem__)
 
 
-def open_language(path: str | Path, *, base: str | Path | None = None) -> Part:
-    """Opens a LLaVA, with its base added where it was released as the difference from a LLaMA.
+def language_part(file: TensorFile, *, base: str | Path | None = None) -> Part:
+    """A LLaVA, with its base added where it was released as the difference from a LLaMA.
+
+    Args:
+        file: The LLaVA.
+        base: The LLaMA: a file, or several (:func:`saccade.hub.weight_sets.read_weight_set`).
 
     Raises:
-        CheckpointError: A file is missing or damaged, a difference has no base or not its own, or a whole model has
-            one.
+        CheckpointError: A file of the base is missing or damaged, a difference has no base or not its own, or a whole
+            model has one.
     """
-    part = open_part(path)
-    norm = {name: part.read(name) for name in part.forms if name.endswith("model.norm.weight")}
-    difference = gsva.is_difference(norm)
+    part = part_of(file)
+    difference = gsva.is_difference(file.tensors)
     if base is None:
         if difference:
             raise CheckpointError(
                 "a language model that is the difference from another",
-                where=path,
+                where=file.path,
                 why="the weights of its last norm are near 0",
                 fix="give the LLaMA that it was made from, too (llama=, language_base=; saccade convert --base)",
             )
         return part
-    if norm and not difference:
+    if not difference and any(name.endswith(gsva.LAST_NORM) for name in file.tensors):
         raise CheckpointError(
             "a whole language model, to which another one is to be added",
-            where=path,
+            where=file.path,
             why="the weights of its last norm are not near 0, as those of a difference are",
             fix="leave the base away",
         )
-    under = open_part(base)
-    gsva.check_base(part.forms, under.forms)
+    under = read_weight_set(base)
+    if gsva.is_difference(under.tensors):
+        raise CheckpointError(
+            "the base is the difference from another model itself",
+            where=under.path,
+            why="the weights of its last norm are near 0",
+            fix="give the LLaMA that the difference was made from",
+        )
+    gsva.check_base(part.forms, under.tensors, source=str(under.path))
 
     def read(name: str) -> Tensor:
-        whole = part.read(name).clone()
-        part.release()  # before the base is looked at
-        if name in under.forms:
-            gsva.add_base(name, whole, under.read(name))
+        whole = file.tensors[name].clone()
+        file.release()  # before the base is looked at
+        if name in under.tensors:
+            gsva.add_base(name, whole, under.tensors[name])
             under.release()
         return whole
 
-    return Part(part.file, part.forms, read, under.release)
+    return Part(file, part.forms, read)
 
 
 def _preset_of(shapes: dict[str, tuple[int, ...]]) -> str | None:

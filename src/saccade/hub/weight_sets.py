@@ -24,29 +24,37 @@ def read_weight_set(path: str | Path) -> TensorFile:
             these, with ``*.safetensors`` or with ``pytorch_model*.bin``.
 
     Returns:
-        All tensors. Those of zip files (``.bin``) are mapped from disk and read when they are looked at.
+        All tensors, mapped from disk and read when they are looked at (but those in the form of torch before 1.6).
 
     Raises:
         CheckpointError: A file is missing, damaged or alone, or two of them hold the same tensor.
     """
     given = Path(path)
-    listed: dict[str, str] = {}
-    files = [given]
     if given.is_dir():
-        index = next((given / name for name in _INDICES if (given / name).is_file()), None)
-        files = sorted(given.glob("*.safetensors")) or sorted(given.glob("pytorch_model*.bin"))
+        folder = given
+        index = next((folder / name for name in _INDICES if (folder / name).is_file()), None)
+    elif given.name.endswith(_INDEX_ENDING):
+        folder, index = given.parent, given
     else:
-        index = given if given.name.endswith(_INDEX_ENDING) else None
-    if index is not None:
-        listed = read_index(index)
-        files = [index.parent / Path(name).name for name in sorted(set(listed.values()))]
+        _check_numbers([given])
+        return read_tensor_file(given)
+    listed = {} if index is None else read_index(index)
+    files = [folder / name for name in sorted({Path(name).name for name in listed.values()})]
+    lost = [file for file in files if not file.is_file()]
+    if lost:
+        raise CheckpointError(
+            f"{len(lost)} of {len(files)} weight files are missing",
+            where=lost[0],
+            why=f"{index} lists them",
+            fix="copy or download the folder again",
+        )
+    if index is None:
+        files = sorted(folder.glob("*.safetensors")) or sorted(folder.glob("pytorch_model*.bin"))
     if not files:
         raise CheckpointError(
-            "the folder has no weights", where=given, fix="it must hold *.safetensors or pytorch_model*.bin"
+            "the folder has no weights", where=folder, fix="it must hold *.safetensors or pytorch_model*.bin"
         )
     _check_numbers(files)
-    if files == [given]:
-        return read_tensor_file(given)
     parts = [read_tensor_file(file) for file in files]
     tensors: dict[str, Tensor] = {}
     for part in parts:
@@ -65,7 +73,7 @@ def read_weight_set(path: str | Path) -> TensorFile:
             fix="copy or download the folder again",
         )
     skipped = {key: reason for part in parts for key, reason in part.skipped.items()}
-    return TensorFile(path=given, tensors=tensors, skipped=skipped, parts=parts)
+    return TensorFile(path=folder.absolute(), tensors=tensors, skipped=skipped, parts=parts)
 
 
 def _check_numbers(files: list[Path]) -> None:

@@ -19,6 +19,7 @@ from saccade.data.scenes import COLOURS, THING_CLASSES
 from saccade.data.sources.scenes import ScenesSource
 from saccade.errors import CheckpointError, ConfigError, MissingDataError
 from saccade.hub.checkpoint import save_model
+from saccade.hub.convert import convert_file
 from saccade.hub.resolve import ASSETS
 from saccade.models.gsva.convert import to_official
 from saccade.models.gsva.model import GSVA
@@ -97,6 +98,27 @@ def test_a_training_starts_from_released_parts(tmp_path: Path, delta: bool) -> N
         else:
             torch.testing.assert_close(value, given[key], rtol=0, atol=1e-5, msg=key)
     assert "llava" in report.source or "delta" in report.source
+
+
+def test_a_training_starts_from_converted_parts(tmp_path: Path) -> None:
+    llava = files_of(other_model(), tmp_path)
+    llama = {key: torch.randn_like(value) for key, value in llava.items() if "mm_projector" not in key}
+    llama["model.norm.weight"] = llava["model.norm.weight"] - 0.01
+    save_file(llama, tmp_path / "llama.safetensors")
+    save_file({k: v - llama[k] if k in llama else v for k, v in llava.items()}, tmp_path / "delta.safetensors")
+    released = {
+        "language_init": str(tmp_path / "delta.safetensors"),
+        "language_base": str(tmp_path / "llama.safetensors"),
+        "init_from": str(tmp_path / "sam.safetensors"),
+    }
+    convert_file(released["language_init"], base=released["language_base"], out=tmp_path / "llava", shard_bytes=50_000)
+    convert_file(released["init_from"], part="sam", out=tmp_path / "sam", shard_bytes=50_000)
+    torch.manual_seed(1)
+    wanted, _ = build_model(run(**released))
+    torch.manual_seed(1)
+    found, (report,) = build_model(run(language_init=str(tmp_path / "llava"), init_from=str(tmp_path / "sam")))
+    assert not report.unexpected and all(".lora_" in key for key in report.missing)
+    assert all(torch.equal(value, wanted.state_dict()[key]) for key, value in found.state_dict().items())
 
 
 def test_one_part_alone_and_a_file_of_another_kind(tmp_path: Path) -> None:

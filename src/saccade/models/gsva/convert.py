@@ -100,6 +100,8 @@ _GSVA: tuple[Rule, ...] = (
 _INVERSE: tuple[Rule, ...] = tuple((ours, official) for official, ours in _GSVA)
 WORD_TABLES = ("embed_tokens.weight", "lm_head.weight")
 """What the names of the tables end with that have a row per word."""
+LAST_NORM = "model.norm.weight"
+"""What the name of the weights ends with that tell a language model from a difference."""
 _LEAST_NORM = 0.1
 _CONSTANT = (".rotary_emb.inv_freq", ".embeddings.position_ids")
 _ADAPTED = re.compile(rf"(language\.model\.layers\.\d+\.self_attn\.(?:{'|'.join(ADAPTED)}))\.weight")
@@ -134,8 +136,7 @@ def our_key(key: str, *, lora: bool) -> str | None:
         key: Official name.
         lora: The model has low-rank updates: what is updated stands one level deeper.
     """
-    ours = key.startswith(("language.", "projector."))  # converted before
-    name = key if ours else rename(key.removeprefix(PREFIX), _GSVA)
+    name = rename(key.removeprefix(PREFIX), _GSVA)
     return name if name is None or not lora else _ADAPTED.sub(r"\1.base_layer.weight", name)
 
 
@@ -206,7 +207,7 @@ def from_sam(
 
     def ours(key: str) -> str | None:
         if key.startswith("sam."):
-            return key  # converted before
+            return key  # a converted part
         name = rename(key, _SAM_HUB) if hub else key
         return name and rename(name, _SAM)
 
@@ -286,7 +287,13 @@ def from_llava(
         return torch.cat([tensor, drawn.to(tensor.dtype)]), f"{len(drawn)} rows of added tokens drawn from N(0, 0.02)"
 
     return apply_mapping(
-        state, expected=wanted, rename=lambda key: our_key(key, lora=lora), drop=drop, resize=add_rows, source=source
+        state,
+        expected=wanted,
+        # A converted part has our names already, of a model without low-rank updates.
+        rename=lambda key: our_key(rename(key, _INVERSE) or key, lora=lora),
+        drop=drop,
+        resize=add_rows,
+        source=source,
     )
 
 
@@ -313,18 +320,19 @@ def is_difference(names: Mapping[str, Tensor]) -> bool:
     Those of every whole Llama are near 1 or above.
 
     Args:
-        names: Names and tensors of the file, the last norm among them.
+        names: Names and tensors of the file; no tensor but the last norm is looked at.
     """
-    norms = [tensor for name, tensor in names.items() if name.endswith("model.norm.weight")]
+    norms = [tensor for name, tensor in names.items() if name.endswith(LAST_NORM)]
     return bool(norms) and float(norms[0].float().abs().mean()) < _LEAST_NORM
 
 
-def check_base(delta: Mapping[str, Tensor], base: Mapping[str, Tensor]) -> None:
+def check_base(delta: Mapping[str, Tensor], base: Mapping[str, Tensor], *, source: str = "") -> None:
     """Refuses a base that a LLaVA, released as its difference from LLaMA, cannot have been made from.
 
     Args:
         delta: Names and tensors of the released file (``liuhaotian/LLaVA-Lightning-7B-delta-v1-1``).
         base: Those of LLaMA. It need not have a projector, which is released as it is, nor constants.
+        source: Where the base came from, for messages.
 
     Raises:
         CheckpointError: One has a tensor that the other lacks, or they are of different sizes.
@@ -340,7 +348,7 @@ def check_base(delta: Mapping[str, Tensor], base: Mapping[str, Tensor]) -> None:
         if gap:
             raise CheckpointError(
                 "the delta was not made from this base",
-                where=gap[0],
+                where=f"{source}: {gap[0]}" if source else gap[0],
                 why=f"the base {what} {len(gap)} tensors of the language model",
                 fix="give all files of the LLaMA that it was made from",
             )
@@ -351,8 +359,8 @@ def check_base(delta: Mapping[str, Tensor], base: Mapping[str, Tensor]) -> None:
         if found[1:] != whole[1:] or found[0] > whole[0] or (found[0] != whole[0] and not name.endswith(WORD_TABLES)):
             raise CheckpointError(
                 "the delta does not fit this base",
-                where=name,
-                why=f"{whole} and {found}",
+                where=f"{source}: {name}" if source else name,
+                why=f"the base has the shape {found}, the delta {whole}",
                 fix="use the LLaMA of the same size",
             )
 
