@@ -78,7 +78,7 @@ def as_meta(entries: list[dict], shape: str = "shape", key: str = "key") -> dict
 
 
 def pretend(monkeypatch: pytest.MonkeyPatch, tensors: dict[str, torch.Tensor], name: str = "file.pth") -> None:
-    monkeypatch.setattr(module, "read_tensor_file", lambda path: TensorFile(path=Path(name), tensors=tensors))
+    monkeypatch.setattr(module, "read_weight_set", lambda path: TensorFile(path=Path(name), tensors=tensors))
 
 
 @pytest.mark.parametrize("size", ["base", "large", "huge"])

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save
 
 from saccade.errors import CheckpointError
 from saccade.hub.unpickle import Inert, read_pickle, read_pickled_state, read_tensor_file
@@ -310,3 +311,29 @@ def test_torchscript_is_named(tmp_path: Path) -> None:
         archive.writestr("archive/constants.pkl", b"")
     with pytest.raises(CheckpointError, match="TorchScript"):
         read_pickled_state(path)
+
+
+@pytest.mark.parametrize("shift", [0, 1])
+def test_safetensors_are_mapped_and_their_memory_is_given_back(tmp_path: Path, shift: int) -> None:
+    state = {
+        "half": torch.randn(3, 5).to(torch.bfloat16),
+        "one": torch.tensor(7),
+        "none": torch.zeros(0, 4),
+        "yes": torch.tensor([True, False, True]),
+        "float": torch.randn(2, 3, 4),
+    }
+    content = save(state)
+    (length,) = struct.unpack("<Q", content[:8])
+    # Another program may leave the tensors at odd addresses.
+    content = struct.pack("<Q", length + shift) + content[8 : 8 + length] + b" " * shift + content[8 + length :]
+    (tmp_path / "a.safetensors").write_bytes(content)
+    file = read_tensor_file(tmp_path / "a.safetensors")
+    for _ in range(2):
+        assert file.tensors.keys() == state.keys()
+        for key, value in state.items():
+            assert file.tensors[key].dtype == value.dtype and torch.equal(file.tensors[key], value), key
+        file.release()
+    for kept in (4, 40, len(content) - 3):
+        (tmp_path / "a.safetensors").write_bytes(content[:kept])
+        with pytest.raises(CheckpointError, match="truncated or damaged"):
+            read_tensor_file(tmp_path / "a.safetensors")

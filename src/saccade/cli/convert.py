@@ -18,12 +18,17 @@ def add(verbs: Verbs) -> None:
             "saccade convert multi_base.pth --vocabulary vocab.txt --out git-base",
             "saccade convert multi_base.pth                     (only the report)",
             "saccade convert model_final_61ccd1.pkl --out vitdet-b",
+            "saccade convert LLaVA-Lightning-7B-delta-v1-1 --base llama-7b --out llava-7b",
+            "saccade convert sam_vit_h_4b8939.pth --part sam --out sam-h",
             "saccade convert git-base --to-official multi_base.pth",
         ],
         run=_run,
     )
     parser.add_argument(
-        "source", type=Path, metavar="FILE", help="a .pth, .pt, .pkl or .safetensors file; or our folder, or its name"
+        "source",
+        type=Path,
+        metavar="FILE",
+        help="a .pth, .pt, .bin, .pkl or .safetensors file, a folder or index of several; or our folder, or its name",
     )
     parser.add_argument(
         "--out", type=Path, metavar="DIR", help="the folder to write; without it only the report is made"
@@ -32,6 +37,12 @@ def add(verbs: Verbs) -> None:
     parser.add_argument(
         "--vocabulary", type=Path, metavar="FILE", help="the vocab.txt (GSVA: tokenizer.model) of the weights"
     )
+    parser.add_argument(
+        "--base", type=Path, metavar="FILE", help="the LLaMA (a file or folder) that a LLaVA is the difference from"
+    )
+    parser.add_argument(
+        "--part", choices=("sam",), help="take all of a SAM, for GSVA, and not its image encoder alone, for GiT"
+    )
     parser.add_argument("--to-official", type=Path, metavar="FILE", help="write a folder of ours as an official file")
     parser.add_argument("--every-key", action="store_true", help="list the matched keys too")
     add_json(parser)
@@ -39,12 +50,13 @@ def add(verbs: Verbs) -> None:
 
 def _run(arguments: argparse.Namespace) -> int:
     from saccade.cli import screen
+    from saccade.hub.checkpoint import is_checkpoint
     from saccade.hub.convert import export_official, map_file, write_conversion
     from saccade.hub.report import mapping_table
     from saccade.hub.resolve import resolve
 
     if arguments.to_official is not None:
-        for option in ("out", "preset", "vocabulary"):
+        for option in ("out", "preset", "vocabulary", "base", "part"):
             if getattr(arguments, option) is not None:
                 raise UsageError(f"--{option} and --to-official exclude one another", where="saccade convert")
         report = export_official(resolve(arguments.source), arguments.to_official)
@@ -52,13 +64,13 @@ def _run(arguments: argparse.Namespace) -> int:
     else:
         if arguments.vocabulary is not None and arguments.out is None:
             raise UsageError("--vocabulary goes into the folder that --out names", where="saccade convert")
-        if arguments.source.is_dir():
+        if is_checkpoint(arguments.source):
             raise UsageError(
                 "a folder is written as an official file, not converted",
                 where=arguments.source,
                 fix="add --to-official FILE.pth",
             )
-        found = map_file(arguments.source, preset=arguments.preset)
+        found = map_file(arguments.source, preset=arguments.preset, base=arguments.base, part=arguments.part)
         report, written = found.report, None
         if not report.gaps(found.allowed) and arguments.out is not None:
             written = write_conversion(found, arguments.out, vocabulary=arguments.vocabulary)

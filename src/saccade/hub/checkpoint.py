@@ -17,7 +17,8 @@ import datetime
 import json
 import os
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -173,10 +174,7 @@ def write_checkpoint(
             where=target,
             fix="choose a new or empty folder for the checkpoint",
         )
-    temporary = target.with_name(f".{target.name}.writing-{os.getpid()}")
-    try:
-        shutil.rmtree(temporary, ignore_errors=True)
-        temporary.mkdir(parents=True)
+    with written_whole(target) as temporary:
         weights = write_weights(temporary, state, dtype=dtype, shard_bytes=shard_bytes, written=written)
         card = {
             "format": FORMAT,
@@ -202,6 +200,24 @@ def write_checkpoint(
             vocabulary.save(temporary)
         for name, text in (texts or {}).items():
             (temporary / name).write_text(text, encoding="utf-8")
+    return target
+
+
+@contextmanager
+def written_whole(target: Path) -> Iterator[Path]:
+    """A folder to write into, which takes the place of another in one step once everything is written.
+
+    Args:
+        target: The place (absolute); what stands there is replaced.
+
+    Raises:
+        CheckpointError: It cannot be written; what stood there stays.
+    """
+    temporary = target.with_name(f".{target.name}.writing-{os.getpid()}")
+    try:
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir(parents=True)
+        yield temporary
         for file in temporary.iterdir():
             _sync(file)
         _sync(temporary)
@@ -212,7 +228,6 @@ def write_checkpoint(
         ) from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-    return target
 
 
 def read_card(folder: str | Path) -> CheckpointCard:
@@ -272,6 +287,15 @@ def read_card(folder: str | Path) -> CheckpointCard:
             why=str(error),
             fix="use the version of saccade that wrote it, or correct the file",
         ) from error
+
+
+def is_checkpoint(folder: Path) -> bool:
+    """Whether a folder is a checkpoint of ours; folders of released weights have a ``config.json`` of their own."""
+    try:
+        told = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(told, dict) and told.get("format") == FORMAT
 
 
 def load_folder(

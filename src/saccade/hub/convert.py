@@ -7,9 +7,10 @@ it is and the folder that it becomes.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Literal, TypeAlias, cast
 
 import torch
 from safetensors.torch import save_file
@@ -17,12 +18,13 @@ from torch import Tensor
 
 from saccade.data.class_names import CLASS_NAMES, COCO_CATEGORY_IDS
 from saccade.errors import CheckpointError, UsageError, nearest
-from saccade.hub.checkpoint import VOCABULARY, read_card, write_checkpoint
-from saccade.hub.convert_gsva import map_gsva
-from saccade.hub.shards import SHARD_BYTES, WEIGHTS, file_sha256, read_weights
+from saccade.hub.checkpoint import VOCABULARY, read_card, write_checkpoint, written_whole
+from saccade.hub.convert_gsva import language_part, map_gsva, map_language, map_sam
+from saccade.hub.shards import SHARD_BYTES, WEIGHTS, file_sha256, read_weights, write_weights
 from saccade.hub.sizes import Kind, choose_config, count_blocks, expected_shapes, skeleton
 from saccade.hub.starts import BACKBONE, TEXT
-from saccade.hub.unpickle import TensorFile, read_tensor_file
+from saccade.hub.unpickle import TensorFile
+from saccade.hub.weight_sets import read_weight_set
 from saccade.hub.zoo import entry_of_file
 from saccade.mapping import MappingReport
 from saccade.models.ait import convert as ait
@@ -48,6 +50,8 @@ from saccade.tokens.pieces import FILE as PIECES
 from saccade.tokens.pieces import PieceVocabulary
 from saccade.tokens.vocabulary import TextVocabulary
 
+SAMPart: TypeAlias = Literal["sam"]
+
 
 @dataclass(kw_only=True)
 class Conversion:
@@ -55,12 +59,13 @@ class Conversion:
 
     Attributes:
         file: The file.
-        kind: A whole model, a backbone that training starts from, or a text embedding that it starts from.
+        kind: A whole model, or the part of one that training starts from.
         preset: The size, or ``custom``.
         config: The model that the file fits.
-        state: Our names to tensors.
+        state: Our names to tensors, or to their forms where ``made`` makes them.
         report: What became of every key.
         allowed: Patterns of keys that this kind of file cannot have.
+        made: Our name to the tensor, where it is computed (a base added).
     """
 
     file: TensorFile
@@ -70,6 +75,7 @@ class Conversion:
     state: dict[str, Tensor]
     report: MappingReport
     allowed: tuple[str, ...] = field(default=())
+    made: Callable[[str], Tensor] | None = None
 
 
 def convert_file(
@@ -77,18 +83,26 @@ def convert_file(
     *,
     out: str | Path,
     preset: str | None = None,
+    base: str | Path | None = None,
+    part: SAMPart | None = None,
     vocabulary: str | Path | None = None,
     shard_bytes: int = SHARD_BYTES,
 ) -> MappingReport:
     """Converts an official file into a folder of ours.
 
     A whole model becomes a checkpoint folder. A SAM backbone or a ``bert_embed`` file becomes a folder with one
-    safetensors file, which ``init_from`` and ``text_init`` read (they read the original too).
+    safetensors file, which ``init_from`` and ``text_init`` read (they read the original too). A whole SAM and a LLaVA
+    become folders that ``init_from`` and ``language_init`` of GSVA read, likewise.
 
     Args:
-        path: A ``.pth``, ``.pt`` or ``.safetensors`` file; see :mod:`saccade.hub.unpickle` for why reading it is safe.
+        path: A ``.pth``, ``.pt``, ``.bin``, ``.pkl`` or ``.safetensors`` file, or several of them
+            (:func:`saccade.hub.weight_sets.read_weight_set`); see :mod:`saccade.hub.unpickle` for why reading it is
+            safe.
         out: The folder to write.
         preset: A name of :data:`saccade.models.git.presets.PRESETS`; None finds it from the shapes.
+        base: The LLaMA that a LLaVA is the difference from, where it was released so.
+        part: ``sam`` takes all of a SAM file, for GSVA; None its image encoder alone, for GiT, where the file is one in
+            Segment Anything's names.
         vocabulary: The ``vocab.txt`` (of GSVA the ``tokenizer.model``) that belongs to the word table; without it the
             checkpoint cannot predict yet.
         shard_bytes: Weights of more bytes than this are written as several files; no more than one of them is in memory
@@ -99,24 +113,46 @@ def convert_file(
 
     Raises:
         CheckpointError: The file is damaged, of an unknown kind, or does not fit the model whole.
-        UsageError: Unknown preset, or a vocabulary of another length.
+        UsageError: Unknown preset, a vocabulary of another length, or an argument that this kind of file does not take.
     """
-    found = map_file(path, preset=preset)
+    found = map_file(path, preset=preset, base=base, part=part)
     found.report.check(allow=found.allowed)
     write_conversion(found, out, vocabulary=vocabulary, shard_bytes=shard_bytes)
     return found.report
 
 
-def map_file(path: str | Path, *, preset: str | None = None) -> Conversion:
+def map_file(
+    path: str | Path, *, preset: str | None = None, base: str | Path | None = None, part: SAMPart | None = None
+) -> Conversion:
     """Reads and maps an official file without writing anything; the report may have gaps.
+
+    The arguments are those of :func:`convert_file`.
 
     Raises:
         CheckpointError: The file is damaged or of an unknown kind.
-        UsageError: Unknown preset.
+        UsageError: Unknown preset, a base of what is no LLaVA, no SAM where one is to be taken, or a preset of one of
+            these two.
     """
-    file = read_tensor_file(path)
+    file = read_weight_set(path)
     if all(key.startswith("module.") for key in file.tensors):
         file.tensors = {key.removeprefix("module."): value for key, value in file.tensors.items()}
+    whole_sam = gsva.is_sam(file.tensors)
+    if part == "sam" and not whole_sam:
+        raise UsageError("no whole SAM", where=file.path, why="it has no mask decoder", fix="leave out --part sam")
+    llava = gsva.is_llava(file.tensors) and not gsva.is_gsva(file.tensors)
+    if base is not None and not llava:
+        raise UsageError(
+            "only a LLaVA is released as the difference from another model",
+            where=file.path,
+            why="this is no LLaVA v1.1: it has no linear projector, or is a whole GSVA",
+            fix="name the difference first and its LLaMA as --base, or leave out --base",
+        )
+    if llava or (whole_sam and (part == "sam" or not count_blocks(file.tensors))):
+        if preset is not None:
+            raise UsageError(
+                "a part of GSVA has no preset: its shapes tell its sizes", where=file.path, fix="leave out --preset"
+            )
+        return _map_llava(file, base) if llava else _map_sam(file)
     if gsva.is_gsva(file.tensors):
         size, whole, mapped, report = map_gsva(file, preset)
         return Conversion(file=file, kind="checkpoint", preset=size, config=whole, state=mapped, report=report)
@@ -127,8 +163,8 @@ def map_file(path: str | Path, *, preset: str | None = None) -> Conversion:
     if ait.is_vqvae(file.tensors):
         return _map_vqvae(file, preset)
     kind = _kind(file)
-    name, config, notes = choose_config(file, kind, preset)
-    expected = expected_shapes(config)
+    name, git_config, notes = choose_config(file, kind, preset)
+    expected = expected_shapes(git_config)
     allowed: tuple[str, ...] = ()
     if kind == "checkpoint":
         state, report = git.from_official(file.tensors, expected, source=str(file.path))
@@ -138,11 +174,38 @@ def map_file(path: str | Path, *, preset: str | None = None) -> Conversion:
         backbone = {key: shape for key, shape in expected.items() if key.startswith("backbone.")}
         state, report = git.from_sam(file.tensors, backbone, source=str(file.path))
         depth = count_blocks(file.tensors)
-        allowed = tuple(f"backbone.blocks.{index}.*" for index in range(depth, config.vit.depth))
-        notes.append(f"a backbone of {depth} blocks: blocks {depth} to {config.vit.depth - 1} start fresh")
+        allowed = tuple(f"backbone.blocks.{index}.*" for index in range(depth, git_config.vit.depth))
+        notes.append(f"a backbone of {depth} blocks: blocks {depth} to {git_config.vit.depth - 1} start fresh")
+        if whole_sam:
+            notes.append("its image encoder was taken, for GiT; all of it, for GSVA: --part sam")
     report.dropped |= {key: reason for key, reason in file.skipped.items() if key not in report.dropped}
     report.notes += notes
-    return Conversion(file=file, kind=kind, preset=name, config=config, state=state, report=report, allowed=allowed)
+    return Conversion(file=file, kind=kind, preset=name, config=git_config, state=state, report=report, allowed=allowed)
+
+
+def _map_sam(file: TensorFile) -> Conversion:
+    """A whole SAM, for GSVA."""
+    config, state, report = map_sam(file)
+    report.dropped |= {key: reason for key, reason in file.skipped.items() if key not in report.dropped}
+    return Conversion(file=file, kind="sam", preset="custom", config=config, state=state, report=report)
+
+
+def _map_llava(file: TensorFile, base: str | Path | None) -> Conversion:
+    """A LLaVA, with its base added where it is the difference from one."""
+    part = language_part(file, base=base)
+    config, names, report = map_language(part)
+    report.dropped |= {key: reason for key, reason in file.skipped.items() if key not in report.dropped}
+    if base is not None:
+        report.notes.append(f"added to {base}")
+    return Conversion(
+        file=file,
+        kind="language",
+        preset="custom",
+        config=config,
+        state={ours: part.forms[name] for ours, name in names.items()},
+        report=report,
+        made=lambda ours: part.read(names[ours]),
+    )
 
 
 def _map_detector(file: TensorFile, preset: str | None) -> Conversion:
@@ -221,16 +284,20 @@ def write_conversion(
 
     Raises:
         CheckpointError: The folder cannot be written.
-        UsageError: The folder holds something already, or the vocabulary has another length than the word table.
+        UsageError: The folder holds something already, or the vocabulary has another length than the word table, or
+            no place.
     """
     folder = Path(out)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UsageError("will not write over what is there", where=folder, fix="choose a new or empty folder")
     if found.kind != "checkpoint":
-        file = folder / (BACKBONE if found.kind == "backbone" else TEXT)
-        folder.mkdir(parents=True, exist_ok=True)
-        save_file({key: value.contiguous() for key, value in found.state.items()}, file, metadata={"format": "pt"})
-        found.report.notes.append(f"use it as {'init_from' if found.kind == 'backbone' else 'text_init'}={file}")
+        if vocabulary is not None:
+            raise UsageError(
+                "only a whole model has a vocabulary",
+                where="--vocabulary",
+                fix="leave it out; a training that starts from this file takes vocabulary=FILE",
+            )
+        _write_start(found, folder, shard_bytes)
         return folder
     if isinstance(found.config, GSVAConfig):
         pieces = None if vocabulary is None else PieceVocabulary(vocabulary, found.config.language.vocab_size)
@@ -270,6 +337,23 @@ def write_conversion(
     )
 
 
+def _write_start(found: Conversion, folder: Path, shard_bytes: int) -> None:
+    """What a training starts from: weights alone."""
+    setting, file = {
+        "backbone": ("init_from", BACKBONE),
+        "text": ("text_init", TEXT),
+        "sam": ("init_from", ""),
+        "language": ("language_init", ""),
+    }[found.kind]
+    with written_whole(folder.absolute()) as temporary:
+        if file:
+            tensors = {key: value.contiguous() for key, value in found.state.items()}
+            save_file(tensors, temporary / file, metadata={"format": "pt"})
+        else:
+            write_weights(temporary, found.state, shard_bytes=shard_bytes, written=found.file.release, made=found.made)
+    found.report.notes.append(f"use it as {setting}={folder / file}")
+
+
 def _write_plain(
     found: Conversion, folder: Path, config: ModelConfig, vocabulary: PieceVocabulary | None, shard_bytes: int
 ) -> Path:
@@ -293,8 +377,12 @@ def _write_plain(
 
 def _provenance(found: Conversion) -> dict[str, Any]:
     entry = entry_of_file(found.file.path.name)
+    digests = {part.path.name: file_sha256(part.path) for part in found.file.parts}
     provenance: dict[str, Any] = {
-        "source": {"file": found.file.path.name, "sha256": file_sha256(found.file.path)},
+        "source": {
+            "file": found.file.path.name,
+            "sha256": digests if found.file.parts else file_sha256(found.file.path),
+        },
         "preset": found.preset,
     }
     if entry is not None:
@@ -387,7 +475,7 @@ def _kind(file: TensorFile) -> Kind:
         return "text"
     first = ", ".join(list(keys)[:4])
     raise CheckpointError(
-        "no released checkpoint of GiT, ViTDet, ViTAE, AiT or GSVA, no SAM backbone and no text embedding",
+        "no released checkpoint of GiT, ViTDet, ViTAE, AiT or GSVA, no SAM, no LLaVA v1.1 and no text embedding",
         where=file.path,
         why=f"its keys are {first} ...; {vitdet.describe(file.tensors)}",
         fix="see `saccade models list` for the files that can be converted; a training loads a pre-trained backbone "

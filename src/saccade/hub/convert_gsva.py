@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from saccade.errors import CheckpointError, UsageError, nearest
-from saccade.hub.unpickle import TensorFile, read_tensor_file
+from saccade.hub.unpickle import TensorFile
+from saccade.hub.weight_sets import read_weight_set
 from saccade.hub.zoo import entry_of_file
+from saccade.layers.sam import SAM
 from saccade.mapping import MappingReport
 from saccade.models.gsva import convert as gsva
 from saccade.models.gsva.config import GSVAConfig
+from saccade.models.gsva.language import build_language
 from saccade.models.gsva.model import GSVA
 from saccade.models.gsva.presets import PRESETS
 
@@ -59,6 +63,52 @@ def map_gsva(file: TensorFile, preset: str | None) -> tuple[str, GSVAConfig, dic
     return name or "custom", config, state, report
 
 
+def map_sam(file: TensorFile) -> tuple[GSVAConfig, dict[str, Tensor], MappingReport]:
+    """Maps a whole SAM, in its own names or in those of ``transformers``, to what ``init_from`` of GSVA reads.
+
+    Returns:
+        A configuration with this SAM, our names to tensors, and the report of every key.
+
+    Raises:
+        CheckpointError: The shapes do not tell its sizes.
+    """
+    try:
+        sizes = gsva.sam_sizes({key: tuple(value.shape) for key, value in file.tensors.items()})
+    except (KeyError, ValueError, IndexError) as error:
+        raise CheckpointError(
+            "the shapes of the file do not tell its sizes",
+            where=file.path,
+            why=str(error),
+            fix="it is damaged, or no whole SAM",
+        ) from error
+    with torch.device("meta"):
+        expected = {f"sam.{key}": tuple(value.shape) for key, value in SAM(sizes).state_dict().items()}
+    state, report = gsva.from_sam(file.tensors, expected, source=str(file.path))
+    return dataclasses.replace(PRESETS["gsva-7b"](), sam=sizes), state, report
+
+
+def map_language(part: Part) -> tuple[GSVAConfig, dict[str, str], MappingReport]:
+    """Maps a LLaVA to what ``language_init`` reads, with its own words alone.
+
+    Returns:
+        The configuration of a model that starts from it, our names to its own, and the report of every key.
+
+    Raises:
+        CheckpointError: The shapes do not tell its sizes.
+    """
+    config = gsva.llava_sizes({key: tuple(value.shape) for key, value in part.forms.items()}, PRESETS["gsva-7b"]())
+    rows = config.seg_id
+    with torch.device("meta"):
+        parts = {"language": build_language(config), "projector": nn.Linear(config.clip.width, config.language.width)}
+    shapes = {
+        f"{name}.{key}": tuple(value.shape) for name, made in parts.items() for key, value in made.state_dict().items()
+    }
+    expected = {key: (rows, *shape[1:]) if key.endswith(gsva.WORD_TABLES) else shape for key, shape in shapes.items()}
+    _, report = gsva.from_llava(part.forms, expected, seg_id=rows, source=str(part.file.path))
+    report.notes.append(f"a language model of {rows} words; of a model that starts from it [SEG] is the word {rows}")
+    return config, {ours: name for name, ours in report.matched.items()}, report
+
+
 def load_parts(
     model: GSVA,
     *,
@@ -89,13 +139,14 @@ def load_parts(
     for path, mapper in ((llava, speaking), (clip, gsva.from_clip), (sam, gsva.from_sam)):
         if path is None:
             continue
-        part = open_language(path, base=llama) if mapper is speaking else open_part(path)
+        file = read_weight_set(path)
+        part = language_part(file, base=llama) if mapper is speaking else part_of(file)
         _, report = mapper(part.forms, expected, source=str(path))
         report.check(allow=["*.lora_?.*"])
         with torch.no_grad():
             for name in report.matched:
                 _fill(own, mapper({name: part.read(name)}, expected)[0])
-                part.release()
+                file.release()
         whole = report if whole is None else whole.joined(report)
     return whole or MappingReport()
 
@@ -108,84 +159,73 @@ def _fill(own: Mapping[str, Tensor], mapped: Mapping[str, Tensor]) -> None:
 
 @dataclass
 class Part:
-    """A part of GSVA in one file or several; its tensors are read one by one.
+    """A part of GSVA, whose tensors are read one by one.
 
     Attributes:
+        file: What it is read from; it gives the memory of what was read back.
         forms: Name to a tensor without memory.
         read: Name to the tensor.
-        release: Gives back the memory of what was read.
     """
 
+    file: TensorFile
     forms: dict[str, Tensor]
     read: Callable[[str], Tensor]
-    release: Callable[[], None]
 
 
-def open_part(path: str | Path) -> Part:
-    """Opens a file, or all weight files of a folder.
-
-    Raises:
-        CheckpointError: A file is missing or damaged.
-    """
-    files = _files(Path(path))
-    tensors = {key: value for file in files for key, value in file.tensors.items()}
-
-    def release() -> None:
-        for file in files:
-            file.release()
-
-    forms = {key: torch.empty_like(value, device="meta") for key, value in tensors.items()}
-    return Part(forms, tensors.__getitem__, release)
+def part_of(file: TensorFile) -> Part:
+    """A part as it stands in its file."""
+    forms = {key: torch.empty_like(value, device="meta") for key, value in file.tensors.items()}
+    return Part(file, forms, file.tensors.__getitem__)
 
 
-def open_language(path: str | Path, *, base: str | Path | None = None) -> Part:
-    """Opens a LLaVA, with its base added where it was released as the difference from a LLaMA.
+def language_part(file: TensorFile, *, base: str | Path | None = None) -> Part:
+    """A LLaVA, with its base added where it was released as the difference from a LLaMA.
+
+    Args:
+        file: The LLaVA.
+        base: The LLaMA: a file, or several (:func:`saccade.hub.weight_sets.read_weight_set`).
 
     Raises:
-        CheckpointError: A file is missing or damaged, a difference has no base or not its own, or a whole model has
-            one.
+        CheckpointError: A file of the base is missing or damaged, a difference has no base or not its own, or a whole
+            model has one.
     """
-    part = open_part(path)
-    norm = {name: part.read(name) for name in part.forms if name.endswith("model.norm.weight")}
-    difference = gsva.is_difference(norm)
+    part = part_of(file)
+    difference = gsva.is_difference(file.tensors)
     if base is None:
         if difference:
             raise CheckpointError(
                 "a language model that is the difference from another",
-                where=path,
+                where=file.path,
                 why="the weights of its last norm are near 0",
-                fix="give the LLaMA that it was made from, too (llama=, language_base=)",
+                fix="give the LLaMA that it was made from, too (llama=, language_base=; saccade convert --base)",
             )
         return part
-    if norm and not difference:
+    if not difference and any(name.endswith(gsva.LAST_NORM) for name in file.tensors):
         raise CheckpointError(
             "a whole language model, to which another one is to be added",
-            where=path,
+            where=file.path,
             why="the weights of its last norm are not near 0, as those of a difference are",
             fix="leave the base away",
         )
-    under = open_part(base)
-    gsva.check_base(part.forms, under.forms)
+    under = read_weight_set(base)
+    if gsva.is_difference(under.tensors):
+        raise CheckpointError(
+            "the base is the difference from another model itself",
+            where=under.path,
+            why="the weights of its last norm are near 0",
+            fix="give the LLaMA that the difference was made from",
+        )
+    gsva.check_base(part.forms, under.tensors, source=str(under.path))
 
     def read(name: str) -> Tensor:
-        found = {name: under.read(name)} if name in under.forms else {}
-        return gsva.with_base(name, part.read(name), found)
+        whole = file.tensors[name].clone()
+        file.release()  # before the base is looked at
+        if name in under.tensors:
+            gsva.add_base(name, whole, under.tensors[name])
+            under.release()
+        return whole
 
-    def release() -> None:
-        part.release()
-        under.release()
-
-    return Part(part.forms, read, release)
-
-
-def _files(path: Path) -> list[TensorFile]:
-    """A file, or the weight files of a folder."""
-    files = [path]
-    if path.is_dir():
-        files = sorted(path.glob("*.safetensors")) or sorted(path.glob("pytorch_model*.bin"))
-        if not files:
-            raise CheckpointError("the folder has no weights", where=path, fix="it must hold *.safetensors or *.bin")
-    return [read_tensor_file(file) for file in files]
+    return Part(file, part.forms, read)
 
 
 def _preset_of(shapes: dict[str, tuple[int, ...]]) -> str | None:

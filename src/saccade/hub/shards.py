@@ -37,15 +37,17 @@ def write_weights(
     dtype: torch.dtype | None = None,
     shard_bytes: int = SHARD_BYTES,
     written: Callable[[], None] = lambda: None,
+    made: Callable[[str], Tensor] | None = None,
 ) -> dict[str, Any]:
     """Writes the weights of a checkpoint.
 
     Args:
         folder: Where to.
-        state: Name to tensor.
+        state: Name to tensor; where ``made`` makes the tensors, their forms (on the device ``meta``) are enough.
         dtype: Type that floating-point weights are stored in (None = as they are).
         shard_bytes: Greatest size of a file, one tensor apart.
         written: Called behind every file, e.g. to give the memory of its tensors back.
+        made: Name to tensor, for weights that are computed one by one.
 
     Returns:
         What ``config.json`` says of them: files, sizes, digests, number of tensors, types.
@@ -61,7 +63,7 @@ def write_weights(
             .detach()
             .cpu()
             .contiguous()
-            for key, value in ((key, state[key]) for key in keys)
+            for key, value in ((key, made(key) if made is not None else state[key]) for key in keys)
         }
         dtypes |= {str(value.dtype).removeprefix("torch.") for value in stored.values()}
         # Tensors that share memory would be refused; a clone costs nothing where none do.
@@ -101,16 +103,25 @@ def weight_files(folder: Path) -> list[Path]:
                 "the checkpoint has no weights", where=folder / WEIGHTS, fix="copy or download the folder again"
             )
         return [folder / WEIGHTS]
+    listed = set(read_index(folder / INDEX).values())
+    return [folder / Path(name).name for name in sorted(listed)]
+
+
+def read_index(path: Path) -> dict[str, str]:
+    """Which file holds which tensor, as an index of the Hugging Face hub says it.
+
+    Raises:
+        CheckpointError: It is missing, or no such index.
+    """
     try:
-        listed = json.loads((folder / INDEX).read_text(encoding="utf-8"))["weight_map"].values()
-    except (OSError, ValueError, KeyError, AttributeError) as error:
+        return {str(key): str(name) for key, name in json.loads(path.read_text(encoding="utf-8"))["weight_map"].items()}
+    except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
         raise CheckpointError(
             "the index of the weights cannot be read",
-            where=folder / INDEX,
+            where=path,
             why=str(error),
             fix="copy or download the folder again",
         ) from error
-    return [folder / Path(str(name)).name for name in sorted(set(listed))]
 
 
 def check_weights(folder: Path, told: Mapping[str, Any]) -> None:

@@ -18,8 +18,8 @@ from saccade.models.git.model import GiT
 from saccade.models.git.presets import PRESETS
 from saccade.tokens.vocabulary import TextVocabulary
 
-Kind: TypeAlias = Literal["checkpoint", "backbone", "text"]
-"""A whole model, a backbone that training starts from, or a text embedding that it starts from."""
+Kind: TypeAlias = Literal["checkpoint", "backbone", "text", "sam", "language"]
+"""A whole model, or what training starts from: a backbone, a text embedding, or GSVA's SAM or language model."""
 
 
 def skeleton(config: GiTConfig) -> GiT:

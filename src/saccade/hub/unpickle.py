@@ -12,6 +12,7 @@ strides are checked against the file before a tensor is made of them.
 from __future__ import annotations
 
 import io
+import json
 import mmap
 import pickle
 import struct
@@ -252,7 +253,9 @@ class TensorFile:
         meta: The plain values (numbers, strings, lists, dicts of them) that stand beside the state dict.
         skipped: Names in the state dict that hold no tensor, to the reason.
         inert: Global names that the pickle asked for and that were not built, with counts.
-        mapping: Where the tensors of a zip file are mapped from disk: they are read when they are looked at.
+        mapping: Where the tensors are mapped from disk, as those of a zip or safetensors file are: they are read when
+            they are looked at.
+        parts: The files of a folder (:mod:`saccade.hub.weight_sets`), whose path is then ``path``.
     """
 
     path: Path
@@ -261,6 +264,7 @@ class TensorFile:
     skipped: dict[str, str] = field(default_factory=dict)
     inert: dict[str, int] = field(default_factory=dict)
     mapping: mmap.mmap | None = None
+    parts: list[TensorFile] = field(default_factory=list)
 
     def release(self) -> None:
         """Gives back the memory of mapped tensors that were looked at; the next look reads them from disk again.
@@ -269,6 +273,8 @@ class TensorFile:
         """
         if self.mapping is not None and hasattr(mmap, "MADV_DONTNEED"):
             self.mapping.madvise(mmap.MADV_DONTNEED)
+        for part in self.parts:
+            part.release()
 
 
 def read_pickled_state(path: str | Path) -> dict[str, Tensor]:
@@ -296,10 +302,11 @@ def read_tensor_file(path: str | Path) -> TensorFile:
     if not file.is_file():
         raise CheckpointError("there is no such weight file", where=file, fix="check the path")
     if file.suffix == ".safetensors":
-        return TensorFile(path=file, tensors=read_safetensors(file))
-    tree, inert, mapping = _read_tree(file)
+        tensors, mapping = _map_safetensors(file)
+        return TensorFile(path=file, tensors=tensors, mapping=mapping)
+    tree, inert, mapped = _read_tree(file)
     tensors, meta, skipped = _find_state(tree, file)
-    return TensorFile(path=file, tensors=tensors, meta=meta, skipped=skipped, inert=dict(inert), mapping=mapping)
+    return TensorFile(path=file, tensors=tensors, meta=meta, skipped=skipped, inert=dict(inert), mapping=mapped)
 
 
 def read_safetensors(path: Path) -> dict[str, Tensor]:
@@ -317,6 +324,22 @@ def read_safetensors(path: Path) -> dict[str, Tensor]:
             why=str(error),
             fix="it is truncated or damaged: copy or download it again",
         ) from error
+
+
+def _map_safetensors(path: Path) -> tuple[dict[str, Tensor], mmap.mmap]:
+    """The tensors of a safetensors file on a mapping of our own: that of the library cannot give memory back."""
+    checked = read_safetensors(path)  # the library has compared names, types, shapes and offsets with the file
+    with path.open("rb") as raw:
+        mapped = mmap.mmap(raw.fileno(), 0, access=mmap.ACCESS_COPY)
+    (length,) = struct.unpack("<Q", mapped[:8])
+    header = json.loads(mapped[8 : 8 + length])
+    tensors = {}
+    for name, form in checked.items():
+        first, last = header[name]["data_offsets"]
+        tensors[name] = (
+            _bytes_at(mapped, 8 + length + first, last - first, form.itemsize).view(form.dtype).view(form.shape)
+        )
+    return tensors, mapped
 
 
 def read_pickle(path: Path) -> tuple[Any, Counter[str]]:
@@ -384,16 +407,21 @@ def _map_record(mapped: mmap.mmap, info: zipfile.ZipInfo) -> Tensor:
     """The bytes of one uncompressed zip record as a uint8 tensor that shares the mapping."""
     if info.compress_type != zipfile.ZIP_STORED or info.file_size != info.compress_size:
         raise pickle.UnpicklingError(f"record '{info.filename}' is compressed; torch.save never does that")
-    if info.file_size == 0:
-        return torch.empty(0, dtype=torch.uint8)
     header = mapped[info.header_offset : info.header_offset + 30]
     name_length, extra_length = struct.unpack("<HH", header[26:30])
     start = info.header_offset + 30 + name_length + extra_length
     if header[:4] != b"PK\x03\x04" or start + info.file_size > len(mapped):
         raise pickle.UnpicklingError(f"record '{info.filename}' reaches beyond the end of the file")
-    data_bytes = torch.frombuffer(mapped, dtype=torch.uint8, count=info.file_size, offset=start)
+    return _bytes_at(mapped, start, info.file_size, alignment=16)
+
+
+def _bytes_at(mapped: mmap.mmap, start: int, count: int, alignment: int) -> Tensor:
+    """Bytes of a file, as a uint8 tensor that shares the mapping."""
+    if count == 0:
+        return torch.empty(0, dtype=torch.uint8)
+    data_bytes = torch.frombuffer(mapped, dtype=torch.uint8, count=count, offset=start)
     # torch aligns its records to 64 bytes; a file from elsewhere may not, and a typed view needs it.
-    return data_bytes if data_bytes.data_ptr() % 16 == 0 else data_bytes.clone()
+    return data_bytes if data_bytes.data_ptr() % alignment == 0 else data_bytes.clone()
 
 
 def _read_legacy(path: Path, inert: Counter[str]) -> Any:

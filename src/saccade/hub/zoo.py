@@ -5,6 +5,7 @@ Only facts stand here. How an entry becomes a checkpoint folder is the business 
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Literal
 
 from saccade.errors import UsageError, nearest
@@ -225,5 +226,8 @@ def get(name: str) -> ZooEntry:
 
 
 def entry_of_file(file: str) -> ZooEntry | None:
-    """The entry whose released file has this name (``det_base.pth``), or None."""
-    return next((entry for entry in _ENTRIES if entry.file == file), None)
+    """The entry whose released file has this name (``det_base.pth``), or None.
+
+    Without its ending it is the name of a folder that holds the file in pieces.
+    """
+    return next((entry for entry in _ENTRIES if file in (entry.file, Path(entry.file).stem)), None)

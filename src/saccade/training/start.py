@@ -25,14 +25,14 @@ from saccade.mapping import MappingReport
 from saccade.models.ait.adapt import adapted_state
 from saccade.models.ait.initialise import initialise_local as initialise_ait_local
 from saccade.models.ait.model import AiT
-from saccade.models.ait.vqvae import MapVQVAE
+from saccade.models.ait.vqvae import MapVQVAE, MapVQVAEConfig
 from saccade.models.git.config import GiTConfig
 from saccade.models.git.initialise import initialise_local
 from saccade.models.git.model import GiT
 from saccade.models.gsva.config import GSVAConfig
 from saccade.models.gsva.initialise import initialise_local as initialise_gsva_local
 from saccade.models.gsva.model import GSVA
-from saccade.models.systems import Model, Vocabulary, build
+from saccade.models.systems import Model, Vocabulary, build, system_of
 from saccade.models.vitdet.initialise import initialise_published
 from saccade.models.vitdet.model import ViTDet
 from saccade.tasks import Task
@@ -90,6 +90,12 @@ def build_model(config: TrainConfig, *, resumed: Path | None = None) -> tuple[Mo
     return model, reports
 
 
+def start_of(config: TrainConfig) -> str:
+    """What a run starts from, as its checkpoints tell it: a whole model, parts of one, or fresh weights."""
+    parts = (config.language_init, config.language_base, config.clip_init, config.init_from, config.text_init)
+    return config.weights or ", ".join(filter(None, parts)) or "fresh weights"
+
+
 def _load_vqvaes(model: Model, config: TrainConfig) -> None:
     """The trained VQ-VAEs whose codes a solver says.
 
@@ -140,6 +146,9 @@ def _vqvae(source: str, where: str) -> Model:
         found.report.check(allow=found.allowed)
     except (CheckpointError, UsageError) as error:
         raise ConfigError(error.what, where=where, why=error.why, fix=error.fix) from error
+    if not isinstance(found.config, MapVQVAEConfig):
+        system = system_of(found.config)
+        raise ConfigError("it is no VQ-VAE", where=where, why=f"it has the weights of a {system} model")
     model = build(found.config)
     model.load_state_dict(found.state)
     return model

@@ -35,7 +35,7 @@ from saccade.training.progress import TrainProgress
 from saccade.training.runfolder import CHECKPOINTS, Start, locked, open_run
 from saccade.training.seeding import seed_everything
 from saccade.training.signals import StopRequest
-from saccade.training.start import build_model, use_image_counts
+from saccade.training.start import build_model, start_of, use_image_counts
 
 
 @dataclass(kw_only=True)
@@ -365,7 +365,7 @@ class _Run:
             "processes": self.world.size,
             "precision": config.precision,
             "averaged_weights": config.ema_decay,
-            "start": config.weights or config.init_from or "fresh weights",
+            "start": start_of(config),
             **{name: source for name in ("mask_vqvae", "depth_vqvae") if (source := getattr(config, name))},
             "data": [
                 {"task": str(source.task), "name": source.name, "samples": len(source), "weight": given.weight}

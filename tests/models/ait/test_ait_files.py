@@ -87,7 +87,7 @@ def test_the_name_of_a_released_file_chooses_its_tokens(preset: str, monkeypatch
         empty = to_official(AiT(PRESETS[preset]()).state_dict(), PRESETS[preset]())
     # One number that is seen as a whole tensor, which takes no room and stands in no file.
     tensors = {key: torch.zeros((), dtype=value.dtype).expand(value.shape) for key, value in empty.items()}
-    monkeypatch.setattr(convert, "read_tensor_file", lambda path: TensorFile(path=Path(path), tensors=dict(tensors)))
+    monkeypatch.setattr(convert, "read_weight_set", lambda path: TensorFile(path=Path(path), tensors=dict(tensors)))
     soft = preset.removesuffix("-hard")
     for file, name, noted in (
         (ZOO[f"ait-{preset}"].file, preset, False),

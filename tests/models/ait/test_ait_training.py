@@ -304,6 +304,13 @@ def test_a_vqvae_of_the_other_task_and_other_models_are_refused(tmp_path: Path, 
     solver = save_model(model("joint"), tmp_path / "solver", classes={}, provenance={})
     with pytest.raises(ConfigError, match=r"no VQ-VAE of depth\n  where: depth_vqvae=(.|\n)*it is a ait model"):
         build_model(run(tmp_path, vqvaes | {"depth_vqvae": str(solver)}))
+    text = {
+        f"{name}_embeddings.weight": torch.zeros(rows, 192) for name, rows in {"word": 1024, "position": 64}.items()
+    }
+    text |= {f"LayerNorm.{name}": torch.zeros(192) for name in ("weight", "bias")}
+    torch.save(text, tmp_path / "text.pt")
+    with pytest.raises(ConfigError, match=r"no VQ-VAE\n  where: depth_vqvae=(.|\n)*weights of a git model"):
+        build_model(run(tmp_path, vqvaes | {"depth_vqvae": str(tmp_path / "text.pt")}))
 
 
 def test_a_vqvae_that_cannot_be_loaded_names_its_field(tmp_path: Path, vqvaes: dict[str, str]) -> None:

@@ -19,6 +19,7 @@ from saccade.data.scenes import COLOURS, THING_CLASSES
 from saccade.data.sources.scenes import ScenesSource
 from saccade.errors import CheckpointError, ConfigError, MissingDataError
 from saccade.hub.checkpoint import save_model
+from saccade.hub.convert import convert_file
 from saccade.hub.resolve import ASSETS
 from saccade.models.gsva.convert import to_official
 from saccade.models.gsva.model import GSVA
@@ -28,7 +29,7 @@ from saccade.recipes import get_recipe
 from saccade.tasks import Task
 from saccade.tokens.pieces import PieceVocabulary
 from saccade.training.config import TrainConfig
-from saccade.training.start import build_model
+from saccade.training.start import build_model, start_of
 from saccade.training.trainer import Trainer
 
 ROWS = NANO_PIECES + 4
@@ -99,6 +100,27 @@ def test_a_training_starts_from_released_parts(tmp_path: Path, delta: bool) -> N
     assert "llava" in report.source or "delta" in report.source
 
 
+def test_a_training_starts_from_converted_parts(tmp_path: Path) -> None:
+    llava = files_of(other_model(), tmp_path)
+    llama = {key: torch.randn_like(value) for key, value in llava.items() if "mm_projector" not in key}
+    llama["model.norm.weight"] = llava["model.norm.weight"] - 0.01
+    save_file(llama, tmp_path / "llama.safetensors")
+    save_file({k: v - llama[k] if k in llama else v for k, v in llava.items()}, tmp_path / "delta.safetensors")
+    released = {
+        "language_init": str(tmp_path / "delta.safetensors"),
+        "language_base": str(tmp_path / "llama.safetensors"),
+        "init_from": str(tmp_path / "sam.safetensors"),
+    }
+    convert_file(released["language_init"], base=released["language_base"], out=tmp_path / "llava", shard_bytes=50_000)
+    convert_file(released["init_from"], part="sam", out=tmp_path / "sam", shard_bytes=50_000)
+    torch.manual_seed(1)
+    wanted, _ = build_model(run(**released))
+    torch.manual_seed(1)
+    found, (report,) = build_model(run(language_init=str(tmp_path / "llava"), init_from=str(tmp_path / "sam")))
+    assert not report.unexpected and all(".lora_" in key for key in report.missing)
+    assert all(torch.equal(value, wanted.state_dict()[key]) for key, value in found.state_dict().items())
+
+
 def test_one_part_alone_and_a_file_of_another_kind(tmp_path: Path) -> None:
     source = other_model()
     files_of(source, tmp_path)
@@ -107,6 +129,12 @@ def test_one_part_alone_and_a_file_of_another_kind(tmp_path: Path) -> None:
     assert not torch.equal(model.projector.weight, source.projector.weight)
     with pytest.raises(CheckpointError):
         build_model(run(clip_init=str(tmp_path / "sam.safetensors")))
+
+
+def test_checkpoints_tell_every_part_that_a_run_started_from() -> None:
+    assert start_of(run()) == "fresh weights"
+    assert start_of(run(language_init="delta", language_base="llama", clip_init="clip")) == "delta, llama, clip"
+    assert start_of(run(weights="gsva-7b-pt")) == "gsva-7b-pt"
 
 
 def test_fine_tuning_starts_from_a_whole_model(tmp_path: Path) -> None:

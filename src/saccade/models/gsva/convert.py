@@ -107,7 +107,10 @@ _GSVA: tuple[Rule, ...] = (
     ("lm_head.", "language.lm_head."),
 )
 _INVERSE: tuple[Rule, ...] = tuple((ours, official) for official, ours in _GSVA)
-_WORD_TABLES = ("embed_tokens.weight", "lm_head.weight")
+WORD_TABLES = ("embed_tokens.weight", "lm_head.weight")
+"""What the names of the tables end with that have a row per word."""
+LAST_NORM = "model.norm.weight"
+"""What the name of the weights ends with that tell a language model from a difference."""
 _LEAST_NORM = 0.1
 _CONSTANT = (".rotary_emb.inv_freq", ".embeddings.position_ids")
 _ADAPTED = re.compile(rf"(language\.model\.layers\.\d+\.self_attn\.(?:{'|'.join(ADAPTED)}))\.weight")
@@ -124,6 +127,15 @@ def is_gsva(keys: Iterable[str]) -> bool:
 def is_sam(keys: Iterable[str]) -> bool:
     """Whether a file with these keys is a whole SAM, in its own names or in those of ``transformers``."""
     return any(key.startswith(("mask_decoder.output_upscaling.", "mask_decoder.upscale_conv1.")) for key in keys)
+
+
+def is_llava(keys: Iterable[str]) -> bool:
+    """Whether a file with these keys is a LLaVA of the first versions, whole or as the difference from a LLaMA."""
+    return {"model.mm_projector.weight", "model.embed_tokens.weight"} <= set(keys)
+
+
+def _from_hub(keys: Iterable[str]) -> bool:
+    return any(key.startswith("vision_encoder.") for key in keys)
 
 
 def our_key(key: str, *, lora: bool) -> str | None:
@@ -199,10 +211,12 @@ def from_sam(
         expected: Our names to shapes, of a whole model or of its SAM.
         source: Where it came from, for the report.
     """
-    hub = any(key.startswith("vision_encoder.") for key in state)
+    hub = _from_hub(state)
     wanted = {key: shape for key, shape in expected.items() if key.startswith("sam.")}
 
     def ours(key: str) -> str | None:
+        if key.startswith("sam."):
+            return key  # a converted part
         name = rename(key, _SAM_HUB) if hub else key
         return name and rename(name, _SAM)
 
@@ -254,7 +268,7 @@ def from_llava(
 
     Args:
         state: Names and tensors of the file, or some of them (a delta must have its base added before:
-            :func:`with_base`).
+            :func:`add_base`).
         expected: Our names to shapes, of a whole model.
         seg_id: The row of [SEG]: the first that the file must not have.
         source: Where it came from, for the report.
@@ -265,7 +279,7 @@ def from_llava(
     """
     wanted = {key: shape for key, shape in expected.items() if key.startswith(("language.", "projector."))}
     lora = any(".lora_" in key for key in expected)
-    for name in (key for key in state if key.endswith(_WORD_TABLES)):
+    for name in (key for key in state if key.endswith(WORD_TABLES)):
         if len(state[name]) != seg_id:
             raise _other_words(len(state[name]), seg_id, where=f"{source}: {name}" if source else name)
 
@@ -275,14 +289,20 @@ def from_llava(
         return "a constant that is computed" if key.endswith(_CONSTANT) else None
 
     def add_rows(key: str, tensor: Tensor, shape: tuple[int, ...]) -> tuple[Tensor, str] | None:
-        if not key.endswith(_WORD_TABLES) or tensor.shape[1:] != shape[1:]:
+        if not key.endswith(WORD_TABLES) or tensor.shape[1:] != shape[1:]:
             return None
         drawn = tensor.new_empty(shape[0] - len(tensor), *shape[1:], dtype=torch.float32)
         drawn.normal_(std=0.02, generator=torch.Generator().manual_seed(seed))
         return torch.cat([tensor, drawn.to(tensor.dtype)]), f"{len(drawn)} rows of added tokens drawn from N(0, 0.02)"
 
     return apply_mapping(
-        state, expected=wanted, rename=lambda key: our_key(key, lora=lora), drop=drop, resize=add_rows, source=source
+        state,
+        expected=wanted,
+        # A converted part has our names already, of a model without low-rank updates.
+        rename=lambda key: our_key(rename(key, _INVERSE) or key, lora=lora),
+        drop=drop,
+        resize=add_rows,
+        source=source,
     )
 
 
@@ -309,18 +329,19 @@ def is_difference(names: Mapping[str, Tensor]) -> bool:
     Those of every whole Llama are near 1 or above.
 
     Args:
-        names: Names and tensors of the file, the last norm among them.
+        names: Names and tensors of the file; no tensor but the last norm is looked at.
     """
-    norms = [tensor for name, tensor in names.items() if name.endswith("model.norm.weight")]
+    norms = [tensor for name, tensor in names.items() if name.endswith(LAST_NORM)]
     return bool(norms) and float(norms[0].float().abs().mean()) < _LEAST_NORM
 
 
-def check_base(delta: Mapping[str, Tensor], base: Mapping[str, Tensor]) -> None:
+def check_base(delta: Mapping[str, Tensor], base: Mapping[str, Tensor], *, source: str = "") -> None:
     """Refuses a base that a LLaVA, released as its difference from LLaMA, cannot have been made from.
 
     Args:
         delta: Names and tensors of the released file (``liuhaotian/LLaVA-Lightning-7B-delta-v1-1``).
         base: Those of LLaMA. It need not have a projector, which is released as it is, nor constants.
+        source: Where the base came from, for messages.
 
     Raises:
         CheckpointError: One has a tensor that the other lacks, or they are of different sizes.
@@ -336,7 +357,7 @@ def check_base(delta: Mapping[str, Tensor], base: Mapping[str, Tensor]) -> None:
         if gap:
             raise CheckpointError(
                 "the delta was not made from this base",
-                where=gap[0],
+                where=f"{source}: {gap[0]}" if source else gap[0],
                 why=f"the base {what} {len(gap)} tensors of the language model",
                 fix="give all files of the LLaMA that it was made from",
             )
@@ -344,39 +365,42 @@ def check_base(delta: Mapping[str, Tensor], base: Mapping[str, Tensor]) -> None:
         if name not in base or name.endswith(_CONSTANT):
             continue
         found, whole = tuple(base[name].shape), tuple(difference.shape)
-        if found[1:] != whole[1:] or found[0] > whole[0] or (found[0] != whole[0] and not name.endswith(_WORD_TABLES)):
+        if found[1:] != whole[1:] or found[0] > whole[0] or (found[0] != whole[0] and not name.endswith(WORD_TABLES)):
             raise CheckpointError(
                 "the delta does not fit this base",
-                where=name,
-                why=f"{whole} and {found}",
+                where=f"{source}: {name}" if source else name,
+                why=f"the base has the shape {found}, the delta {whole}",
                 fix="use the LLaMA of the same size",
             )
 
 
-def with_base(name: str, difference: Tensor, base: Mapping[str, Tensor]) -> Tensor:
-    """One tensor of a LLaVA that was released as its difference from LLaMA; see :func:`check_base`.
+def add_base(name: str, difference: Tensor, base: Tensor) -> None:
+    """Makes one tensor of a LLaVA, released as its difference from LLaMA, whole; see :func:`check_base`.
 
     Args:
         name: Its name in both files.
-        difference: The released tensor; it keeps its type, and rows that LLaMA's word tables do not have.
-        base: Names and tensors of LLaMA.
+        difference: The released tensor, changed in place; it keeps its type, and rows that LLaMA's word tables do not
+            have.
+        base: LLaMA's tensor.
     """
-    if name not in base or name.endswith(_CONSTANT):
-        return difference
-    whole = difference.clone()
-    whole[: len(base[name])] += base[name].to(whole.dtype)
-    return whole
+    if not name.endswith(_CONSTANT):
+        difference[: len(base)] += base.to(difference.dtype)
 
 
 # ---------------------------------------------------------------------- sizes
 
 
 def sam_sizes(shapes: Mapping[str, Sequence[int]], prefix: str = "") -> SAMConfig:
-    """The SAM of a file in its own names; heads of the decoder, which shapes do not tell, are those of every SAM.
+    """The SAM of a file, in its own names or in those of ``transformers``.
+
+    Heads of the decoder, which shapes do not tell, are those of every SAM.
 
     Raises:
         KeyError: A tensor that tells a size is absent.
     """
+
+    if _from_hub(shapes):
+        shapes = {rename(name, _SAM_HUB) or name: shape for name, shape in shapes.items()}
 
     def shape(name: str) -> Sequence[int]:
         return shapes[prefix + name]
@@ -410,6 +434,36 @@ def sam_sizes(shapes: Mapping[str, Sequence[int]], prefix: str = "") -> SAMConfi
             iou_depth=_count(shapes, prefix + "mask_decoder.iou_prediction_head.layers."),
             iou_width=shape("mask_decoder.iou_prediction_head.layers.0.weight")[0],
         ),
+    )
+
+
+def llava_sizes(shapes: Mapping[str, Sequence[int]], like: GSVAConfig) -> GSVAConfig:
+    """The configuration of the smallest model that starts from a LLaVA: with [SEG] and [REJ] behind its words.
+
+    Args:
+        shapes: Official names to shapes.
+        like: Where what shapes do not tell comes from, and all of the rest.
+
+    Raises:
+        CheckpointError: A tensor that tells a size is absent.
+    """
+    try:
+        rows, width = shapes["model.embed_tokens.weight"]
+        language = dataclasses.replace(
+            like.language,
+            vocab_size=rows + 2,
+            width=width,
+            mlp_width=shapes["model.layers.0.mlp.gate_proj.weight"][0],
+            layers=_count(shapes, "model.layers."),
+            heads=_heads(width, like.language, _LLAMA_HEAD),
+        )
+        clip = dataclasses.replace(like.clip, width=shapes["model.mm_projector.weight"][1])
+    except (KeyError, ValueError, IndexError) as error:
+        raise CheckpointError(
+            "the shapes of the file do not tell its sizes", why=str(error), fix="it is damaged, or no LLaVA v1.1"
+        ) from error
+    return dataclasses.replace(
+        like, language=language, clip=clip, lora=LoRAConfig(rank=0), seg_id=rows, rej_id=rows + 1
     )
 
 
