@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Literal
@@ -62,3 +63,13 @@ def parse_task(name: str) -> Task:
     if name not in by_name:
         raise UsageError(f"unknown task '{name}'", fix=nearest(name, by_name))
     return by_name[name]
+
+
+def require_task(offered: Sequence[Task], asked: Task) -> None:
+    """Refuses a task that a model does not offer.
+
+    Raises:
+        UsageError: It is not among those offered.
+    """
+    if asked not in offered:
+        raise UsageError(f"this model does not offer the task '{asked}'", fix=f"choose one of: {', '.join(offered)}")

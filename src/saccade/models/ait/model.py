@@ -42,7 +42,7 @@ from saccade.models.ait.vqvae import depth_maps
 from saccade.models.classes import KnownClasses
 from saccade.results import DepthMap, Instances, Prediction, encode_masks
 from saccade.samples import Batch, ClassList, Preprocess
-from saccade.tasks import Task
+from saccade.tasks import Task, require_task
 from saccade.tokens.codebook import VQVAE
 
 _CLASS, _CODES = 4, 5  # places of an object's class and first mask code
@@ -114,7 +114,7 @@ class AiT(nn.Module):
 
     def preprocess(self, task: Task) -> Preprocess:
         """Objects: the longer side to ``input_size``, padded. Depth: 0..1 pixels, the shorter side to its windows."""
-        self._require(task)
+        require_task(self.tasks, task)
         if task is Task.DEPTH:
             size = self._depth.depth.size
             declared = Preprocess(size_hw=(size, size), keep_ratio=True, cover=True)
@@ -134,13 +134,13 @@ class AiT(nn.Module):
         Returns:
             Named scalars, e.g. ``depth_loss_codes``.
         """
-        self._require(batch.task)
+        require_task(self.tasks, batch.task)
         losses = self._depth_loss(batch) if batch.task is Task.DEPTH else self._objects_loss(batch, draws or Draws())
         return {f"{batch.task}_{name}": value for name, value in losses.items()}
 
     def count_targets(self, batch: Batch) -> int:
         """The tokens of a batch that :meth:`loss` is a mean over: of a noise object only its class."""
-        self._require(batch.task)
+        require_task(self.tasks, batch.task)
         if batch.task is Task.DEPTH:
             return len(batch) * self._depth.depth.tokens
         config = self._objects(batch.task)
@@ -150,7 +150,7 @@ class AiT(nn.Module):
 
     def predict(self, batch: Batch) -> list[Prediction]:
         """Answers in the frame of the original images, one per image."""
-        self._require(batch.task)
+        require_task(self.tasks, batch.task)
         with torch.inference_mode():
             if batch.task is Task.DEPTH:
                 return list(self._predict_depth(batch))
@@ -467,12 +467,6 @@ class AiT(nn.Module):
         return [found[index] for index in range(len(batch))]
 
     # ------------------------------------------------------------------ what was asked for
-
-    def _require(self, task: Task) -> None:
-        if task not in self.tasks:
-            raise UsageError(
-                f"this model does not offer the task '{task}'", fix=f"choose one of: {', '.join(self.tasks)}"
-            )
 
     def _objects(self, task: Task) -> ObjectsConfig:
         config = self.config.detection if task is Task.DETECTION else self.config.instance

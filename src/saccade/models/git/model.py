@@ -25,7 +25,7 @@ from saccade.models.git.config import CaptionConfig, GiTConfig, GroundingConfig,
 from saccade.models.git.grid import PointGrid, ResponseLayout, point_grid
 from saccade.results import Prediction
 from saccade.samples import Batch, Preprocess
-from saccade.tasks import Task
+from saccade.tasks import Task, require_task
 from saccade.tokens.vocabulary import TextVocabulary
 
 _INTERFACES = {
@@ -164,11 +164,8 @@ class GiT(nn.Module):
         Raises:
             UsageError: The model does not offer the task.
         """
-        config: TaskConfig | None = getattr(self.config, task.value, None)
-        if config is None:
-            raise UsageError(
-                f"this model does not offer the task '{task}'", fix=f"choose one of: {', '.join(self.tasks)}"
-            )
+        require_task(self.tasks, task)
+        config: TaskConfig = getattr(self.config, task.value)
         return config
 
     def preprocess(self, task: Task) -> Preprocess:

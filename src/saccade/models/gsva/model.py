@@ -38,7 +38,7 @@ from saccade.models.gsva.losses import mask_bce, mask_dice
 from saccade.models.gsva.vision import ImageTower
 from saccade.results import RLE, Prediction, Referral, decode_masks, encode_masks
 from saccade.samples import Batch, Preprocess
-from saccade.tasks import Task
+from saccade.tasks import Task, require_task
 from saccade.tokens.pieces import PieceVocabulary
 
 _AT_ONCE = 4  # masks that are enlarged together
@@ -169,7 +169,7 @@ class GSVA(nn.Module):
 
     def preprocess(self, task: Task) -> Preprocess:
         """What SAM sees: the longer side as long as the network input, padded. (What CLIP sees: ``config.clip``.)"""
-        self._require(task)
+        require_task(self.tasks, task)
         size = self.config.sam.vit.image_size
         return Preprocess(size_hw=(size, size), keep_ratio=True, interpolation="pillow", pad_multiple=size)
 
@@ -542,14 +542,8 @@ class GSVA(nn.Module):
                 where=f"a batch of {batch.task}",
                 fix="collate with models.gsva.collate",
             )
-        self._require(batch.task)
+        require_task(self.tasks, batch.task)
         return batch
-
-    def _require(self, task: Task) -> None:
-        if task not in self.tasks:
-            raise UsageError(
-                f"this model does not offer the task '{task}'", fix=f"choose one of: {', '.join(self.tasks)}"
-            )
 
 
 def _rows_of(flags: list[list[bool]], rows: int, *, where: str) -> Tensor:

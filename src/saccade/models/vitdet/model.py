@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from saccade.errors import DataError, UsageError
+from saccade.errors import DataError
 from saccade.layers.boxes import paste_masks
 from saccade.layers.matching import Choose, choose_randomly
 from saccade.layers.pyramid import Pyramid
@@ -26,7 +26,7 @@ from saccade.models.classes import KnownClasses
 from saccade.models.vitdet.config import ViTDetConfig
 from saccade.results import Instances, Prediction, encode_masks
 from saccade.samples import Batch, ClassList, Preprocess
-from saccade.tasks import Task
+from saccade.tasks import Task, require_task
 
 _MASKS_AT_ONCE = 16
 
@@ -99,7 +99,7 @@ class ViTDet(nn.Module):
 
         With test-time augmentation it is the greatest of the sizes that are predicted at; the others are made from it.
         """
-        self._require(task)
+        require_task(self.tasks, task)
         size = max((self.config.input_size, *self.config.test_sizes))
         return Preprocess(size_hw=(size, size), keep_ratio=True, interpolation=self.config.resize, pad_multiple=size)
 
@@ -113,7 +113,7 @@ class ViTDet(nn.Module):
         Returns:
             Named scalars, e.g. ``instance_segmentation_loss_cls``.
         """
-        self._require(batch.task)
+        require_task(self.tasks, batch.task)
         truths = [self._truths(batch, index) for index in range(len(batch))]
         frames = frames_of(batch)
         levels = self.features(batch.images)
@@ -126,7 +126,7 @@ class ViTDet(nn.Module):
 
     def predict(self, batch: Batch) -> list[Prediction]:
         """Answers in the frame of the original images, one per image."""
-        self._require(batch.task)
+        require_task(self.tasks, batch.task)
         with torch.inference_mode():
             frames = frames_of(batch)
             found = self.detect(batch.images, frames, masks=batch.task is Task.INSTANCE)
@@ -207,12 +207,6 @@ class ViTDet(nn.Module):
             total = [a + b for a, b in zip(total, masks, strict=True)] if total else masks
         for one, masks_Nss in zip(found, total, strict=True):
             one.masks = masks_Nss / len(views)
-
-    def _require(self, task: Task) -> None:
-        if task not in self.tasks:
-            raise UsageError(
-                f"this model does not offer the task '{task}'", fix=f"choose one of: {', '.join(self.tasks)}"
-            )
 
     def _truths(self, batch: Batch, index: int) -> Truths:
         target = batch.targets[index]
