@@ -117,14 +117,16 @@ def test_training_keeps_the_case_in_the_answer_and_rejects_what_is_absent() -> N
 
 def test_in_the_form_of_lisa_every_phrase_is_asked_alone_and_none_is_rejected() -> None:
     sample = referred("Two Men.", "a dog", empty=[1])
-    first, second = prompts.training(sample, Said(2, 1, 0, 0), only_words=0.1, one_seg=True)
+    parts = prompts.apart(sample)
+    draws = Said(2, 1, 0, 0)
+    first, second = (one for part in parts for one in prompts.training(part, draws, only_words=0.1))
     assert first.rounds[0][1] == "Sure, the mask of Two Men is [SEG]." and first.expressions == ("Two Men.",)
     assert second.rounds == (
         ("<image>\nCan you segment a dog in this image?", "The segmentation results are a dog [SEG]."),
     )
-    said = [one.rounds[0][1] for one in prompts.evaluation(sample, one_seg=True)]
+    said = [one.rounds[0][1] for part in parts for one in prompts.evaluation(part)]
     assert said == ["Sure,two men:[SEG].", "Sure,a dog:[SEG]."]
-    assert [one.expressions for one in prompts.question(sample, one_seg=True)] == [("Two Men.",), ("a dog",)]
+    assert [one.expressions for part in parts for one in prompts.question(part)] == [("Two Men.",), ("a dog",)]
 
 
 def test_an_explanation_is_used_or_not() -> None:

@@ -81,15 +81,16 @@ class Conversing:
 
     def say(self, sample: Sample, draws: Draws | None) -> Said:
         """As :meth:`prepare`, with draws of any kind."""
+        parts = prompts.apart(sample) if self.one_seg and sample.phrases else [sample]
         if draws is not None:
-            conversations = prompts.training(sample, draws, only_words=self.only_words, one_seg=self.one_seg)
+            conversations = [one for part in parts for one in prompts.training(part, draws, only_words=self.only_words)]
         elif not sample.phrases:
             conversations = []  # a picture of which a data set names nothing
         elif self.answer == "own":
-            conversations = [one for part in self._parts(sample) for one in prompts.to_fill(part, one_seg=self.one_seg)]
+            conversations = [one for part in parts for room in self._parts(part) for one in prompts.to_fill(room)]
         else:
             ask = prompts.evaluation if self.answer == "given" else prompts.question
-            conversations = ask(sample, one_seg=self.one_seg)
+            conversations = [one for part in parts for one in ask(part)]
         masks = None if sample.target.masks is None else sample.target.masks.as_subclass(Tensor)
         if draws is not None and not any(conversation.expressions for conversation in conversations):
             masks = torch.zeros(0, *sample.size_hw, dtype=torch.bool)  # answered in words alone

@@ -379,7 +379,9 @@ class GSVA(nn.Module):
 
     def _judge(self, batch: ConversationBatch, encoded: EncodedImages) -> Iterator[Answer]:
         seg, rej = self.config.seg_id, self.config.rej_id
-        cache = DynamicCache(config=self.language.config) if batch.reevaluate else None
+        # Where nothing is rejected the second reading is the first, and is made only to keep others company.
+        again = batch.reevaluate and (self.in_step or not bool(self._slots(batch).is_seg_K.all()))
+        cache = DynamicCache(config=self.language.config) if again else None
         reading = self.read(batch, encoded, cache)
         slots = reading.slots
         logits_KV = self.language.lm_head(slots.of(reading.states_NTC)).float()
@@ -387,9 +389,8 @@ class GSVA(nn.Module):
         given, other = (torch.where(slots.is_seg_K, *pair) for pair in ((seg, rej), (rej, seg)))
         chosen = given if self.config.one_seg else torch.where(said == given, given, other)
         ids = reading.sequence.ids_NT.index_put((slots.conversation_K, slots.position_K + 1), chosen)
-        has_mask, states = slots.is_seg_K, reading.states_NTC
-        if cache is not None:
-            has_mask, states = torch.ones_like(has_mask), self._read_again(reading, cache)
+        states = reading.states_NTC if cache is None else self._read_again(reading, cache)
+        has_mask = slots.is_seg_K | batch.reevaluate
         belief = _rejection(logits_KV, seg, rej)
         yield from self._answers(batch, encoded, list(ids), slots, chosen, belief, has_mask, slots.of(states))
 
@@ -397,12 +398,10 @@ class GSVA(nn.Module):
         """States of the conversations with a [SEG] for every [REJ]; what stands before the first is not read again."""
         slots, sequence = reading.slots, reading.sequence
         rejected = ~slots.is_seg_K
-        rows = slots.conversation_K[rejected].unique()
-        start = int((slots.position_K[rejected] + 1).min()) if len(rows) else sequence.ids_NT.shape[1] - 1
-        if not len(rows):
-            if not self.in_step:
-                return reading.states_NTC
-            rows = slots.conversation_K.new_zeros(1)  # the last place of any, to keep the others company
+        if bool(rejected.any()):
+            rows, start = slots.conversation_K[rejected].unique(), int((slots.position_K[rejected] + 1).min())
+        else:  # the last place of any
+            rows, start = slots.conversation_K.new_zeros(1), sequence.ids_NT.shape[1] - 1
         embeds = sequence.embeds_NTC[rows, start:]
         embeds[sequence.ids_NT[rows, start:] == self.config.rej_id] = self.language.model.embed_tokens(
             rows.new_tensor(self.config.seg_id)

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from saccade.draws import Draws
 from saccade.errors import DataError, UsageError
 from saccade.models.gsva.conversation import Conversation, check_phrase
-from saccade.samples import Sample, Target
+from saccade.samples import Sample
 from saccade.tokens.pieces import IMAGE, REJ, SEG
 
 _QUESTIONS = (
@@ -51,7 +51,7 @@ _EXPLAIN = (
 )
 
 
-def training(sample: Sample, draws: Draws, *, only_words: float, one_seg: bool = False) -> list[Conversation]:
+def training(sample: Sample, draws: Draws, *, only_words: float) -> list[Conversation]:
     """The conversations that a sample teaches.
 
     Args:
@@ -59,7 +59,6 @@ def training(sample: Sample, draws: Draws, *, only_words: float, one_seg: bool =
         draws: Templates are drawn from it.
         only_words: Share of the images with an explanation that are answered without a mask; below 0, explanations are
             never used.
-        one_seg: Every phrase by itself, and a [SEG] for absent ones too.
 
     Raises:
         DataError: No phrase, or one that the model would take for its own words.
@@ -69,13 +68,7 @@ def training(sample: Sample, draws: Draws, *, only_words: float, one_seg: bool =
     check(sample)
     if sample.wording in ("question", "sentence"):
         return _reasoning(sample, draws, only_words)
-    if one_seg:
-        return [_named(part, [True], draws) for part in _apart(sample)]
-    return [_named(sample, _present(sample), draws)]
-
-
-def _named(sample: Sample, present: Sequence[bool], draws: Draws) -> Conversation:
-    """The conversation that names all phrases and says [SEG] of some and [REJ] of the others."""
+    present = _present(sample)
     start, item = _ANSWERS[draws.below(len(_ANSWERS))]
     template = draws.pick(_QUESTIONS)
     phrases = [_trim(phrase) for phrase in sample.phrases]
@@ -84,36 +77,39 @@ def _named(sample: Sample, present: Sequence[bool], draws: Draws) -> Conversatio
     said = [text if there else text.replace("SEG", "REJ") for text, there in zip(said, present, strict=True)]
     between = ", " if sample.wording == "expression" else ","
     question = about_image(template.format(", ".join(phrases).lower()))
-    return Conversation(rounds=((question, f"{start} {between.join(said)}."),), expressions=sample.phrases)
+    return [Conversation(rounds=((question, f"{start} {between.join(said)}."),), expressions=sample.phrases)]
 
 
-def _apart(sample: Sample) -> list[Sample]:
-    """A sample for every phrase, without masks."""
-    return [dataclasses.replace(sample, phrases=(phrase,), target=Target()) for phrase in sample.phrases]
+def apart(sample: Sample) -> list[Sample]:
+    """A sample for every phrase, which is asked for as a class is: as something that is there."""
+    if sample.dialogue or sample.wording in ("question", "sentence"):
+        return [sample]
+    masks = sample.target.masks
+    return [
+        dataclasses.replace(
+            sample,
+            phrases=(phrase,),
+            wording="part" if sample.wording == "part" else "class",
+            target=dataclasses.replace(sample.target, masks=None if masks is None else masks[index : index + 1]),
+        )
+        for index, phrase in enumerate(sample.phrases)
+    ]
 
 
-def evaluation(sample: Sample, *, one_seg: bool = False) -> list[Conversation]:
-    """The conversations that a sample is evaluated with; their answers are the true ones.
-
-    Args:
-        sample: With phrases and their masks.
-        one_seg: As :func:`training`.
+def evaluation(sample: Sample) -> list[Conversation]:
+    """The conversation that a sample is evaluated with; its answer is the true one.
 
     Raises:
         DataError: As :func:`training`.
     """
     check(sample)
-    if one_seg or sample.wording in ("question", "sentence"):
-        return to_fill(sample, one_seg=one_seg)
+    if sample.wording in ("question", "sentence"):
+        return to_fill(sample)
     return _at_once(sample, [SEG if there else REJ for there in _present(sample)])
 
 
-def to_fill(sample: Sample, *, one_seg: bool = False) -> list[Conversation]:
-    """The conversations of :func:`evaluation` with a [SEG] in every slot, for the model to put its own choice there.
-
-    Args:
-        sample: With phrases.
-        one_seg: As :func:`training`.
+def to_fill(sample: Sample) -> list[Conversation]:
+    """The conversation of :func:`evaluation` with a [SEG] in every slot, for the model to put its own choice there.
 
     Raises:
         DataError: As :func:`training`.
@@ -121,8 +117,7 @@ def to_fill(sample: Sample, *, one_seg: bool = False) -> list[Conversation]:
     check(sample)
     if sample.wording in ("question", "sentence"):
         return [dataclasses.replace(one, rounds=((one.rounds[0][0], SEG),)) for one in question(sample)]
-    parts = _apart(sample) if one_seg else [sample]
-    return [one for part in parts for one in _at_once(part, [SEG] * len(part.phrases))]
+    return _at_once(sample, [SEG] * len(sample.phrases))
 
 
 def _at_once(sample: Sample, tokens: Sequence[str]) -> list[Conversation]:
@@ -132,12 +127,8 @@ def _at_once(sample: Sample, tokens: Sequence[str]) -> list[Conversation]:
     return [Conversation(rounds=((_ask(phrases), f"Sure,{said}."),), expressions=sample.phrases)]
 
 
-def question(sample: Sample, *, one_seg: bool = False) -> list[Conversation]:
-    """The questions of :func:`evaluation` alone: the answer is the model's to give.
-
-    Args:
-        sample: With phrases.
-        one_seg: As :func:`training`.
+def question(sample: Sample) -> list[Conversation]:
+    """The question of :func:`evaluation` alone: the answer is the model's to give.
 
     Raises:
         DataError: As :func:`training`.
@@ -149,8 +140,7 @@ def question(sample: Sample, *, one_seg: bool = False) -> list[Conversation]:
             Conversation(rounds=((text, None),), expressions=(phrase,))
             for text, phrase in zip(asked, sample.phrases, strict=True)
         ]
-    parts = _apart(sample) if one_seg else [sample]
-    return [Conversation(rounds=((_ask(_names(part)), None),), expressions=part.phrases) for part in parts]
+    return [Conversation(rounds=((_ask(_names(sample)), None),), expressions=sample.phrases)]
 
 
 def _names(sample: Sample) -> list[str]:
