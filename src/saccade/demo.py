@@ -24,6 +24,7 @@ from saccade.errors import UsageError
 from saccade.predictor import Answer, Predictor, load
 from saccade.results import (
     Caption,
+    Centers,
     DepthMap,
     Grounding,
     Instances,
@@ -273,6 +274,8 @@ def _words(prediction: Prediction, *, truth: bool) -> str:
         )
     if isinstance(prediction, Referral):
         return prediction.in_words(scores=not truth)
+    if isinstance(prediction, Centers):
+        return "centres at " + "; ".join(f"{x:.0f}, {y:.0f}" for x, y in prediction.points_xy.tolist())
     box = ", ".join(f"{value:.0f}" for value in prediction.box_xyxy.tolist())
     return f"box ({box})" + ("" if truth else f", score {prediction.score:.2f}")
 

@@ -382,6 +382,27 @@ def draw_grounding(
     return draw_caption(canvas, text=f"“{phrase}”", marker=colour)
 
 
+def draw_points(image: ImageLike, *, points_xy: NDArray[np.float32]) -> Image.Image:
+    """Marks points with crosses, the first in the first colour.
+
+    Args:
+        image: The picture.
+        points_xy: ``[N, 2]`` pixels of the picture; (0, 0) is the middle of the first pixel.
+
+    Returns:
+        A new RGB image of the same size.
+    """
+    canvas = to_pil(image)
+    draw, width = ImageDraw.Draw(canvas), line_width(*canvas.size)
+    arm = 6 * width
+    for number, (x, y) in enumerate(points_xy.tolist()):
+        strokes = ((x - arm, y, x + arm, y), (x, y - arm, x, y + arm))
+        for colour, thickness in (((0, 0, 0), width + 2), (class_colour(number), width)):  # visible on any ground
+            for stroke in strokes:
+                draw.line(stroke, fill=colour, width=thickness)
+    return canvas
+
+
 def draw_caption(image: ImageLike, *, text: str, note: str = "", marker: RGB | None = None) -> Image.Image:
     """Writes a sentence in a strip below the picture.
 

@@ -29,6 +29,7 @@ from saccade.layers.quantize import Quantization, quantize_linears
 from saccade.models.git.model import GiT
 from saccade.models.gsva.conversation import check_phrase
 from saccade.models.gsva.model import GSVA
+from saccade.models.polar.model import PolarSegmenter
 from saccade.models.systems import backbone_of, extra_of, fixed_classes
 from saccade.results import Instances, Prediction
 from saccade.samples import Batch, ClassList, Origin, Sample
@@ -121,6 +122,7 @@ class _Question:
     phrases: tuple[str, ...]
     ask: str
     score: float
+    centers: Tensor | None
 
 
 class Predictor:
@@ -183,6 +185,7 @@ class Predictor:
         phrases: Sequence[str] | str | None = None,
         ask: str | None = None,
         score: float | None = None,
+        centers: Sequence[tuple[float, float]] | None = None,
         batch_size: int | None = None,
     ) -> Prediction | list[Answer]:
         """Looks at one picture or several.
@@ -196,6 +199,8 @@ class Predictor:
             phrases: What to ground or to segment: one phrase or several.
             ask: A question in any words, instead of phrases, for a model that converses.
             score: Least score of instances, 0..1; None means :data:`DEFAULT_SCORE`.
+            centers: Where the objects are, (x, y) in pixels of the one picture, for a model that sees pictures unrolled
+                around a centre; None lets it find them.
             batch_size: Pictures per call of the model; None means 1 on a CPU and 8 on a GPU.
 
         Returns:
@@ -210,7 +215,7 @@ class Predictor:
         found = find_inputs(inputs)
         stream = self._stream(
             found.items,
-            self._question(task, classes, phrases, ask, score),
+            self._question(task, classes, phrases, ask, score, centers, pictures=len(found.items)),
             batch_size,
             Report(passed_over=found.passed_over),
         )
@@ -231,6 +236,7 @@ class Predictor:
         phrases: Sequence[str] | str | None = None,
         ask: str | None = None,
         score: float | None = None,
+        centers: Sequence[tuple[float, float]] | None = None,
         batch_size: int | None = None,
     ) -> Stream:
         """Looks at pictures one after the other and goes on where one is damaged.
@@ -242,7 +248,7 @@ class Predictor:
             An iterable of :class:`Answer` with a ``report``. Pictures are read as they are needed, a few ahead.
         """
         found = find_inputs(inputs)
-        question = self._question(task, classes, phrases, ask, score)
+        question = self._question(task, classes, phrases, ask, score, centers, pictures=len(found.items))
         return self._stream(found.items, question, batch_size, Report(passed_over=found.passed_over))
 
     def encode(self, picture: Inputs) -> Dialogue:
@@ -271,6 +277,9 @@ class Predictor:
         phrases: Sequence[str] | str | None,
         ask: str | None,
         score: float | None,
+        centers: Sequence[tuple[float, float]] | None,
+        *,
+        pictures: int,
     ) -> _Question:
         asked = self._task(task, has_phrases=phrases is not None)
         spec = TASKS[asked]
@@ -284,7 +293,15 @@ class Predictor:
             raise UsageError(f"the task '{asked}' has no scores to filter by", fix="leave out the score")
         if score is not None and not 0 <= score <= 1:
             raise UsageError(f"a score lies between 0 and 1, not {score}")
+        if centers is not None and not isinstance(self.model, PolarSegmenter):
+            raise UsageError(f"a {self.model.system} model does not ask where objects are", fix="leave out the centres")
+        if centers is not None and (not centers or pictures != 1):
+            raise UsageError(
+                f"centres belong to one picture, and {pictures} are given" if centers else "no centre is given",
+                fix="predict the pictures one by one, or let another model find the centres",
+            )
         return _Question(
+            centers=None if centers is None else torch.tensor(list(centers), dtype=torch.float32).reshape(-1, 2),
             task=asked,
             classes=self._class_list(asked, classes) if spec.prompt == "classes" else None,
             phrases=self._phrases(phrases) if spec.prompt in ("phrase", "phrases") and ask is None else (),
@@ -425,7 +442,10 @@ class Predictor:
         """Runs one batch through the model and fills its answers."""
         batch = self._batch([sample for _, sample in group], question)
         with autocast(self.precision, self.device):
-            predictions = self.model.predict(batch.to(self.device))
+            if isinstance(self.model, PolarSegmenter) and question.centers is not None:
+                predictions = self.model.predict(batch.to(self.device), centers_xy=[question.centers])
+            else:
+                predictions = self.model.predict(batch.to(self.device))
         for (answer, _), prediction in zip(group, predictions, strict=True):
             prediction = _to_cpu(prediction)
             if isinstance(prediction, Instances):

@@ -21,6 +21,7 @@ from torch import Tensor
 from saccade import drawing
 from saccade.drawing import ImageLike
 from saccade.errors import DataError, UsageError, require
+from saccade.labels import centers_of, object_mask
 from saccade.samples import IGNORE_LABEL, ClassList, Sample, Segment
 from saccade.tasks import Task
 
@@ -778,13 +779,55 @@ class Referral:
         )
 
 
+@dataclass(kw_only=True)
+class Centers:
+    """Where the objects of a picture have their centres, the surest first.
+
+    Attributes:
+        points_xy: ``[N, 2]`` float32 pixels of the original image; (0, 0) is the middle of the first pixel.
+        scores: ``[N]`` float32 in 0..1.
+        size_hw: Size of the original image.
+    """
+
+    points_xy: Tensor
+    scores: Tensor
+    size_hw: tuple[int, int]
+
+    def __len__(self) -> int:
+        return int(self.points_xy.shape[0])
+
+    def to_dict(self) -> dict[str, Any]:
+        """The centres with their scores as plain JSON values."""
+        points = [
+            {"point_xy": point, "score": score}
+            for point, score in zip(self.points_xy.tolist(), self.scores.tolist(), strict=True)
+        ]
+        return {"type": "centers", "size_hw": list(self.size_hw), "centers": points}
+
+    def to_coco(self, image_id: int | str) -> list[dict[str, Any]]:
+        """Refuses: COCO has no form for a point without an object.
+
+        Raises:
+            UsageError: Always.
+        """
+        raise UsageError(f"the centres of image {image_id} have no COCO form", fix="save them as json or overlay")
+
+    def draw(self, image: ImageLike) -> Image.Image:
+        """Marks every centre with a cross.
+
+        Raises:
+            UsageError: The picture has another size than the one the result speaks of.
+        """
+        return drawing.draw_points(_check_picture(image, self.size_hw), points_xy=self.points_xy.cpu().numpy())
+
+
 def _box_of(rle: RLE) -> list[float]:
     """The tight box of a mask, ``x0 y0 x1 y1``."""
     x, y, width, height = (float(value) for value in mask_api.toBbox(rle))
     return [x, y, x + width, y + height]
 
 
-Prediction: TypeAlias = Instances | SemanticMap | Panoptic | Caption | Grounding | DepthMap | Referral
+Prediction: TypeAlias = Instances | SemanticMap | Panoptic | Caption | Grounding | DepthMap | Referral | Centers
 
 
 def from_truth(sample: Sample) -> Prediction:
@@ -823,6 +866,9 @@ def from_truth(sample: Sample) -> Prediction:
             scores=present.float(),
             size_hw=sample.size_hw,
         )
+    elif task is Task.CENTER and target.semantic is not None:
+        points = centers_of(object_mask(target.semantic, sample.classes), "one")
+        return Centers(points_xy=points, scores=torch.ones(len(points)), size_hw=sample.size_hw)
     elif task is Task.GROUNDING and target.boxes is not None and len(target.boxes) and sample.phrase:
         return Grounding(phrase=sample.phrase, box_xyxy=torch.as_tensor(target.boxes)[0].float(), score=1.0)
     raise DataError(

@@ -16,6 +16,7 @@ from PIL import Image
 
 from saccade.drawing import ImageLike, to_pil
 from saccade.errors import SaccadeError, UsageError, nearest
+from saccade.measures import MeasureCollector
 from saccade.results import DepthMap, Grounding, Instances, Panoptic, Prediction, Referral, SemanticMap
 from saccade.samples import ClassList, Origin
 from saccade.tasks import TASKS, Task
@@ -25,11 +26,13 @@ FORMATS: dict[str, str] = {
     "coco": "one COCO results file for the whole run (and a data set file for labelling tools)",
     "png": "maps as PNG: 16-bit instance ids, class ids with a palette, segment ids in three channels, or 16-bit mm",
     "npy": "maps as NumPy files: [N, H, W] bool, [H, W] class or segment ids, or [H, W] metres",
+    "csv": "one table for the whole run: every region with its area, its border and its place",
     "overlay": "the picture with the prediction drawn on it",
 }
 """What ``saccade predict --save`` accepts."""
 
 _MASK_FORMATS = frozenset({"png", "npy"})
+_MEASURED_TASKS = frozenset({Task.INSTANCE, Task.SEMANTIC})
 _MASK_TASKS = frozenset({Task.INSTANCE, Task.SEMANTIC, Task.DEPTH, Task.REFERRING})
 
 
@@ -49,6 +52,13 @@ def check_formats(formats: Iterable[str], task: Task | None = None) -> frozenset
             raise UsageError(f"unknown output format '{name}'", fix=nearest(name, FORMATS))
         if task is Task.DEPTH and name == "coco":
             raise UsageError("COCO has no form for depth", fix="save png, npy, json or overlay")
+        if task is Task.CENTER and name == "coco":
+            raise UsageError("COCO has no form for centres", fix="save json or overlay")
+        if task is not None and name == "csv" and task not in _MEASURED_TASKS:
+            raise UsageError(
+                f"the task '{task}' gives no regions to measure",
+                fix=f"ask for the task {' or '.join(sorted(TASKS[t].alias for t in _MEASURED_TASKS))}",
+            )
         if task is not None and name in _MASK_FORMATS and task not in _MASK_TASKS:
             raise UsageError(
                 f"the task '{task}' gives no masks to save as '{name}'",
@@ -67,6 +77,7 @@ def save(
     *,
     origin: Origin | None = None,
     collector: CocoCollector | None = None,
+    measures: MeasureCollector | None = None,
 ) -> list[Path]:
     """Writes one prediction in every format asked for.
 
@@ -79,6 +90,7 @@ def save(
               + 65536 blue); and ``stem.json``, which names the ids
     npy       ``stem_masks.npy`` (``[N, H, W]`` bool), ``stem_semantic.npy`` (``[H, W]`` uint8 or uint16 class ids) or
               ``stem_panoptic.npy`` (``[H, W]`` int32 segment ids)
+    csv       added to ``measures``, which writes the whole run; without one ``stem_measures.csv``
     overlay   ``stem_overlay.png``
     ========  =====================================================================================================
 
@@ -96,6 +108,7 @@ def save(
         formats: Names among :data:`FORMATS`.
         origin: Where the image came from; goes into the JSON files.
         collector: Gathers the COCO records of a run.
+        measures: Gathers the regions of a run.
 
     Returns:
         The files written, in a fixed order.
@@ -129,6 +142,14 @@ def save(
         files += _write_png(prediction, base)
     if "npy" in asked:
         files += _write_npy(prediction, base)
+    if "csv" in asked:
+        where = origin or _unknown_origin(prediction, image, stem)
+        if measures is not None:
+            measures.add(prediction, origin=where)
+        else:
+            alone = MeasureCollector()
+            alone.add(prediction, origin=where)
+            files += alone.write(base.parent, name=f"{base.name}_measures.csv")
     if "overlay" in asked:
         files.append(_beside(base, "_overlay.png"))
         prediction.draw(image).save(files[-1], compress_level=3)  # half the time of the default, 5 % more bytes

@@ -20,6 +20,7 @@ class Task(StrEnum):
     GROUNDING = "grounding"
     DEPTH = "depth"
     REFERRING = "referring_segmentation"
+    CENTER = "center"
 
 
 @dataclass(kw_only=True, frozen=True)
@@ -50,6 +51,7 @@ TASKS: dict[Task, TaskSpec] = {
     Task.GROUNDING: TaskSpec(prompt="phrase", target=("boxes",), result="Grounding", alias="grounding"),
     Task.DEPTH: TaskSpec(prompt="none", target=("depth_m",), result="DepthMap", alias="depth"),
     Task.REFERRING: TaskSpec(prompt="phrases", target=("masks",), result="Referral", alias="referring"),
+    Task.CENTER: TaskSpec(prompt="none", target=("semantic",), result="Centers", alias="center"),
 }
 
 

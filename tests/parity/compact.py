@@ -1,10 +1,11 @@
 """Makes the committed fixture folder of a system from a full one: the same layout, less of what lies in between.
 
-Usage: python tests/parity/compact.py {ait,git,gsva,vitdet} SOURCE TARGET
+Usage: python tests/parity/compact.py {ait,git,gsva,polar,vitdet} SOURCE TARGET
 
 Kept: weights, configuration, inputs, targets, tokens, final outputs, losses and gradients, and for GiT the states after
 the last layer. Left out: states of other layers and steps, and cases and tensors that only repeat what others show. Of
-ViTDet one family is kept, detectron2's; of AiT two solvers, one VQ-VAE and two files of functions; of GSVA the network.
+ViTDet one family is kept, detectron2's; of AiT two solvers, one VQ-VAE and two files of functions; of GSVA the network;
+of the polar code all but its networks, which are too large.
 The rest is compared where ../shared is at hand. Tensors are compressed; ``check.py`` reads them so.
 """
 
@@ -133,13 +134,32 @@ def compact_gsva(source: Path, target: Path) -> None:
         (target / name).write_text(json.dumps(json.loads((source / name).read_text())) + "\n")
 
 
+POLAR_DROPPED = re.compile(r"hourglass|unet|polar[01]\.image")
+
+
+def compact_polar(source: Path, target: Path) -> None:
+    target.mkdir(parents=True, exist_ok=True)
+    tensors = load_file(source / "io.safetensors")
+    save_file({k: v for k, v in tensors.items() if not POLAR_DROPPED.match(k)}, target / "io.safetensors")
+    (target / "io.safetensors").chmod(0o644)
+    meta = json.loads((source / "meta.json").read_text())
+    kept = {name: value for name, value in meta.items() if not POLAR_DROPPED.match(name)}
+    (target / "meta.json").write_text(json.dumps(kept) + "\n")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("system", choices=("ait", "git", "gsva", "vitdet"))
+    parser.add_argument("system", choices=("ait", "git", "gsva", "polar", "vitdet"))
     parser.add_argument("source", type=Path)
     parser.add_argument("target", type=Path)
     arguments = parser.parse_args()
-    systems = {"ait": compact_ait, "git": compact_git, "gsva": compact_gsva, "vitdet": compact_vitdet}
+    systems = {
+        "ait": compact_ait,
+        "git": compact_git,
+        "gsva": compact_gsva,
+        "polar": compact_polar,
+        "vitdet": compact_vitdet,
+    }
     systems[arguments.system](arguments.source, arguments.target)
     for path in arguments.target.rglob("*.safetensors"):
         path.with_name(f"{path.name}.xz").write_bytes(lzma.compress(path.read_bytes(), preset=9))

@@ -216,6 +216,30 @@ def folder(committed: Path, tmp_path: Path) -> Path:
     return tmp_path
 
 
+def test_committed_fixtures_of_polar_are_reproduced() -> None:
+    report = check.run("polar", COMMITTED / "polar")
+    assert report.passed, explain(report)
+    assert len(report.rows) > 20
+
+
+def test_shared_fixtures_of_polar_are_reproduced() -> None:
+    if not SHARED.is_dir():
+        pytest.skip("../shared/parity/polar is absent")
+    report = check.run("polar", SHARED.parent / "polar")
+    assert report.passed, explain(report)
+    assert len(report.rows) > 1300
+
+
+@pytest.mark.parametrize(
+    "name", ["polar0.label_polar", "polar1.label_back", "polar2.image_polar", "polar0.heatmap_sigma8", "metrics.target"]
+)
+def test_a_changed_tensor_of_polar_is_noticed(name: str, committed: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(committed / "polar", tmp_path / "polar"))
+    value = load_file(folder / "io.safetensors")[name]
+    edit(folder / "io.safetensors", {name: value.flip(0).contiguous()})
+    assert not check.run("polar", folder).passed
+
+
 def edit(path: Path, changes: dict[str, Tensor]) -> None:
     save_file(load_file(path) | changes, path)
 

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from saccade.training.evaluation import EvalResult
 
 DRAWN = "scenes"
+TRUTH = "truth"
+"""The word of ``--centers`` that is no model."""
 
 
 def add(verbs: Verbs) -> None:
@@ -35,6 +37,7 @@ def add(verbs: Verbs) -> None:
         examples=[
             "saccade eval git-nano --data scenes --task detection --limit 100",
             "saccade eval git-nano --data scenes                  (every task)",
+            "saccade eval runs/lesions/checkpoints/best --data isic2018 --root isic --task semantic --centers truth",
             "saccade eval git-base --data coco --root /data/coco --task detection --json result.json",
         ],
         run=_run,
@@ -61,7 +64,8 @@ def add(verbs: Verbs) -> None:
         default="",
         metavar="NAME",
         help="how detection and instance segmentation are scored: coco, boundary (masks too at their edges), lvis, "
-        "voc07, voc10 (default: lvis for LVIS, else coco); phrases: gsva, refzom, rela, res, reasonseg, lisa, grec "
+        "voc07, voc10 (default: lvis for LVIS, else coco); label maps: areas (default), polar (as that paper); "
+        "phrases: gsva, refzom, rela, res, reasonseg, lisa, grec "
         "(default: as the data set is); depth: nyu (default) or what differs, e.g. crop=none,max_m=80",
     )
     parser.add_argument(
@@ -70,6 +74,11 @@ def add(verbs: Verbs) -> None:
         default="given",
         help="phrases: given (default): the model judges the true answers one by one, as published; own: it says of "
         "each phrase whether it is there, after its own answers before; free: it says everything, word by word",
+    )
+    parser.add_argument(
+        "--centers",
+        metavar="truth|MODEL",
+        help="polar models: take the centres of the truth, or those that a model finds (default: its own finder)",
     )
     parser.add_argument("--per-class", action="store_true", help="also show the metrics of every class")
     add_detector_options(parser)
@@ -125,7 +134,7 @@ def _run(arguments: argparse.Namespace) -> int:
     from saccade.cli import screen
     from saccade.data.sources import READERS, open_source
     from saccade.hub.resolve import load_model
-    from saccade.models.systems import set_detector_options
+    from saccade.models.systems import set_detector_options, set_finder
     from saccade.tasks import parse_task
     from saccade.training.distributed import resolve_device
     from saccade.training.evaluation import evaluate
@@ -138,6 +147,8 @@ def _run(arguments: argparse.Namespace) -> int:
     device = resolve_device(arguments.device)
     model = load_model(arguments.model, device=device).model
     set_detector_options(model, detector_options(arguments))
+    if arguments.centers not in (None, TRUTH):
+        set_finder(model, load_model(arguments.centers, device=device).model)
     results: dict[str, EvalResult] = {}
     for task in asked or model.tasks:
         source = open_source(source_spec(arguments, task))
@@ -151,6 +162,7 @@ def _run(arguments: argparse.Namespace) -> int:
                 engine=arguments.engine,
                 protocol=arguments.protocol,
                 answer=arguments.answers,
+                centers="truth" if arguments.centers == TRUTH else "own",
                 progress=steps.update,
                 checkpoint=arguments.model,
             )

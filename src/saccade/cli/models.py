@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import re
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from saccade.cli.parser import Verbs
 from saccade.errors import UsageError, nearest
@@ -86,9 +86,12 @@ def _show_card(card: CheckpointCard) -> None:
 def _backbone(config: ModelConfig) -> str:
     """What the backbone is, in a line."""
     from saccade.layers.swin import SwinV2Config
+    from saccade.layers.unet import UNetConfig
+    from saccade.layers.vit import ViTConfig
     from saccade.models.ait.config import AiTConfig
     from saccade.models.ait.vqvae import MapVQVAEConfig
     from saccade.models.gsva.config import GSVAConfig
+    from saccade.models.polar.config import CentersConfig, LibraryConfig, PolarConfig, SegmenterConfig, ViTPixelsConfig
 
     if isinstance(config, MapVQVAEConfig):
         net = config.vqvae
@@ -97,7 +100,19 @@ def _backbone(config: ModelConfig) -> str:
         words = config.language
         sam = config.sam.vit
         return f"Llama, {words.layers} blocks, width {words.width}; SAM, {sam.depth} blocks, width {sam.width}"
-    vit = config.backbone if isinstance(config, AiTConfig) else config.vit
+    if isinstance(config, PolarConfig):
+        finder = "the centre is given" if config.finder is None else f"centres: {_backbone(config.finder)}"
+        return f"{_backbone(config.segmenter)}, on unrolled pictures; {finder}"
+    if isinstance(config, CentersConfig):
+        return f"{config.network.stacks} stacked hourglasses, width {config.network.width}"
+    if isinstance(config, SegmenterConfig) and isinstance(config.network, UNetConfig):
+        return f"U-Net, {config.network.levels} levels, {config.network.features} channels and more"
+    if isinstance(config, SegmenterConfig) and isinstance(config.network, LibraryConfig):
+        return f"{config.network.architecture}, {config.network.encoder}"
+    if isinstance(config, SegmenterConfig):
+        vit: ViTConfig | SwinV2Config = cast(ViTPixelsConfig, config.network).vit
+    else:
+        vit = config.backbone if isinstance(config, AiTConfig) else config.vit
     if isinstance(vit, SwinV2Config):
         return f"SwinV2, {' + '.join(map(str, vit.depths))} blocks, width {vit.width}, windows of {vit.windows[0]}"
     return f"{vit.depth} blocks, width {vit.width}, {vit.heads} heads, patch {vit.patch_size}"

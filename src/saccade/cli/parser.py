@@ -178,6 +178,28 @@ def detector_options(arguments: argparse.Namespace) -> DetectorOptions:
     return DetectorOptions(soft_nms=arguments.soft_nms, sizes=tuple(map(int, sizes)), flip=arguments.test_flip)
 
 
+def point(text: str) -> tuple[float, float]:
+    """``"120,80"`` to ``(120.0, 80.0)``.
+
+    Raises:
+        argparse.ArgumentTypeError: Anything else.
+    """
+    try:
+        x, y = (float(part) for part in text.split(","))
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"'{text}' is not a point; write it as X,Y") from error
+    return x, y
+
+
+def add_finder(parser: Parser) -> None:
+    """Adds ``--centers``."""
+    parser.add_argument(
+        "--centers",
+        metavar="MODEL",
+        help="polar models: what finds the centres of objects, a centre predictor or a model that segments",
+    )
+
+
 def add_device(parser: Parser) -> None:
     """Adds ``--device``."""
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (default: auto)")

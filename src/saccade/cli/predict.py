@@ -10,10 +10,12 @@ from typing import TYPE_CHECKING
 from saccade.cli.parser import (
     Verbs,
     add_detector_options,
+    add_finder,
     add_model,
     comma_list,
     detector_options,
     fraction,
+    point,
     positive,
 )
 from saccade.tasks import TASKS
@@ -38,6 +40,7 @@ def add(verbs: Verbs) -> None:
             'saccade predict photo.jpg --model gsva-7b-ft-gres --phrases "the man in red" "a dog" --save overlay,png',
             'saccade predict photo.jpg --model gsva-7b-ft-gres --ask "Segment everything one can sit on."',
             "saccade predict images/ --task instance --save coco,npy --out masks",
+            "saccade predict lesion.jpg --model runs/polar/checkpoints/best --center 240,180 --save png,csv",
         ],
         run=_run,
     )
@@ -67,12 +70,21 @@ def add(verbs: Verbs) -> None:
         help="the same, several at once (behind the pictures)",
     )
     parser.add_argument("--ask", metavar="TEXT", help="a question in any words, for a model that converses")
+    add_finder(parser)
+    parser.add_argument(
+        "--center",
+        action="append",
+        dest="centers_xy",
+        type=point,
+        metavar="X,Y",
+        help="polar models: where the object is, in pixels from the left and from the top; repeat for several objects",
+    )
     parser.add_argument("--score", type=fraction, metavar="S", help="leave out objects below this score (default: 0.3)")
     parser.add_argument(
         "--save",
         type=comma_list,
         metavar="FORMATS",
-        help=f"json, coco, png, npy, overlay (default: nothing; with --out {','.join(DEFAULT_SAVE)})",
+        help=f"json, coco, png, npy, csv, overlay (default: nothing; with --out {','.join(DEFAULT_SAVE)})",
     )
     parser.add_argument("--out", type=Path, metavar="DIR", help=f"where to save (default: {DEFAULT_OUT}/)")
     parser.add_argument(
@@ -96,7 +108,8 @@ def add(verbs: Verbs) -> None:
 
 def _run(arguments: argparse.Namespace) -> int:
     from saccade.cli import screen
-    from saccade.models.systems import set_detector_options
+    from saccade.measures import MeasureCollector
+    from saccade.models.systems import set_detector_options, set_finder
     from saccade.predictor import load
     from saccade.saving import CocoCollector, check_formats, save
     from saccade.tasks import Task
@@ -111,6 +124,8 @@ def _run(arguments: argparse.Namespace) -> int:
         gpu_memory_gb=arguments.gpu_memory,
     )
     set_detector_options(predictor.model, detector_options(arguments))
+    if arguments.centers:
+        set_finder(predictor.model, load(arguments.centers, device=arguments.device).model)
     stream: Stream = predictor.stream(
         arguments.inputs,
         task=arguments.task,
@@ -118,11 +133,12 @@ def _run(arguments: argparse.Namespace) -> int:
         phrases=arguments.phrases,
         ask=arguments.ask,
         score=arguments.score,
+        centers=arguments.centers_xy,
         batch_size=arguments.batch_size,
     )
     check_formats(formats, stream.task)
     folder = arguments.out or DEFAULT_OUT
-    collector = CocoCollector()
+    collector, measures = CocoCollector(), MeasureCollector()
     files = 0
     each = len(arguments.phrases) if arguments.phrases and stream.task is Task.GROUNDING else 1
     for answer in screen.progress(stream, total=stream.total * each, label="predict"):
@@ -140,17 +156,20 @@ def _run(arguments: argparse.Namespace) -> int:
                     formats,
                     origin=answer.origin,
                     collector=collector,
+                    measures=measures,
                 )
             )
     if "coco" in formats and len(collector):
         files += len(collector.write(folder))
+    if "csv" in formats:
+        files += len(measures.write(folder))
     _sum_up(stream.report, files, folder)
     return 1 if stream.report.failed else 0
 
 
 def describe(answer: Answer) -> str:
     """The answer in one line: ``2 cat, 1 dog``, a sentence, a box, or how far away things are."""
-    from saccade.results import Caption, DepthMap, Grounding, Instances, Panoptic, Referral, SemanticMap
+    from saccade.results import Caption, Centers, DepthMap, Grounding, Instances, Panoptic, Referral, SemanticMap
 
     prediction = answer.prediction
     if isinstance(prediction, Instances | Panoptic):
@@ -169,6 +188,9 @@ def describe(answer: Answer) -> str:
         return f"'{prediction.phrase}' at x {x0} to {x1}, y {y0} to {y1} (score {prediction.score:.2f})"
     if isinstance(prediction, Referral):
         return prediction.in_words()
+    if isinstance(prediction, Centers):
+        points = ", ".join(f"x {x:.0f}, y {y:.0f}" for x, y in prediction.points_xy.tolist())
+        return f"at {points}"
     if isinstance(prediction, DepthMap):
         told = prediction.to_dict()
         if told["median_m"] is None:

@@ -31,11 +31,17 @@ import saccade
 from saccade.configs import from_dict, to_dict
 from saccade.errors import CheckpointError, ConfigError, DataError, UsageError, nearest
 from saccade.hub.shards import SHARD_BYTES, check_weights, fill, no_weights, write_weights
-from saccade.models.git.config import GiTConfig
-from saccade.models.git.model import GiT
 from saccade.models.gsva.config import GSVAConfig
-from saccade.models.gsva.model import GSVA
-from saccade.models.systems import CONFIGS, Model, ModelConfig, Vocabulary, build, system_of
+from saccade.models.systems import (
+    CONFIGS,
+    Model,
+    ModelConfig,
+    Vocabulary,
+    build,
+    reader_of,
+    reading_config,
+    system_of,
+)
 from saccade.samples import ClassList, Preprocess
 from saccade.tasks import Task
 from saccade.tokens.pieces import FILE as PIECES
@@ -126,7 +132,7 @@ def save_model(
         classes=classes,
         preprocessing={task: model.preprocess(task) for task in model.tasks},
         provenance=provenance,
-        vocabulary=model.vocabulary if isinstance(model, GiT | GSVA) else None,
+        vocabulary=None if (reader := reader_of(model)) is None else reader.vocabulary,
         dtype=dtype,
         texts=texts,
     )
@@ -325,11 +331,12 @@ def load_folder(
 
 
 def _vocabulary(card: CheckpointCard) -> Vocabulary | None:
-    if isinstance(card.config, GSVAConfig):
+    reading = reading_config(card.config)
+    if isinstance(reading, GSVAConfig):
         # Converted weights have none until it is put there; only who asks in words needs it.
         pieces = card.folder / PIECES
-        return PieceVocabulary(pieces, card.config.language.vocab_size) if pieces.is_file() else None
-    if not isinstance(card.config, GiTConfig):
+        return PieceVocabulary(pieces, reading.language.vocab_size) if pieces.is_file() else None
+    if reading is None:
         return None
     vocabulary = card.folder / VOCABULARY
     if not vocabulary.is_file():

@@ -20,6 +20,7 @@ from saccade.data.class_names import CLASS_NAMES, COCO_CATEGORY_IDS
 from saccade.errors import CheckpointError, UsageError, nearest
 from saccade.hub.checkpoint import VOCABULARY, read_card, write_checkpoint, written_whole
 from saccade.hub.convert_gsva import language_part, map_gsva, map_language, map_sam
+from saccade.hub.convert_polar import map_polar, polar_official
 from saccade.hub.shards import SHARD_BYTES, WEIGHTS, file_sha256, read_weights, write_weights
 from saccade.hub.sizes import Kind, choose_config, count_blocks, expected_shapes, skeleton
 from saccade.hub.starts import BACKBONE, TEXT
@@ -38,6 +39,8 @@ from saccade.models.git import convert as git
 from saccade.models.git.config import GIT_TASKS, GiTConfig
 from saccade.models.gsva import convert as gsva
 from saccade.models.gsva.config import GSVAConfig
+from saccade.models.polar import convert as polar
+from saccade.models.polar.config import CentersConfig, PolarConfig, SegmenterConfig
 from saccade.models.systems import ModelConfig, build, fixed_classes
 from saccade.models.vitdet import convert as vitdet
 from saccade.models.vitdet.config import ViTDetConfig
@@ -158,6 +161,8 @@ def map_file(
         return Conversion(file=file, kind="checkpoint", preset=size, config=whole, state=mapped, report=report)
     if vitdet.family_of(file.tensors) is not None:
         return _map_detector(file, preset)
+    if polar.network_of(file.tensors) is not None:
+        return _map_polar(file, preset)
     if ait.is_solver(file.tensors):
         return _map_solver(file, preset)
     if ait.is_vqvae(file.tensors):
@@ -274,6 +279,13 @@ def _map_vqvae(file: TensorFile, preset: str | None) -> Conversion:
     state, report = ait.from_vqvae(file.tensors, expected, source=str(file.path))
     report.dropped |= {key: reason for key, reason in file.skipped.items() if key not in report.dropped}
     state = {f"vqvae.{key}": value for key, value in state.items()}
+    return Conversion(file=file, kind="checkpoint", preset=name, config=config, state=state, report=report)
+
+
+def _map_polar(file: TensorFile, preset: str | None) -> Conversion:
+    """A U-Net or a centre predictor of the polar paper."""
+    name, config, state, report = map_polar(file, preset)
+    report.dropped |= {key: reason for key, reason in file.skipped.items() if key not in report.dropped}
     return Conversion(file=file, kind="checkpoint", preset=name, config=config, state=state, report=report)
 
 
@@ -434,6 +446,10 @@ def export_official(folder: str | Path, out: str | Path) -> MappingReport:
         official = ait.vqvae_to_official({key.removeprefix("vqvae."): value.float() for key, value in state.items()})
         _write_official(official, target, wrapper="weights")
         return MappingReport(source=str(card.folder), matched=dict(zip(state, official, strict=True)))
+    if isinstance(card.config, SegmenterConfig | CentersConfig | PolarConfig):
+        official, report = polar_official(state, card.config, card.folder)
+        _write_official(official, target, wrapper=None)
+        return report
     unknown = [key for key in state if git.official_key(key) is None]
     if unknown:
         raise CheckpointError("the official model has no such tensor", where=card.folder / WEIGHTS, why=unknown[0])

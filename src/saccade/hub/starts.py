@@ -19,6 +19,9 @@ from saccade.models.ait.vqvae import MapVQVAE
 from saccade.models.git import convert as git
 from saccade.models.git.model import GiT
 from saccade.models.gsva.model import GSVA
+from saccade.models.polar.centers import CenterPredictor
+from saccade.models.polar.model import PolarSegmenter
+from saccade.models.polar.segmenter import Segmenter
 from saccade.models.systems import Model
 from saccade.models.vitdet import convert as vitdet
 from saccade.models.vitdet.model import ViTDet
@@ -42,7 +45,7 @@ def load_backbone(model: Model, path: str | Path) -> MappingReport:
     Raises:
         CheckpointError: The file is damaged, or a tensor of the backbone is missing or has another shape.
     """
-    if isinstance(model, MapVQVAE | GSVA):
+    if isinstance(model, MapVQVAE | GSVA | Segmenter | CenterPredictor | PolarSegmenter):
         raise ConfigError(f"a {model.system} model has no backbone of its own", where="init_from")
     file, depth = _read_part(path, BACKBONE)
     whole = isinstance(model, AiT) and ait.has_transformer(file.tensors)

@@ -5,9 +5,12 @@ from __future__ import annotations
 from saccade.errors import UsageError, nearest
 from saccade.metrics.base import Metric
 from saccade.metrics.caption import CaptionMetric
+from saccade.metrics.center import CenterMetric
 from saccade.metrics.depth import DepthMetric, DepthProtocol, depth_protocol
 from saccade.metrics.detection import DetectionMetric, Engine
 from saccade.metrics.grounding import GroundingMetric
+from saccade.metrics.lesion import PROTOCOL as POLAR_PROTOCOL
+from saccade.metrics.lesion import LesionMetric
 from saccade.metrics.lvis import LvisMetric
 from saccade.metrics.panoptic import PanopticMetric
 from saccade.metrics.referring import REFERRING_PROTOCOLS, ReferringMetric, referring_protocol
@@ -19,11 +22,14 @@ from saccade.tasks import TASKS, Task
 __all__ = [
     "DETECTION_PROTOCOLS",
     "REFERRING_PROTOCOLS",
+    "SEMANTIC_PROTOCOLS",
     "CaptionMetric",
+    "CenterMetric",
     "DepthMetric",
     "DepthProtocol",
     "DetectionMetric",
     "GroundingMetric",
+    "LesionMetric",
     "LvisMetric",
     "Metric",
     "PanopticMetric",
@@ -34,6 +40,7 @@ __all__ = [
     "depth_protocol",
     "detection_protocol",
     "referring_protocol",
+    "semantic_protocol",
 ]
 
 DETECTION_PROTOCOLS: dict[str, str] = {
@@ -44,6 +51,24 @@ DETECTION_PROTOCOLS: dict[str, str] = {
     "voc10": "VOC box mAP, IoU 0.5, area under the curve, difficult objects ignored",
 }
 """How detection and instance segmentation can be scored; ``{}`` stands for what is scored."""
+
+
+SEMANTIC_PROTOCOLS: dict[str, str] = {
+    "areas": "IoU from areas summed over the set, at the original size, label 255 left out",
+    "polar": POLAR_PROTOCOL,
+}
+"""How label maps can be scored; the first is what is done where nothing is asked for."""
+
+
+def semantic_protocol(asked: str = "") -> str:
+    """The protocol that is asked for, else ``areas``.
+
+    Raises:
+        UsageError: No such protocol.
+    """
+    if asked and asked not in SEMANTIC_PROTOCOLS:
+        raise UsageError(f"unknown protocol '{asked}'", fix=nearest(asked, SEMANTIC_PROTOCOLS))
+    return asked or "areas"
 
 
 def detection_protocol(classes: ClassList, asked: str = "") -> str:
@@ -67,7 +92,8 @@ def build_metrics(
         classes: Required by the tasks that are prompted by classes.
         engine: COCO evaluator: ``"faster"`` inside training runs, ``"pycocotools"`` for numbers that are reported.
         protocol: Of detection and instance segmentation (:data:`DETECTION_PROTOCOLS`) or of referring segmentation
-            (:data:`REFERRING_PROTOCOLS`); empty = that of the data set. Of depth (:func:`depth_protocol`); empty = the
+            (:data:`REFERRING_PROTOCOLS`); empty = that of the data set. Of label maps
+            (:data:`SEMANTIC_PROTOCOLS`). Of depth (:func:`depth_protocol`); empty = the
             official one.
         data: Name of the data set, for the protocol of referring segmentation.
 
@@ -78,15 +104,17 @@ def build_metrics(
         return DepthMetric(depth_protocol(protocol))
     if task is Task.REFERRING:
         return ReferringMetric(referring_protocol(protocol, data))
-    if protocol and task not in (Task.DETECTION, Task.INSTANCE):
+    if protocol and task not in (Task.DETECTION, Task.INSTANCE, Task.SEMANTIC):
         raise UsageError(
-            f"the protocol '{protocol}' scores detection, instance segmentation, phrases or depth, not {task}",
+            f"the protocol '{protocol}' scores detection, segmentation, phrases or depth, not {task}",
             fix="leave the protocol out, or name the task",
         )
     if task is Task.CAPTION:
         return CaptionMetric()
     if task is Task.GROUNDING:
         return GroundingMetric()
+    if task is Task.CENTER:
+        return CenterMetric()
     if classes is None:
         raise UsageError(
             f"the metric of {task} needs the class list",
@@ -94,7 +122,7 @@ def build_metrics(
             fix="pass the classes of the data set",
         )
     if task is Task.SEMANTIC:
-        return SemanticMetric(classes)
+        return LesionMetric(classes) if semantic_protocol(protocol) == "polar" else SemanticMetric(classes)
     masks = task is Task.INSTANCE
     match detection_protocol(classes, protocol):
         case "lvis":

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import TypeAlias, cast
 
 from torch import nn
 
@@ -20,6 +20,10 @@ from saccade.models.gsva.collate import Conversing
 from saccade.models.gsva.config import GSVAConfig
 from saccade.models.gsva.inputs import Answering
 from saccade.models.gsva.model import GSVA
+from saccade.models.polar.centers import CenterPredictor
+from saccade.models.polar.config import CentersConfig, LibraryConfig, PolarConfig, SegmenterConfig, ViTPixelsConfig
+from saccade.models.polar.model import PolarSegmenter
+from saccade.models.polar.segmenter import Segmenter
 from saccade.models.vitdet.config import SoftNMS, ViTDetConfig
 from saccade.models.vitdet.model import ViTDet
 from saccade.samples import ClassList
@@ -27,19 +31,27 @@ from saccade.tasks import Task
 from saccade.tokens.pieces import PieceVocabulary
 from saccade.tokens.vocabulary import TextVocabulary
 
-Model: TypeAlias = GiT | ViTDet | AiT | MapVQVAE | GSVA
-ModelConfig: TypeAlias = GiTConfig | ViTDetConfig | AiTConfig | MapVQVAEConfig | GSVAConfig
+Model: TypeAlias = GiT | ViTDet | AiT | MapVQVAE | GSVA | Segmenter | CenterPredictor | PolarSegmenter
+ModelConfig: TypeAlias = (
+    GiTConfig | ViTDetConfig | AiTConfig | MapVQVAEConfig | GSVAConfig | SegmenterConfig | CentersConfig | PolarConfig
+)
 Vocabulary: TypeAlias = TextVocabulary | PieceVocabulary
 """What makes ids of words, in the systems that read them: GiT's WordPiece, and GSVA's SentencePiece."""
 
-CONFIGS: dict[str, type[GiTConfig] | type[ViTDetConfig] | type[AiTConfig] | type[MapVQVAEConfig] | type[GSVAConfig]] = {
+CONFIGS: dict[str, type[ModelConfig]] = {
     GiT.system: GiTConfig,
     ViTDet.system: ViTDetConfig,
     AiT.system: AiTConfig,
     MapVQVAE.system: MapVQVAEConfig,
     GSVA.system: GSVAConfig,
+    Segmenter.system: SegmenterConfig,
+    CenterPredictor.system: CentersConfig,
+    PolarSegmenter.system: PolarConfig,
 }
 """Name of a system to the class of its configuration."""
+
+
+_LIBRARY_WIDTH = 512  # of the common encoders' last stage
 
 
 def system_of(config: ModelConfig) -> str:
@@ -67,6 +79,13 @@ def build(config: ModelConfig, vocabulary: Vocabulary | None = None) -> Model:
         if isinstance(vocabulary, TextVocabulary):
             raise ConfigError("GSVA reads pieces of a SentencePiece model", where="vocabulary")
         return GSVA(config, vocabulary)
+    if isinstance(config, SegmenterConfig):
+        return Segmenter(config)
+    if isinstance(config, CentersConfig):
+        return CenterPredictor(config)
+    if isinstance(config, PolarConfig):
+        finder = None if config.finder is None else build(config.finder, vocabulary)
+        return PolarSegmenter(config, build(config.segmenter, vocabulary), finder)
     if not isinstance(vocabulary, TextVocabulary):
         raise ConfigError("the model needs a text vocabulary", where="vocabulary")
     return GiT(config, vocabulary)
@@ -76,6 +95,10 @@ def backbone_of(model: Model) -> nn.Module:
     """The part of a model that looks at the input."""
     if isinstance(model, MapVQVAE):
         return model.vqvae.encoder
+    if isinstance(model, Segmenter | CenterPredictor):
+        return model.network
+    if isinstance(model, PolarSegmenter):
+        return model.segmenter
     return model.sam.image_encoder if isinstance(model, GSVA) else model.backbone
 
 
@@ -89,6 +112,10 @@ def offers(config: ModelConfig, task: Task) -> bool:
         return task is config.task
     if isinstance(config, GSVAConfig):
         return task is Task.REFERRING
+    if isinstance(config, SegmenterConfig | PolarConfig):
+        return task is Task.SEMANTIC
+    if isinstance(config, CentersConfig):
+        return task is Task.CENTER
     return getattr(config, task.value, None) is not None
 
 
@@ -100,6 +127,15 @@ def width_of(config: ModelConfig) -> int:
         return config.vqvae.base_width * config.vqvae.downsample // 2
     if isinstance(config, GSVAConfig):
         return config.sam.vit.width
+    if isinstance(config, PolarConfig):
+        return width_of(config.segmenter)
+    if isinstance(config, CentersConfig):
+        return config.network.width
+    if isinstance(config, SegmenterConfig):
+        network = config.network
+        if isinstance(network, ViTPixelsConfig):
+            return network.vit.width
+        return _LIBRARY_WIDTH if isinstance(network, LibraryConfig) else network.features * 2**network.levels
     return config.vit.width
 
 
@@ -113,9 +149,13 @@ def with_vit(config: GiTConfig | ViTDetConfig, vit: ViTConfig) -> ModelConfig:
 
 
 def input_size(config: ModelConfig, task: Task) -> int:
-    """Side of the square network input of a task in pixels."""
-    if isinstance(config, ViTDetConfig):
+    """Side of the network input of a task in pixels, the longer one where it is no square."""
+    if isinstance(config, ViTDetConfig | CentersConfig):
         return config.input_size
+    if isinstance(config, SegmenterConfig):
+        return max(config.input_hw)
+    if isinstance(config, PolarConfig):
+        return input_size(config.segmenter, task)
     if isinstance(config, MapVQVAEConfig):
         return config.vqvae.size
     if isinstance(config, GSVAConfig):
@@ -198,4 +238,38 @@ def extra_of(model: Model, *, answer: Answering = "given", reevaluate: bool = Fa
 
 def fixed_classes(model: Model) -> ClassList | None:
     """The named classes that the heads of a model know; None where names are free text, or are given later."""
-    return model.classes if isinstance(model, ViTDet | AiT) and model.config.classes else None
+    if isinstance(model, PolarSegmenter):
+        return fixed_classes(cast(Model, model.segmenter))
+    return model.classes if isinstance(model, ViTDet | AiT | Segmenter) and model.config.classes else None
+
+
+def reader_of(model: Model | nn.Module) -> GiT | GSVA | None:
+    """The part of a model that reads words, and has a vocabulary; None where there is none."""
+    if isinstance(model, PolarSegmenter):
+        return reader_of(model.segmenter) or (None if model.finder is None else reader_of(model.finder))
+    return model if isinstance(model, GiT | GSVA) else None
+
+
+def reading_config(config: ModelConfig) -> GiTConfig | GSVAConfig | None:
+    """The configuration of :func:`reader_of`."""
+    if isinstance(config, PolarConfig):
+        return reading_config(config.segmenter) or (None if config.finder is None else reading_config(config.finder))
+    return config if isinstance(config, GiTConfig | GSVAConfig) else None
+
+
+def set_finder(model: Model, finder: Model) -> None:
+    """Gives a polar segmenter what finds centres, in the place of its own.
+
+    Raises:
+        UsageError: Another kind of model, or a finder that finds no centres.
+    """
+    if not isinstance(model, PolarSegmenter):
+        raise UsageError(
+            f"centres are for models that see pictures unrolled around them, not for {model.system}",
+            fix="leave out --centers and --center",
+        )
+    if not {Task.CENTER, Task.SEMANTIC} & set(finder.tasks):
+        raise UsageError(
+            f"a {finder.system} model finds no centres", fix="name a centre predictor, or a model that segments"
+        )
+    model.finder = finder.requires_grad_(False).eval()

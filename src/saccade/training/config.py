@@ -12,10 +12,13 @@ from saccade.data.augment import Augment
 from saccade.data.sources.spec import SourceSpec
 from saccade.errors import ConfigError, nearest
 from saccade.layers.precision import Precision
+from saccade.metrics.center import SCORE_NAMES as CENTER_SCORES
 from saccade.metrics.depth import SCORE_NAMES as DEPTH_SCORES
+from saccade.metrics.lesion import SCORE_NAMES as LESION_SCORES
 from saccade.metrics.referring import SCORE_NAMES as REFERRING_SCORES
 from saccade.models.ait.config import AiTConfig
 from saccade.models.gsva.config import GSVAConfig
+from saccade.models.polar.config import PolarConfig
 from saccade.models.systems import ModelConfig, offers
 from saccade.tasks import Task
 
@@ -29,15 +32,17 @@ METRICS: dict[Task, tuple[str, ...]] = {
     Task.SEMANTIC: (
         *("aAcc", "mIoU", "mAcc", "mDice", "mFscore", "mPrecision", "mRecall", "image_mIoU", "image_mDice"),
         *("IoU", "Dice", "image_IoU", "image_Dice"),
+        *LESION_SCORES,
     ),
     Task.CAPTION: ("Bleu_1", "Bleu_2", "Bleu_3", "Bleu_4", "ROUGE_L", "CIDEr"),
     Task.GROUNDING: ("Acc@0.5", "mIoU"),
     Task.DEPTH: DEPTH_SCORES,
     Task.REFERRING: REFERRING_SCORES,
+    Task.CENTER: CENTER_SCORES,
 }
 """What the metric of each task reports in training, and ``monitor`` may name."""
 
-_FALLING = frozenset(DEPTH_SCORES) - {"d1", "d2", "d3"}
+_FALLING = (frozenset(DEPTH_SCORES) - {"d1", "d2", "d3"}) | {"mse_px", "distance_px"}
 
 
 @dataclass(kw_only=True)
@@ -51,8 +56,8 @@ class SourceConfig(SourceSpec):
         per_step: Batches of this source in a step of a mixture that takes its sources ``together``.
         augment: Training augmentation; None for evaluation.
         protocol: How evaluation scores boxes (:data:`saccade.metrics.DETECTION_PROTOCOLS`), phrases
-            (:data:`saccade.metrics.REFERRING_PROTOCOLS`) or depth (:func:`saccade.metrics.depth.depth_protocol`);
-            empty = as the data set is.
+            (:data:`saccade.metrics.REFERRING_PROTOCOLS`), depth (:func:`saccade.metrics.depth.depth_protocol`) or label
+            maps (:data:`saccade.metrics.SEMANTIC_PROTOCOLS`); empty = as the data set is.
     """
 
     weight: float = 1.0
@@ -161,6 +166,7 @@ class TrainConfig:
             another solver, of which the transformer is taken, too.
         mask_vqvae: A trained VQ-VAE of masks, whose codes AiT learns to say: a checkpoint folder, or a released file.
         depth_vqvae: The same of depth.
+        finder: A trained centre predictor or segmenter that finds centres for a polar segmenter: a checkpoint folder.
         language_init: A LLaVA with a linear projector, the start of GSVA's language model: a file, or a folder of some.
         language_base: The LLaMA that ``language_init`` is the difference from, where it was released so (a delta).
         clip_init: A CLIP, the start of what GSVA's language model sees with.
@@ -205,6 +211,7 @@ class TrainConfig:
     init_from: str = ""
     mask_vqvae: str = ""
     depth_vqvae: str = ""
+    finder: str = ""
     language_init: str = ""
     language_base: str = ""
     clip_init: str = ""
@@ -342,6 +349,7 @@ def validate(config: TrainConfig) -> None:
             if not offers(config.model, source.task):
                 raise ConfigError(f"the model does not offer the task {source.task}", where=f"{part}.{index}.task")
     _validate_vqvaes(config)
+    _validate_finder(config)
     if config.monitor:
         _validate_monitor(config)
 
@@ -361,6 +369,18 @@ def _validate_vqvaes(config: TrainConfig) -> None:
                 where=f"{kind}_vqvae",
                 fix=f"train one (recipe=ait.vqvae_{'masks' if kind == 'mask' else kind}), and pass {kind}_vqvae=FOLDER",
             )
+
+
+def _validate_finder(config: TrainConfig) -> None:
+    needed = isinstance(config.model, PolarConfig) and config.model.finder is not None
+    if config.finder and not needed:
+        raise ConfigError("the model has nothing that finds centres", where="finder", fix="leave it out")
+    if needed and not config.finder and not config.weights and config.train:
+        raise ConfigError(
+            "the model is configured to find centres with another one, which is not named",
+            where="finder",
+            fix="pass finder=FOLDER of a trained centre predictor or segmenter",
+        )
 
 
 def _validate_monitor(config: TrainConfig) -> None:

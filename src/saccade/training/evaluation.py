@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal, TypeAlias
 
 from saccade.data.loader import EvalLoader
 from saccade.data.sources.base import Source, select_range
@@ -14,17 +14,21 @@ from saccade.errors import SaccadeError, UsageError
 from saccade.layers.precision import Precision, autocast
 from saccade.metrics import (
     DETECTION_PROTOCOLS,
+    SEMANTIC_PROTOCOLS,
     CaptionMetric,
     DepthMetric,
     ReferringMetric,
     build_metrics,
     detection_protocol,
+    semantic_protocol,
 )
+from saccade.metrics.center import PROTOCOL as CENTER_PROTOCOL
 from saccade.metrics.detection import Engine
 from saccade.models.ait.model import AiT
 from saccade.models.ait.vqvae import MapVQVAE
 from saccade.models.gsva.inputs import Answering
 from saccade.models.gsva.model import GSVA
+from saccade.models.polar.model import PolarSegmenter
 from saccade.models.systems import Model, extra_of
 from saccade.models.vitdet.model import ViTDet
 from saccade.tasks import Task
@@ -32,11 +36,14 @@ from saccade.training.distributed import World
 from saccade.training.sharding import is_sharded
 
 PROTOCOLS: dict[Task, str] = {
-    Task.SEMANTIC: "IoU from areas summed over the set, at the original size, label 255 left out",
     Task.CAPTION: "BLEU-1..4, ROUGE-L and CIDEr of COCO captions, PTB tokens",
+    Task.CENTER: CENTER_PROTOCOL,
     Task.GROUNDING: "share of phrases whose box has IoU >= 0.5, in pixels of the original image",
 }
-"""How each task is scored; every result carries the line. Detection has several protocols of its own."""
+"""How each task is scored; every result carries the line. Detection and label maps have several protocols."""
+
+Given: TypeAlias = Literal["own", "truth"]
+"""Where a polar segmenter's centres come from: its finder, or the truth, which perfect centres would be."""
 
 
 class EvaluationStopped(SaccadeError):
@@ -84,6 +91,7 @@ def evaluate(
     engine: Engine = "faster",
     protocol: str = "",
     answer: Answering = "given",
+    centers: Given = "own",
     progress: Callable[[int, int], None] | None = None,
     stop: Callable[[], bool] | None = None,
     world: World | None = None,
@@ -101,16 +109,19 @@ def evaluate(
         engine: ``pycocotools`` runs the reference programs, for numbers that are reported: it itself, and METEOR
             where its Java program is found. ``faster`` gives the same AP sooner and leaves METEOR out.
         protocol: How detection and instance segmentation (:data:`saccade.metrics.DETECTION_PROTOCOLS`), phrases
-            (:data:`saccade.metrics.REFERRING_PROTOCOLS`) and depth are scored; empty = as the data set is, e.g. LVIS by
+            (:data:`saccade.metrics.REFERRING_PROTOCOLS`), label maps (:data:`saccade.metrics.SEMANTIC_PROTOCOLS`) and
+            depth are scored; empty = as the data set is, e.g. LVIS by
             its own protocol, other boxes by that of COCO.
         answer: How a model that converses answers.
+        centers: Where a polar segmenter's centres come from.
         progress: Called with (samples done on this rank, samples of this rank).
         stop: Asked after every batch; once it says yes on any rank, the evaluation is given up.
         world: This process among all; samples are shared out and metrics merged, every rank gets the result.
         checkpoint: Name or folder of the weights, for the stamp.
 
     Raises:
-        UsageError: The model does not offer the task, or the protocol does not score it.
+        UsageError: The model does not offer the task, the protocol does not score it, or centres of a truth are asked
+            for a model that has none.
         EvaluationStopped: ``stop`` said yes.
     """
     world = world or World()
@@ -120,6 +131,8 @@ def evaluate(
             where=source.name,
             fix=f"it offers: {', '.join(model.tasks)}",
         )
+    if centers == "truth" and not isinstance(model, PolarSegmenter):
+        raise UsageError(f"a {model.system} model has no centres", where=source.name, fix="leave out --centers")
     source = select_range(source, limit=limit)
     declared = model.preprocess(source.task)
     device = next(model.parameters()).device
@@ -146,11 +159,13 @@ def evaluate(
         for samples, batch in loader:
             with autocast(precision, device):
                 # A VQ-VAE looks at truths: how well they survive the way into codes and back.
-                predictions = (
-                    model.reconstruct(samples)
-                    if isinstance(model, MapVQVAE)
-                    else model.predict(batch.to(device, non_blocking=True))
-                )
+                moved = batch.to(device, non_blocking=True)
+                if isinstance(model, MapVQVAE):
+                    predictions = model.reconstruct(samples)
+                elif isinstance(model, PolarSegmenter) and centers == "truth":
+                    predictions = model.predict(moved, centers_xy=model.true_centers(samples))
+                else:
+                    predictions = model.predict(moved)
             own = min(len(samples), share - done)  # the rest keeps this process in step with the others
             for sample, prediction in zip(samples[:own], predictions[:own], strict=True):
                 metric.update(sample, prediction)
@@ -182,6 +197,7 @@ def evaluate(
             "input_hw": list(declared.size_hw),
             "precision": precision,
             **_answer_stamp(model, source.task, answer),
+            **({"centers": centers} if isinstance(model, PolarSegmenter) else {}),
             "checkpoint": checkpoint,
         },
     )
@@ -211,6 +227,8 @@ def _answer_stamp(model: Model, task: Task, answer: str) -> dict[str, Any]:
 
 
 def _protocol_line(source: Source, asked: str, engine: Engine) -> str:
+    if source.task is Task.SEMANTIC:
+        return SEMANTIC_PROTOCOLS[semantic_protocol(asked)]
     if source.classes is None or source.task in PROTOCOLS:
         return PROTOCOLS[source.task]
     chosen = detection_protocol(source.classes, asked)

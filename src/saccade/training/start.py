@@ -6,7 +6,7 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 
@@ -32,7 +32,11 @@ from saccade.models.git.model import GiT
 from saccade.models.gsva.config import GSVAConfig
 from saccade.models.gsva.initialise import initialise_local as initialise_gsva_local
 from saccade.models.gsva.model import GSVA
-from saccade.models.systems import Model, Vocabulary, build, system_of
+from saccade.models.polar.centers import CenterPredictor
+from saccade.models.polar.config import PolarConfig
+from saccade.models.polar.model import PolarSegmenter
+from saccade.models.polar.segmenter import Segmenter, ViTPixels
+from saccade.models.systems import Model, Vocabulary, build, reading_config, system_of
 from saccade.models.vitdet.initialise import initialise_published
 from saccade.models.vitdet.model import ViTDet
 from saccade.tasks import Task
@@ -68,6 +72,7 @@ def build_model(config: TrainConfig, *, resumed: Path | None = None) -> tuple[Mo
     if config.weights:
         model = _whole_model(config)
         _load_vqvaes(model, config)
+        _load_finder(model, config)
         return model, []
     model = build(config.model, vocabulary_of(config))
     if config.initialise == "local":
@@ -87,6 +92,7 @@ def build_model(config: TrainConfig, *, resumed: Path | None = None) -> tuple[Mo
             raise ConfigError(f"a {model.system} model has no text embedding", where="text_init")
         reports.append(load_text_embedding(model, _file(config.text_init)))
     _load_vqvaes(model, config)
+    _load_finder(model, config)
     return model, reports
 
 
@@ -130,6 +136,30 @@ def _load_vqvaes(model: Model, config: TrainConfig) -> None:
         into.load_state_dict(loaded.vqvae.state_dict())
 
 
+def _load_finder(model: Model, config: TrainConfig) -> None:
+    """The trained model that finds centres for a polar segmenter.
+
+    Raises:
+        ConfigError: It cannot be loaded, or is not the configured one.
+    """
+    if not config.finder:
+        return
+    assert isinstance(model, PolarSegmenter) and isinstance(config.model, PolarConfig)  # validated
+    where = f"finder={config.finder}"
+    try:
+        loaded = load_model(config.finder).model
+    except (CheckpointError, UsageError) as error:
+        raise ConfigError(error.what, where=where, why=error.why, fix=error.fix) from error
+    if loaded.config != config.model.finder or model.finder is None:
+        raise ConfigError(
+            "it is not the model that is configured to find centres",
+            where=where,
+            why=f"it is a {loaded.system} model",
+            fix="let the recipe configure it (finder=FOLDER of the polar recipes does)",
+        )
+    model.finder.load_state_dict(loaded.state_dict())
+
+
 def _form(vqvae: VQVAEConfig) -> dict[str, Any]:
     """What decides the shapes and the meaning of the weights."""
     names = ("size", "downsample", "base_width", "residual_blocks", "signed", "scale")
@@ -167,6 +197,12 @@ def _start_local(model: Model) -> None:
         initialise_gsva_local(model)
     elif isinstance(model, MapVQVAE):
         model.vqvae.start_alive()
+    elif isinstance(model, Segmenter) and isinstance(model.network, ViTPixels):
+        start_local(model.network.backbone)
+    elif isinstance(model, PolarSegmenter):
+        _start_local(cast(Model, model.segmenter))
+    elif isinstance(model, Segmenter | CenterPredictor):
+        raise ConfigError("a local start is for vision transformers", where="initialise", fix="set initialise=plain")
     elif isinstance(model.backbone, PlainViT):
         start_local(model.backbone)
     else:
@@ -186,6 +222,10 @@ def _whole_model(config: TrainConfig) -> Model:
     state = loaded.state_dict()
     if isinstance(model, AiT) and isinstance(loaded, AiT):
         state = adapted_state(loaded, model)
+    elif isinstance(model, PolarSegmenter) and not isinstance(loaded, PolarSegmenter):
+        # What looks at unrolled pictures starts from it; the finder has a start of its own.
+        state = {f"segmenter.{key}": value for key, value in state.items()}
+        state |= {key: value for key, value in model.state_dict().items() if key.startswith("finder.")}
     found = {key: tuple(value.shape) for key, value in state.items()}
     expected = {key: tuple(value.shape) for key, value in model.state_dict().items()}
     odd = sorted(key for key in found.keys() | expected.keys() if found.get(key) != expected.get(key))
@@ -259,7 +299,8 @@ def vocabulary_of(config: TrainConfig) -> Vocabulary | None:
     """
     if isinstance(config.model, GSVAConfig):
         return _pieces_of(config, config.model.language.vocab_size)
-    if not isinstance(config.model, GiTConfig):
+    reading = reading_config(config.model)
+    if not isinstance(reading, GiTConfig):
         return None
     if config.vocabulary:
         return TextVocabulary(config.vocabulary)
@@ -267,10 +308,10 @@ def vocabulary_of(config: TrainConfig) -> Vocabulary | None:
         return TextVocabulary(resolve(config.weights) / VOCABULARY)
     for path in sorted(ASSETS.rglob(VOCABULARY)):
         bundled = TextVocabulary(path)
-        if len(bundled) == config.model.vocab_size:
+        if len(bundled) == reading.vocab_size:
             return bundled
     raise ConfigError(
-        f"no bundled vocabulary has {config.model.vocab_size} pieces",
+        f"no bundled vocabulary has {reading.vocab_size} pieces",
         where="vocabulary",
         fix="pass vocabulary=PATH/vocab.txt (for the published sizes of GiT: that of bert-base-uncased)",
     )

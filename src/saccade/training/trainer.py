@@ -21,6 +21,7 @@ from saccade.data.sources.base import Source
 from saccade.data.sources.present import open_present
 from saccade.errors import ConfigError, MissingDataError, nearest
 from saccade.hub.checkpoint import save_model
+from saccade.models.polar.model import PolarSegmenter
 from saccade.models.systems import Model, extra_of
 from saccade.samples import Batch, ClassList
 from saccade.tasks import Task
@@ -300,6 +301,8 @@ class _Run:
             workers=self.config.workers,
             precision=self.config.precision,
             protocol=config.protocol,
+            # As the paper validates: what the model learns is seen, whatever finds the centres later.
+            centers="truth" if isinstance(self.model, PolarSegmenter) and self.model.finder is None else "own",
             progress=lambda done, total: self.progress.evaluating(label, done, total),
             stop=lambda: self.stop.requested,
             world=self.world,
@@ -366,7 +369,7 @@ class _Run:
             "precision": config.precision,
             "averaged_weights": config.ema_decay,
             "start": start_of(config),
-            **{name: source for name in ("mask_vqvae", "depth_vqvae") if (source := getattr(config, name))},
+            **{name: source for name in ("mask_vqvae", "depth_vqvae", "finder") if (source := getattr(config, name))},
             "data": [
                 {"task": str(source.task), "name": source.name, "samples": len(source), "weight": given.weight}
                 for given, source in self.train

@@ -197,6 +197,12 @@ class GiT(nn.Module):
         with torch.inference_mode():
             return _INTERFACES[batch.task].predict(self, batch)
 
+    def class_scores(self, batch: Batch) -> Tensor:
+        """Scores 0..1 of the classes of every pixel of the network input, ``[B, n, H, W]`` (semantic segmentation)."""
+        scores, _ = semantic.label_scores(self, batch)
+        size_hw = (int(batch.images.shape[-2]), int(batch.images.shape[-1]))
+        return torch.stack([semantic.resize_scores(one, size_hw) for one in scores])
+
     def set_activation_checkpointing(self, enabled: bool) -> None:
         """Recompute the activations of every block in the backward pass (saves memory, costs a third more time)."""
         self.backbone.activation_checkpointing = enabled

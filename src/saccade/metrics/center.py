@@ -1,0 +1,81 @@
+"""How far the centres that are said lie from those of the truth (the polar paper's centre error)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from saccade.errors import DataError, UsageError
+from saccade.labels import centroid, object_mask
+from saccade.metrics.base import Key, add_once, image_key, merge_records, repetition_notes
+from saccade.results import Centers, Prediction
+from saccade.samples import Sample
+
+SCORE_NAMES = ("mse_px", "distance_px", "within")
+
+_NEAR = 0.05  # of the height of the picture: the greatest shift that the polar training allows for
+
+PROTOCOL = "squared and plain distance of the surest centre in pixels, and the share within 5 % of the height"
+
+
+class CenterMetric:
+    """Distances between the surest centre and the centre of mass of all objects, means over pictures.
+
+    Pictures without an object have no centre: they are not scored, and counted in the notes.
+    """
+
+    def __init__(self) -> None:
+        self.images: dict[Key, tuple[float, float] | None] = {}
+        self.repetitions = 0
+
+    @property
+    def notes(self) -> list[str]:
+        """See :class:`saccade.metrics.base.Metric`."""
+        empty = sum(found is None for found in self.images.values())
+        left_out = [f"{empty} of {len(self.images)} images have no object; they are not scored"] if empty else []
+        return [*left_out, *repetition_notes(self.repetitions)]
+
+    def update(self, target: Sample, prediction: Prediction) -> None:
+        """Adds one image.
+
+        Raises:
+            DataError: The target has no label map, or the prediction no centre.
+            UsageError: The prediction is of another task.
+        """
+        key = image_key(target)
+        if not isinstance(prediction, Centers):
+            raise UsageError(f"centres are scored on Centers, not on {type(prediction).__name__}", where=key)
+        if target.target.semantic is None:
+            raise DataError("the target has no label map", where=key)
+        if not len(prediction):
+            raise DataError("the prediction has no centre", where=key)
+        truth = centroid(object_mask(target.target.semantic, target.classes))
+        found = None
+        if truth is not None:
+            dx, dy = (prediction.points_xy[0].cpu() - truth).tolist()
+            squared = dx * dx + dy * dy
+            found = (squared, squared**0.5 / target.size_hw[0])
+        self.repetitions += add_once(self.images, key, found)
+
+    def compute(self) -> dict[str, float]:
+        """The means by :data:`SCORE_NAMES`; NaN where no image has an object."""
+        scored = np.array([found for found in self.images.values() if found is not None]).reshape(-1, 2)
+        if not len(scored):
+            return dict.fromkeys(SCORE_NAMES, float("nan"))
+        squared, share = scored.T
+        means = (squared.mean(), np.sqrt(squared).mean(), (share <= _NEAR).mean())
+        return {name: float(value) for name, value in zip(SCORE_NAMES, means, strict=True)}
+
+    def per_class(self) -> list[dict[str, Any]]:
+        """Empty: a centre has no class."""
+        return []
+
+    def state(self) -> Any:
+        """See :class:`saccade.metrics.base.Metric`."""
+        return self.images, self.repetitions
+
+    def merge(self, states: Sequence[Any]) -> None:
+        """See :class:`saccade.metrics.base.Metric`."""
+        self.images, self.repetitions = merge_records(states)

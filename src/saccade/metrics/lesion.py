@@ -1,0 +1,115 @@
+"""One object per picture, as the polar paper scores it: means over pictures, and in polar space.
+
+The conventions are the paper's code's (docs/polar.md) and differ from those of the lesion challenges: where truth and
+answer are both empty, the Dice score is 0 and the IoU 1; a truth of at most 5 pixels has precision and recall 1 where
+the answer has at most 5, too, else 0; any other truth has 0 where the answer has at most 5.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from saccade.errors import DataError, UsageError
+from saccade.labels import centroid, middle, object_mask
+from saccade.layers.polar import to_polar
+from saccade.metrics.base import Key, add_once, check_classes, image_key, merge_records, repetition_notes
+from saccade.results import Prediction, SemanticMap
+from saccade.samples import IGNORE_LABEL, ClassList, Sample
+
+_SPACES = ("mean", "polar")
+_SCORES = ("Dice", "IoU", "Precision", "Recall")
+SCORE_NAMES = tuple(f"{space}_{score}" for space in _SPACES for score in _SCORES)
+
+PROTOCOL = (
+    "means over images by the conventions of the polar paper (both empty: Dice 0, IoU 1; up to 5 pixels count as empty "
+    "for precision and recall), at the original size and, as polar_*, unrolled around the centre of the truth"
+)
+
+_SPECK = 5  # pixels
+
+
+def lesion_scores(said: Tensor, truth: Tensor) -> tuple[float, float, float, float]:
+    """Dice, IoU, precision and recall of two bool masks of the same shape."""
+    both = int((said & truth).sum())
+    predicted, wanted = int(said.sum()), int(truth.sum())
+    dice = 2 * both / (predicted + wanted) if predicted + wanted else 0.0
+    union = predicted + wanted - both
+    iou = both / union if union else 1.0
+    if wanted <= _SPECK:
+        alike = float(predicted <= _SPECK)
+        return dice, iou, alike, alike
+    if predicted <= _SPECK:
+        return dice, iou, 0.0, 0.0
+    return dice, iou, both / predicted, both / wanted
+
+
+class LesionMetric:
+    """Scores of the objects of label maps, picture by picture.
+
+    Every class but the background is the object; pixels of the ignored label belong to neither map.
+
+    Args:
+        classes: The classes.
+    """
+
+    def __init__(self, classes: ClassList) -> None:
+        self.classes = classes
+        self.images: dict[Key, tuple[float, ...]] = {}
+        self.repetitions = 0
+
+    @property
+    def notes(self) -> list[str]:
+        """See :class:`saccade.metrics.base.Metric`."""
+        return repetition_notes(self.repetitions)
+
+    def update(self, target: Sample, prediction: Prediction) -> None:
+        """Adds one image.
+
+        Raises:
+            DataError: The maps have different sizes or classes, or the target has none.
+            UsageError: The prediction is of another task.
+        """
+        key = image_key(target)
+        if not isinstance(prediction, SemanticMap):
+            raise UsageError(f"lesions are scored on SemanticMap, not on {type(prediction).__name__}", where=key)
+        if target.target.semantic is None:
+            raise DataError("the target has no semantic map", where=key)
+        check_classes(self.classes, target.classes, key)
+        check_classes(self.classes, prediction.classes, key)
+        labels = target.target.semantic.as_subclass(Tensor).cpu()
+        if labels.shape != prediction.labels.shape:
+            raise DataError(
+                f"the predicted map is {tuple(prediction.labels.shape)}, the true one {tuple(labels.shape)}",
+                where=key,
+                why="one of them is not in the frame of the original image",
+            )
+        known = labels != IGNORE_LABEL
+        truth = object_mask(labels, self.classes)
+        said = object_mask(prediction.labels.cpu(), self.classes) & known
+        center = centroid(truth)
+        around = (middle((truth.shape[0], truth.shape[1])) if center is None else center)[None]
+        polar_said, polar_truth = (to_polar(mask[None, None], around, mode="nearest") for mask in (said, truth))
+        scores = (*lesion_scores(said, truth), *lesion_scores(polar_said, polar_truth))
+        self.repetitions += add_once(self.images, key, scores)
+
+    def compute(self) -> dict[str, float]:
+        """The means over the images by :data:`SCORE_NAMES`; NaN without an image."""
+        rows = np.array(list(self.images.values())).reshape(-1, len(SCORE_NAMES))
+        means = rows.mean(axis=0).tolist() if len(rows) else [float("nan")] * len(SCORE_NAMES)
+        return dict(zip(SCORE_NAMES, means, strict=True))
+
+    def per_class(self) -> list[dict[str, Any]]:
+        """Empty: the object is one."""
+        return []
+
+    def state(self) -> Any:
+        """See :class:`saccade.metrics.base.Metric`."""
+        return self.images, self.repetitions
+
+    def merge(self, states: Sequence[Any]) -> None:
+        """See :class:`saccade.metrics.base.Metric`."""
+        self.images, self.repetitions = merge_records(states)
