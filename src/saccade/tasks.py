@@ -51,7 +51,7 @@ TASKS: dict[Task, TaskSpec] = {
     Task.GROUNDING: TaskSpec(prompt="phrase", target=("boxes",), result="Grounding", alias="grounding"),
     Task.DEPTH: TaskSpec(prompt="none", target=("depth_m",), result="DepthMap", alias="depth"),
     Task.REFERRING: TaskSpec(prompt="phrases", target=("masks",), result="Referral", alias="referring"),
-    Task.CENTER: TaskSpec(prompt="none", target=("semantic",), result="Centers", alias="center"),
+    Task.CENTER: TaskSpec(prompt="classes", target=("semantic",), result="Centers", alias="center"),
 }
 
 

@@ -9,12 +9,13 @@ from functools import partial
 from pathlib import Path
 from typing import TypeAlias
 
-from saccade.data.checks import coco, depth, detection_sets, masks, panoptic, phrases, text, voc
+from saccade.data.checks import coco, depth, detection_sets, masks, object_masks, panoptic, phrases, text, voc
 from saccade.data.checks.report import DEFECTS, Finding, ImageEntry, Report, check_images
 from saccade.data.sources import DRAWN, ONE_SPLIT_FILES
 from saccade.data.sources.coco_layouts import LVIS, OBJECTS365, V3DET
 from saccade.data.sources.depth_folder import DepthLayout
 from saccade.data.sources.layout import data_root, split_names
+from saccade.data.sources.object_masks import cvc_clinicdb_pairs, isic2018_pairs
 from saccade.data.sources.parts import PACO, PASCAL_PART
 from saccade.data.sources.refcoco import GREFCOCO_PATTERNS, REFZOM_PATTERNS
 from saccade.data.sources.spec import SourceSpec
@@ -60,6 +61,9 @@ CHECKS: dict[str, Check] = {
     "nyu": depth.check_nyu,
     "depth_folder": depth.check_folder,
     "mask_crops": masks.check_crops,
+    "isic2018": partial(object_masks.check_pairs, pairs=isic2018_pairs),
+    "cvc_clinicdb": partial(object_masks.check_pairs, pairs=cvc_clinicdb_pairs),
+    "lits": object_masks.check_lits,
 }
 """Reader name -> function that looks at its annotation files and lists its images."""
 
@@ -77,6 +81,8 @@ _IMAGES: dict[str, List] = {
     "lvis": lambda spec, root: [path for _, path in coco.list_images(spec, root, LVIS)],
     "objects365": lambda spec, root: [path for _, path in coco.list_images(spec, root, OBJECTS365)],
     "v3det": lambda spec, root: [path for _, path in coco.list_images(spec, root, V3DET)],
+    "isic2018": lambda spec, root: [image for image, _ in isic2018_pairs(spec)[0]],
+    "cvc_clinicdb": lambda spec, root: [image for image, _ in cvc_clinicdb_pairs(spec)[0]],
     "nyu": lambda spec, root: [image for image, _ in depth.nyu_files(spec, root)],
     "depth_folder": lambda spec, root: [image for image, _ in DepthLayout(spec, root, must_exist=False).pairs],
 }
@@ -128,8 +134,8 @@ def check_dataset(
         # Annotations may be damaged in ways that no list foresees; the report still has what was found before.
         report.add("invalid_entry", f"the files are not as the format says ({type(error).__name__}: {error})")
         return report
-    report.counts["images"] = len(entries)
-    if not entries:
+    report.counts.setdefault("images", len(entries))
+    if not report.counts["images"]:
         report.add("no_images", report.name)
     check_images(report, entries, decode=decode, progress=progress)
     _check_leaks(spec, root, entries, other_splits, report)

@@ -240,7 +240,9 @@ def fixed_classes(model: Model) -> ClassList | None:
     """The named classes that the heads of a model know; None where names are free text, or are given later."""
     if isinstance(model, PolarSegmenter):
         return fixed_classes(cast(Model, model.segmenter))
-    return model.classes if isinstance(model, ViTDet | AiT | Segmenter) and model.config.classes else None
+    if isinstance(model, ViTDet | AiT | Segmenter | CenterPredictor) and model.config.classes:
+        return model.classes
+    return None
 
 
 def reader_of(model: Model | nn.Module) -> GiT | GSVA | None:

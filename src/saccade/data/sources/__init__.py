@@ -14,11 +14,13 @@ from saccade.data.sources.coco_layouts import LVIS, OBJECTS365, V3DET, LvisSourc
 from saccade.data.sources.crowdhuman import open_crowdhuman
 from saccade.data.sources.depth_folder import open_depth_folder
 from saccade.data.sources.karpathy import KarpathySource
+from saccade.data.sources.lits import open_lits
 from saccade.data.sources.llava import LlavaInstructSource
 from saccade.data.sources.mask_crops import MaskCropsSource
 from saccade.data.sources.mask_folder import MaskFolderSource, ade20k_source
 from saccade.data.sources.nuimages import open_nuimages
 from saccade.data.sources.nyu import open_nyu
+from saccade.data.sources.object_masks import open_cvc_clinicdb, open_isic2018
 from saccade.data.sources.openimages import OpenImagesSource
 from saccade.data.sources.panoptic import PanopticSource
 from saccade.data.sources.parts import PACO, PASCAL_PART, PartsSource
@@ -125,6 +127,9 @@ READERS: dict[str, Callable[[SourceSpec], Source]] = {
     "nyu": open_nyu,
     "depth_folder": open_depth_folder,
     "mask_crops": MaskCropsSource,
+    "isic2018": open_isic2018,
+    "cvc_clinicdb": open_cvc_clinicdb,
+    "lits": open_lits,
 }
 """Reader name -> function that opens a data set."""
 
@@ -134,6 +139,7 @@ DRAWN = frozenset({"scenes", "scene_dialogues"})
 ONE_SPLIT_FILES = frozenset(READERS) - DRAWN - {
     "voc", "mask_folder", "ade20k", "refcoco", "grefcoco", "refzom", "reasonseg",
     "coco_stuff", "mapillary", "depth_folder", "mask_crops",
+    "isic2018", "cvc_clinicdb", "lits",
 }  # fmt: skip
 """Readers of which ``annotations`` names the file of a single split."""
 

@@ -216,6 +216,31 @@ def load_pair(
     return image, origin, content
 
 
+def region_target(labels: NDArray[np.int64], things: Sequence[int], *, masks: bool) -> Target:
+    """Every 8-connected region of a class as an instance, class by class, in reading order.
+
+    Args:
+        labels: ``[H, W]``.
+        things: The values of the classes, in the order of their ids.
+        masks: Whether the masks are wanted, too.
+    """
+    found, class_ids, boxes = [], [], []
+    for class_id, value in enumerate(things):
+        regions, _ = ndimage.label(labels == value, structure=np.ones((3, 3)))
+        for number, slices in enumerate(ndimage.find_objects(regions), start=1):
+            found.append(regions == number)
+            class_ids.append(class_id)
+            boxes.append([slices[1].start, slices[0].start, slices[1].stop, slices[0].stop])
+    stacked = np.stack(found) if found else np.zeros((0, *labels.shape), bool)
+    return Target(
+        boxes=boxes_tensor(np.array(boxes, np.float32).reshape(-1, 4), (labels.shape[0], labels.shape[1])),
+        class_ids=torch.tensor(class_ids, dtype=torch.int64),
+        masks=mask_tensor(stacked) if masks else None,
+        is_crowd=torch.zeros(len(found), dtype=torch.bool),
+        areas=torch.from_numpy(stacked.sum(axis=(1, 2)).astype(np.float64)),
+    )
+
+
 @dataclass(kw_only=True, frozen=True)
 class PairLayout:
     """Where images and maps lie, in nested folders of the same names.

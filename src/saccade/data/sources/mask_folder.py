@@ -6,14 +6,12 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from scipy import ndimage
 
 from saccade.data.class_names import CLASS_NAMES
-from saccade.data.geometry import boxes_tensor, mask_tensor
+from saccade.data.geometry import mask_tensor
 from saccade.data.images import read_labels
-from saccade.data.sources.label_maps import load_pair
+from saccade.data.sources.label_maps import load_pair, region_target
 from saccade.data.sources.layout import Records, data_root, divide, files_of, find_folder
 from saccade.errors import DataError, UsageError
 from saccade.samples import IGNORE_LABEL, ClassList, Sample, Target
@@ -41,7 +39,7 @@ class MaskFolderSource:
     more. In label maps value k is class k; 255 and ``ignore_labels`` are neither learned nor scored.
 
     Args:
-        task: Semantic segmentation; detection or instance segmentation of connected regions.
+        task: Semantic segmentation or centres; detection or instance segmentation of connected regions.
         root: Folder of the data set.
         split: A split file (``splits/<split>.txt``, one name per line), a subfolder, or, for a data set without either,
             ``train``, ``val`` or ``all``.
@@ -75,8 +73,8 @@ class MaskFolderSource:
         ignore_labels: Sequence[int] = (),
         reduce_zero_label: bool = False,
     ) -> None:
-        if task not in (Task.SEMANTIC, Task.DETECTION, Task.INSTANCE):
-            raise UsageError(f"masks serve segmentation and detection, not {task}", where=str(root))
+        if task not in (Task.SEMANTIC, Task.DETECTION, Task.INSTANCE, Task.CENTER):
+            raise UsageError(f"masks serve segmentation, centres and detection, not {task}", where=str(root))
         folder = data_root(root)
         self.name, self.task = f"{folder.name}/{split}", task
         layout = MaskLayout(folder, split, images=images, masks=masks, suffix=suffix)
@@ -97,7 +95,7 @@ class MaskFolderSource:
         self._labels = ClassList.from_names(names)
         self._things = [k for k, name in enumerate(names) if name.lower() != _BACKGROUND]
         self.classes = self._labels
-        if task is not Task.SEMANTIC:
+        if task in (Task.DETECTION, Task.INSTANCE):
             self.classes = ClassList(
                 names=tuple(names[k] for k in self._things), category_ids=tuple(k for k in self._things)
             )
@@ -110,7 +108,10 @@ class MaskFolderSource:
         """Reads one image and its mask, in the frame of the original image."""
         image_path, mask_path = (Path(text) for text in self._records[index])
         image, origin, labels = load_pair(image_path, mask_path, self.name, self._read)
-        target = Target(semantic=mask_tensor(labels)) if self.task is Task.SEMANTIC else self._regions(labels)
+        if self.task in (Task.SEMANTIC, Task.CENTER):
+            target = Target(semantic=mask_tensor(labels))
+        else:
+            target = region_target(labels, self._things, masks=self.task is Task.INSTANCE)
         return Sample(image=image, task=self.task, origin=origin, target=target, classes=self.classes)
 
     def read_mask(self, path: Path) -> NDArray[np.int64]:
@@ -162,24 +163,6 @@ class MaskFolderSource:
         if asked:
             return asked
         return tuple(f"class {value}" for value in range(max(values - self._ignore, default=0) + 1))
-
-    def _regions(self, labels: NDArray[np.int64]) -> Target:
-        """Every 8-connected region of a class as an instance, class by class, in reading order."""
-        masks, class_ids, boxes = [], [], []
-        for class_id, value in enumerate(self._things):
-            regions, _ = ndimage.label(labels == value, structure=np.ones((3, 3)))
-            for number, slices in enumerate(ndimage.find_objects(regions), start=1):
-                masks.append(regions == number)
-                class_ids.append(class_id)
-                boxes.append([slices[1].start, slices[0].start, slices[1].stop, slices[0].stop])
-        stacked = np.stack(masks) if masks else np.zeros((0, *labels.shape), bool)
-        return Target(
-            boxes=boxes_tensor(np.array(boxes, np.float32).reshape(-1, 4), (labels.shape[0], labels.shape[1])),
-            class_ids=torch.tensor(class_ids, dtype=torch.int64),
-            masks=mask_tensor(stacked) if self.task is Task.INSTANCE else None,
-            is_crowd=torch.zeros(len(masks), dtype=torch.bool),
-            areas=torch.from_numpy(stacked.sum(axis=(1, 2)).astype(np.float64)),
-        )
 
 
 def ade20k_source(

@@ -101,12 +101,13 @@ _CLASSES: dict[Task, ClassList] = {
     Task.DETECTION: _numbered(THING_CLASSES),
     Task.INSTANCE: _numbered(THING_CLASSES),
     Task.SEMANTIC: _numbered(SEMANTIC_CLASSES),
+    Task.CENTER: _numbered(SEMANTIC_CLASSES),
 }
 
 
 def _target(scene: Scene, task: Task) -> Target:
     """The fields that the task reads; the others are never worked out."""
-    if task is Task.SEMANTIC:
+    if task in (Task.SEMANTIC, Task.CENTER):
         return Target(semantic=tv_tensors.Mask(torch.from_numpy(scene.semantic).to(torch.int64)))
     if task is Task.CAPTION:
         return Target(captions=scene.captions)

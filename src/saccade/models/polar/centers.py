@@ -15,7 +15,7 @@ from saccade.layers.heatmaps import draw_heatmap, read_heatmap, read_peaks
 from saccade.layers.hourglass import StackedHourglass
 from saccade.models.polar.config import CentersConfig
 from saccade.results import Centers, Prediction
-from saccade.samples import Batch, Preprocess
+from saccade.samples import Batch, ClassList, Preprocess
 from saccade.tasks import Task, require_task
 
 
@@ -37,6 +37,11 @@ class CenterPredictor(nn.Module):
     def tasks(self) -> tuple[Task, ...]:
         """Centres."""
         return (Task.CENTER,)
+
+    @property
+    def classes(self) -> ClassList:
+        """The classes of the data, among which objects are."""
+        return ClassList.from_names(self.config.classes)
 
     def preprocess(self, task: Task) -> Preprocess:
         """Pictures squeezed to the square network input, bilinearly."""

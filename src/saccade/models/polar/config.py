@@ -99,6 +99,8 @@ class CentersConfig:
 
     Attributes:
         network: The network.
+        classes: Names of the classes of the data; an object is what is not the one called ``background`` (else not the
+            first).
         input_size: Side of the square network input in pixels.
         sigma: Standard deviation of a centre's Gaussian in the training target, in pixels of the input.
         objects: What has a centre.
@@ -108,6 +110,7 @@ class CentersConfig:
     """
 
     network: HourglassConfig = field(default_factory=HourglassConfig)
+    classes: tuple[str, ...] = ("background", "lesion")
     input_size: int = 256
     sigma: float = 8.0
     objects: Objects = "one"

@@ -1,0 +1,240 @@
+"""Pictures with a mask of what is sought: the form that medical data sets share, and two of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torchvision import tv_tensors
+
+from saccade.data.geometry import mask_tensor
+from saccade.data.images import read_labels
+from saccade.data.sources.label_maps import load_pair, region_target
+from saccade.data.sources.layout import Records, data_root, files_of, split_names
+from saccade.data.sources.spec import SourceSpec
+from saccade.errors import DataError, MissingDataError, UsageError, nearest
+from saccade.samples import ClassList, Origin, Sample, Target
+from saccade.tasks import Task
+
+BACKGROUND = "background"
+LEVEL = 128
+"""Least grey of a mask that counts as the object: masks that went through JPEG or a resize are not quite binary."""
+
+_TASKS = (Task.SEMANTIC, Task.DETECTION, Task.INSTANCE, Task.CENTER)
+_TENTH = 0.1
+_ISIC_SEED = _CVC_SEED = 42
+_ISIC_PARTS = {"train": "Training", "val": "Validation", "test": "Test"}
+_OFFICIAL = "official_"
+_CVC_FOLDERS = tuple((f"{kind}Original", f"{kind}Ground Truth") for kind in ("", "PNG/", "TIF/"))
+
+Picture = tuple[tv_tensors.Image, Origin, NDArray[np.bool_]]
+"""What is read of a record: the picture, where it came from, and its mask ``[H, W]``."""
+
+
+class ObjectMaskSource:
+    """Pictures with a binary mask each: as label maps of two classes, or with every connected region as an object.
+
+    Args:
+        task: Semantic segmentation, centres, detection or instance segmentation.
+        name: Name of the data set and split.
+        records: What ``read`` reads, picklable.
+        read: Reads a record (a function of a module: it is sent to loader processes).
+        object_name: What the masks show.
+        skipped: What the reader of the layout has left out already.
+
+    Raises:
+        UsageError: Another task.
+        DataError: There is no record.
+    """
+
+    def __init__(
+        self,
+        *,
+        task: Task,
+        name: str,
+        records: Sequence[Any],
+        read: Callable[[Any, str], Picture],
+        object_name: str,
+        skipped: Mapping[str, int],
+    ) -> None:
+        if task not in _TASKS:
+            raise UsageError(f"masks serve segmentation, centres and detection, not {task}", where=name)
+        if not records:
+            raise DataError("no image is left", where=name, why=str(dict(skipped)) or None)
+        self.name, self.task, self.skipped = name, task, dict(skipped)
+        self.classes = ClassList.from_names((BACKGROUND, object_name))
+        if task in (Task.DETECTION, Task.INSTANCE):
+            self.classes = ClassList(names=(object_name,), category_ids=(1,))
+        self._read = read
+        self._records = Records(records)
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    def __getitem__(self, index: int) -> Sample:
+        """Reads one picture and its mask, in the frame of the original picture."""
+        image, origin, mask = self._read(self._records[index], self.name)
+        labels = mask.astype(np.int64)
+        if self.task in (Task.SEMANTIC, Task.CENTER):
+            target = Target(semantic=mask_tensor(labels))
+        else:
+            target = region_target(labels, (1,), masks=self.task is Task.INSTANCE)
+        return Sample(image=image, task=self.task, origin=origin, target=target, classes=self.classes)
+
+
+def read_mask_pair(record: tuple[str, str], dataset: str) -> Picture:
+    """A picture and a mask file."""
+    image_path, mask_path = (Path(text) for text in record)
+    return load_pair(image_path, mask_path, dataset, _read_mask)
+
+
+def _read_mask(path: Path) -> tuple[NDArray[np.bool_], tuple[int, ...]]:
+    values = read_labels(path)
+    mask: NDArray[np.bool_] = values >= (LEVEL if values.max(initial=0) > 1 else 1)
+    return mask, mask.shape
+
+
+def object_name(spec: SourceSpec, official: str) -> str:
+    """The object's name: the official one, or another one that is asked for.
+
+    Raises:
+        UsageError: More names than one besides the background.
+    """
+    asked = [name for name in spec.classes if name.lower() != BACKGROUND]
+    if len(asked) > 1:
+        raise UsageError(
+            f"the masks show one class, and {len(asked)} are named", where=spec.root, fix="name it, or leave it out"
+        )
+    return asked[0] if asked else official
+
+
+# --- ISIC 2018 -------------------------------------------------------------------------------------------------------
+
+
+def open_isic2018(spec: SourceSpec) -> ObjectMaskSource:
+    """ISIC 2018 Task 1, skin lesions, in the official folders.
+
+    The splits ``train``, ``val`` and ``test`` are those of the polar paper: the pictures of the official validation and
+    training folders, each in the order of their names, shuffled by numpy's legacy generator with the seed 42; 80, 10
+    and 10 % of them. ``official_train``, ``official_val`` and ``official_test`` are the folders as they are.
+
+    Args:
+        spec: ``root`` holds ``ISIC2018_Task1-2_Training_Input`` and the like.
+
+    Raises:
+        UsageError: A folder or the split is not found.
+    """
+    pairs, skipped = isic2018_pairs(spec)
+    return ObjectMaskSource(
+        task=spec.task,
+        name=f"{data_root(spec.root).name}/{spec.split}",
+        records=[(str(image), str(mask)) for image, mask in pairs],
+        read=read_mask_pair,
+        object_name=object_name(spec, "lesion"),
+        skipped=skipped,
+    )
+
+
+def isic2018_pairs(spec: SourceSpec) -> tuple[list[tuple[Path, Path]], dict[str, int]]:
+    """Pictures and masks of a split, and what is left out."""
+    root = data_root(spec.root)
+    split, official = spec.split, spec.split.startswith(_OFFICIAL)
+    part = next((name for name in split_names(split.removeprefix(_OFFICIAL)) if name in _ISIC_PARTS), None)
+    if part is None and split != "all":
+        known = [*_ISIC_PARTS, *(f"{_OFFICIAL}{name}" for name in _ISIC_PARTS), "all"]
+        raise UsageError(f"there is no split '{split}'", where=root, fix=nearest(split, known))
+    parts = [part] if official and part else ["val", "train"]
+    found = [_isic_folder(root, _ISIC_PARTS[name]) for name in parts]
+    pairs = [pair for folder_pairs, _ in found for pair in folder_pairs]
+    skipped = {reason: count for _, counts in found for reason, count in counts.items()}
+    if not official and split != "all":
+        # The legacy generator, because the published split was drawn by it.
+        order = np.random.RandomState(_ISIC_SEED).permutation(len(pairs))
+        pairs = [pairs[index] for index in tenths(order.tolist())[part or "train"]]
+    return pairs, skipped
+
+
+def tenths(order: Sequence[int]) -> dict[str, Sequence[int]]:
+    """A shuffled order cut into training, validation and test, the last two a tenth each, rounded down."""
+    tenth = int(_TENTH * len(order))
+    kept = len(order) - 2 * tenth
+    return {"train": order[:kept], "val": order[kept : kept + tenth], "test": order[kept + tenth :]}
+
+
+def _isic_folder(root: Path, part: str) -> tuple[list[tuple[Path, Path]], dict[str, int]]:
+    folders = [root / f"ISIC2018_Task1-2_{part}_Input", root / f"ISIC2018_Task1_{part}_GroundTruth"]
+    for folder in folders:
+        if not folder.is_dir():
+            raise MissingDataError(
+                f"the folder {folder.name} of ISIC 2018 is not found",
+                where=root,
+                why="the splits train, val and test are drawn from the official training and validation folders",
+                fix="put the official folders side by side; one alone is read with split=official_train and the like",
+            )
+    masks = {path.stem.removesuffix("_segmentation"): path for path in files_of(folders[1])}
+    return matched(files_of(folders[0]), masks)
+
+
+def matched(images: Sequence[Path], masks: Mapping[str, Path]) -> tuple[list[tuple[Path, Path]], dict[str, int]]:
+    """Pictures and their masks by name, and how many have no partner."""
+    pairs = [(image, masks[image.stem]) for image in images if image.stem in masks]
+    counts = {"image without a mask": len(images) - len(pairs), "mask without an image": len(masks) - len(pairs)}
+    return pairs, {reason: count for reason, count in counts.items() if count}
+
+
+# --- CVC-ClinicDB ----------------------------------------------------------------------------------------------------
+
+
+def open_cvc_clinicdb(spec: SourceSpec) -> ObjectMaskSource:
+    """CVC-ClinicDB, polyps: ``Original`` and ``Ground Truth`` (also in ``PNG`` or ``TIF``).
+
+    The splits ``train``, ``val`` and ``test`` are those of the polar paper: the names in the order of text (1, 10, 100,
+    101, ...), permuted by torch's generator with the seed 42; first the training pictures, then a tenth to test on,
+    then a tenth to validate on.
+
+    Args:
+        spec: ``root`` holds the folders.
+
+    Raises:
+        UsageError: A folder or the split is not found.
+    """
+    pairs, skipped = cvc_clinicdb_pairs(spec)
+    return ObjectMaskSource(
+        task=spec.task,
+        name=f"{data_root(spec.root).name}/{spec.split}",
+        records=[(str(image), str(mask)) for image, mask in pairs],
+        read=read_mask_pair,
+        object_name=object_name(spec, "polyp"),
+        skipped=skipped,
+    )
+
+
+def cvc_clinicdb_pairs(spec: SourceSpec) -> tuple[list[tuple[Path, Path]], dict[str, int]]:
+    """Pictures and masks of a split, and what is left out."""
+    root = data_root(spec.root)
+    found = next((pair for pair in _CVC_FOLDERS if all((root / name).is_dir() for name in pair)), None)
+    if found is None:
+        raise MissingDataError(
+            "the folders of CVC-ClinicDB are not found",
+            where=root,
+            why=f"looked for {', '.join(' and '.join(pair) for pair in _CVC_FOLDERS)}",
+            fix="name the folder that holds them as root",
+        )
+    images = files_of(root / found[0])
+    pairs, skipped = matched(images, {path.stem: path for path in files_of(root / found[1])})
+    if spec.split == "all":
+        return pairs, skipped
+    part = next((name for name in split_names(spec.split) if name in ("train", "val", "test")), None)
+    if part is None:
+        raise UsageError(
+            f"there is no split '{spec.split}'", where=root, fix=nearest(spec.split, ("train", "val", "test", "all"))
+        )
+    order = torch.randperm(len(pairs), generator=torch.Generator().manual_seed(_CVC_SEED)).tolist()
+    parts = tenths(order)
+    # In this data set the test part stands before the validation part.
+    own = parts[{"val": "test", "test": "val"}.get(part, part)]
+    return [pairs[index] for index in own], skipped
