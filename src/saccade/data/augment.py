@@ -5,7 +5,7 @@ pixels. Every random draw comes from the generator handed to that function, neve
 independence of the number of workers rest on it.
 
 A sample that a pipeline cannot use raises :class:`~saccade.data.pipeline.Redraw`; the loader then draws another index
-with the same generator and counts it. Depth, single masks and phrases have pipelines in files of their own.
+with the same generator and counts it. Depth, single masks, phrases and centres have pipelines in files of their own.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from saccade.data.photometric import color_jitter, photometric_distortion
 from saccade.data.phrases import PhraseAugment
 from saccade.data.pipeline import Redraw, Transform
 from saccade.data.resize import resize_bicubic, resize_bilinear, resize_pillow
+from saccade.data.warp_augment import WarpAugment
 from saccade.errors import DataError
 from saccade.samples import IGNORE_LABEL, Sample, Target
 from saccade.tokens.contours import encode_contours
@@ -417,6 +418,7 @@ Augment: TypeAlias = (
     | DepthAugment
     | MaskCropAugment
     | PhraseAugment
+    | WarpAugment
 )
 """Any of the pipelines."""
 

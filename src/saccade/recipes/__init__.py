@@ -11,7 +11,7 @@ from functools import partial
 
 from saccade.errors import UsageError, nearest
 from saccade.models.git.config import GIT_TASKS
-from saccade.recipes import ait, ait_scenes, git, gsva, vitdet
+from saccade.recipes import ait, ait_scenes, git, gsva, polar, vitdet
 from saccade.recipes.finetune import finetune as _finetune
 from saccade.recipes.git import multi_fivetask
 from saccade.recipes.git_scenes import nano_scenes, nano_scenes_single
@@ -42,6 +42,7 @@ _LETTERS: tuple[vitdet.Size, ...] = ("b", "l", "h")
 
 _DEPTH: tuple[ait.DepthForm, ...] = ("depth-b", "depth-b-hard", "depth-b-parallel", "depth-l", "depth-l-parallel")
 _BASES: tuple[gsva.Base, ...] = ("7b", "13b", "llama2-13b")
+_NETWORKS: tuple[polar.Network, ...] = ("unet", "unetplusplus", "deeplabv3plus", "vit")
 _INSTANCE: tuple[ait.InstanceForm, ...] = ("instance-b", "instance-b-hard")
 
 RECIPES: dict[str, Recipe] = {
@@ -82,6 +83,9 @@ RECIPES: dict[str, Recipe] = {
     **{f"gsva.pretrain_{base.replace('-', '_')}": partial(gsva.pretrain, base) for base in _BASES},
     **{f"gsva.finetune_gres_{base.replace('-', '_')}": partial(gsva.finetune_gres, base) for base in _BASES},
     "gsva.nano_scenes": gsva.nano_scenes,
+    **{f"polar.{network}": partial(polar.segmenter, network) for network in _NETWORKS},
+    "polar.centers": polar.centers,
+    "polar.git": polar.git,
     **{f"git.few_shot_{name}_{size}": partial(few_shot, name, size) for name in _FEW_SHOT for size in _SIZES},
 }
 """Every recipe by its name."""

@@ -1,0 +1,246 @@
+"""Lesions in polar coordinates: the polar paper's trainings, and the same for a folder of one's own (docs/lesions.md).
+
+The published settings: Adam at a constant 1e-3, 16 pictures a step (the last, smaller batch of an epoch left out), 100
+epochs, no augmentation of the segmenters besides the shift of the centre, the best checkpoint by validation.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Literal, TypeAlias
+
+from saccade.data.augment import Augment, LightAugment
+from saccade.data.sources import SourceSpec, open_source
+from saccade.data.warp_augment import WarpAugment
+from saccade.errors import UsageError
+from saccade.hub.checkpoint import read_card
+from saccade.hub.resolve import resolve
+from saccade.layers.hourglass import HourglassConfig
+from saccade.layers.polar import Interpolation
+from saccade.layers.unet import UNetConfig
+from saccade.layers.vit import ViTConfig
+from saccade.models.git.config import GiTConfig
+from saccade.models.polar.config import (
+    CentersConfig,
+    LibraryConfig,
+    Objects,
+    PolarConfig,
+    SegmenterConfig,
+    ViTPixelsConfig,
+)
+from saccade.models.systems import ModelConfig
+from saccade.recipes.finetune import finetune
+from saccade.tasks import Task
+from saccade.training.config import OptimConfig, SourceConfig, TrainConfig
+
+Network: TypeAlias = Literal["unet", "unetplusplus", "deeplabv3plus", "vit"]
+DataSet: TypeAlias = Literal["isic2018", "cvc_clinicdb", "lits", "mask_folder"]
+
+_EPOCHS, _BATCH = 100, 16
+_SIZES_HW = {"isic2018": (384, 512), "cvc_clinicdb": (288, 384), "lits": (128, 128), "mask_folder": (256, 256)}
+_IMAGES = {"isic2018": 2156, "cvc_clinicdb": 490}  # of the published training parts
+_OBJECTS = {"isic2018": "lesion", "cvc_clinicdb": "polyp", "lits": "liver", "mask_folder": "lesion"}
+_ADAM = OptimConfig(lr=1e-3, weight_decay=0.0, clip_norm=0.0, schedule="constant")
+_GREY_MEAN = 25.5
+_SMALL_VIT = ViTConfig(
+    width=192,
+    depth=8,
+    heads=3,
+    mlp_width=768,
+    patch_size=16,
+    image_size=256,
+    window_size=8,
+    global_blocks=(3, 7),
+    drop_path=0.0,
+)
+
+
+def segmenter(
+    network: Network,
+    *,
+    data: str,
+    reader: DataSet = "isic2018",
+    classes: tuple[str, ...] = (),
+    size: tuple[int, int] = (0, 0),
+    features: int = 32,
+    polar: bool = False,
+    finder: str = "",
+    objects: Objects = "one",
+    interpolation: Interpolation = "bilinear",
+    augment: bool = False,
+    steps: int = 0,
+) -> TrainConfig:
+    """Trains a network that scores every pixel, on plain pictures or on unrolled ones.
+
+    Args:
+        network: The paper's U-Net, U-Net++ or DeepLabV3+ (extra ``medical``), or a small plain ViT with a light head.
+        data: Folder of the data set.
+        reader: The data set; ``mask_folder`` is a folder of one's own.
+        classes: Names of the background and the object, where they are other ones.
+        size: Height and width of the network input; 0,0 = as published for the data set.
+        features: Channels of the U-Net's first level.
+        polar: Unroll the pictures around the centre of the object.
+        finder: What finds the centre later: a trained centre predictor or plain segmenter (a checkpoint folder). It
+            goes into the checkpoint. Without one, centres have to be given.
+        objects: Unroll around all objects together, as published, or around each.
+        interpolation: How pictures are unrolled; published: ``nearest``.
+        augment: Flips, quarter turns, crops and colours, which the paper does without (square inputs only).
+        steps: Optimiser steps; 0 = 100 epochs.
+
+    Raises:
+        UsageError: A finder for plain pictures, or one that does not exist.
+    """
+    if finder and not polar:
+        raise UsageError("plain pictures need no centre", where="finder", fix="leave it out, or set polar=true")
+    names = classes or ("background", _OBJECTS[reader])
+    input_hw = size if min(size) > 0 else _SIZES_HW[reader]
+    grey = reader == "lits"
+    model: ModelConfig = SegmenterConfig(
+        network=_network(network, features),
+        classes=names,
+        input_hw=input_hw,
+        channels=1 if grey and network != "vit" else 3,
+        mean=(_GREY_MEAN,) * 3 if grey else (127.5,) * 3,
+    )
+    if polar:
+        assert isinstance(model, SegmenterConfig)
+        model = _unrolled(model, finder, objects=objects, interpolation=interpolation)
+    light = LightAugment(flip_vertical=0.5, rotate=True) if augment else None
+    train, val = _sources(Task.SEMANTIC, data, reader, names, light)
+    return _training(
+        f"polar/{network}{'_polar' if polar else ''}",
+        model,
+        train,
+        dataclasses.replace(val, protocol="polar"),
+        monitor="semantic_segmentation/mean_Dice",
+        finder=finder,
+        steps=steps,
+    )
+
+
+def centers(
+    *,
+    data: str,
+    reader: DataSet = "isic2018",
+    classes: tuple[str, ...] = (),
+    small: bool = False,
+    objects: Objects = "one",
+    steps: int = 0,
+) -> TrainConfig:
+    """Trains the centre predictor: eight stacked hourglasses at 256 pixels.
+
+    Args:
+        data: Folder of the data set.
+        reader: The data set; ``mask_folder`` is a folder of one's own.
+        classes: Names of the background and the object, where they are other ones.
+        small: Two hourglasses of a quarter of the width, for a CPU.
+        objects: One centre for all objects together, as published, or one for each.
+        steps: Optimiser steps; 0 = 100 epochs.
+    """
+    names = classes or ("background", _OBJECTS[reader])
+    network = HourglassConfig(stacks=2, width=64) if small else HourglassConfig()
+    model = CentersConfig(network=network, classes=names, objects=objects)
+    train, val = _sources(Task.CENTER, data, reader, names, WarpAugment())
+    # The paper keeps the least validation loss, we what that loss is for.
+    return _training("polar/centers", model, train, val, monitor="center/within", steps=steps)
+
+
+def git(
+    *,
+    data: str,
+    model: str = "git-nano",
+    polar: bool = True,
+    finder: str = "",
+    objects: Objects = "one",
+    classes: tuple[str, ...] = ("background", "lesion"),
+    steps: int = 0,
+) -> TrainConfig:
+    """Fine-tunes a GiT on the label maps of a folder, on unrolled pictures or plain ones.
+
+    Args:
+        data: A folder of images and masks.
+        model: A bundled name, a zoo name or a checkpoint folder.
+        polar: Unroll the pictures around the centre of the object.
+        finder: What finds the centre later, as for the other polar recipes.
+        objects: Unroll around all objects together, or around each.
+        classes: Class names in the order of the values.
+        steps: Optimiser steps; 0 = by the number of images.
+
+    Raises:
+        UsageError: The model is no GiT.
+    """
+    config = finetune(data_root=data, task="semantic", model=model, classes=classes, reader="mask_folder", steps=steps)
+    if not isinstance(config.model, GiTConfig):
+        raise UsageError(f"'{model}' is no GiT", where="model", fix="name git-nano, git-base, ...")
+    (val,) = config.val
+    form = "polar" if polar else "plain"
+    return dataclasses.replace(
+        config,
+        name=f"polar/{Path(model).name}_{form}",
+        model=_unrolled(config.model, finder, objects=objects) if polar else config.model,
+        val=(dataclasses.replace(val, protocol="polar"),),
+        monitor="semantic_segmentation/mean_Dice",
+        finder=finder,
+    )
+
+
+def _network(network: Network, features: int) -> UNetConfig | LibraryConfig | ViTPixelsConfig:
+    if network == "unet":
+        return UNetConfig(features=features)
+    return ViTPixelsConfig(vit=_SMALL_VIT) if network == "vit" else LibraryConfig(architecture=network)
+
+
+def _unrolled(
+    model: SegmenterConfig | GiTConfig, finder: str, *, objects: Objects, interpolation: Interpolation = "bilinear"
+) -> PolarConfig:
+    found = read_card(resolve(finder)).config if finder else None
+    if found is not None and not isinstance(found, SegmenterConfig | CentersConfig | GiTConfig):
+        raise UsageError(
+            "it finds no centres", where=f"finder={finder}", fix="name a centre predictor, or a model that segments"
+        )
+    return PolarConfig(segmenter=model, finder=found, objects=objects, interpolation=interpolation)
+
+
+def _sources(
+    task: Task, data: str, reader: DataSet, classes: tuple[str, ...], augment: Augment | None
+) -> tuple[SourceConfig, SourceConfig]:
+    train = SourceConfig(
+        task=task,
+        reader=reader,
+        root=data,
+        split="train",
+        classes=classes,
+        drop_empty=reader == "lits",
+        batch_size=_BATCH,
+        augment=augment,
+    )
+    return train, dataclasses.replace(train, split="val", augment=None)
+
+
+def _training(
+    name: str, model: ModelConfig, train: SourceConfig, val: SourceConfig, *, monitor: str, steps: int, finder: str = ""
+) -> TrainConfig:
+    count = steps or _EPOCHS * max(1, _images(train) // _BATCH)
+    every = max(1, count // _EPOCHS) if not steps else max(1, steps // 10)
+    return TrainConfig(
+        name=name,
+        model=model,
+        train=(train,),
+        val=(val,),
+        finder=finder,
+        steps=count,
+        optim=_ADAM,
+        eval_every=every,
+        save_every=every,
+        keep=1,
+        monitor=monitor,
+    )
+
+
+def _images(train: SourceConfig) -> int:
+    """Pictures of the training part: as published, else as they lie in the folder."""
+    if train.reader in _IMAGES:
+        return _IMAGES[train.reader]
+    fields = {field.name: getattr(train, field.name) for field in dataclasses.fields(SourceSpec)}
+    return len(open_source(SourceSpec(**fields)))
