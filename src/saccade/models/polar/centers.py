@@ -32,6 +32,7 @@ class CenterPredictor(nn.Module):
         super().__init__()
         self.config = config
         self.network = StackedHourglass(config.network)
+        self.to(memory_format=torch.channels_last)
 
     @property
     def tasks(self) -> tuple[Task, ...]:
@@ -52,7 +53,7 @@ class CenterPredictor(nn.Module):
     def loss(self, batch: Batch) -> dict[str, Tensor]:
         """Mean squared error of the heatmaps of every stack."""
         require_task(self.tasks, batch.task)
-        said_BS1hw = self.network(batch.images).float()
+        said_BS1hw = self.heatmaps(batch.images)
         wanted_B1hw = self.targets(batch).to(said_BS1hw.device)
         return {f"{batch.task}_loss_heatmap": (said_BS1hw - wanted_B1hw[:, None]).square().mean()}
 
@@ -60,11 +61,15 @@ class CenterPredictor(nn.Module):
         """The centres in the frame of the original pictures, at least one each, the surest first."""
         require_task(self.tasks, batch.task)
         with torch.inference_mode():
-            last_Bhw = self.network(batch.images)[:, -1, 0].float().cpu()
+            last_Bhw = self.heatmaps(batch.images)[:, -1, 0].cpu()
             return [self._read(one, origin.size_hw) for one, origin in zip(last_Bhw, batch.origins, strict=True)]
 
     def set_activation_checkpointing(self, enabled: bool) -> None:
         """Nothing to do: the maps are small."""
+
+    def heatmaps(self, images_B3HW: Tensor) -> Tensor:
+        """``[B, 3, H, W]`` to heatmaps ``[B, S, 1, h, w]`` float32, the last stack's the answer."""
+        return self.network(images_B3HW.contiguous(memory_format=torch.channels_last)).float()
 
     def targets(self, batch: Batch) -> Tensor:
         """The heatmaps of a batch, ``[B, 1, h, w]``: drawn at the size of the input and resized bilinearly.
