@@ -1,9 +1,12 @@
-"""Claims of the papers at small scale, on drawn scenes: trains every variant with every seed and prints one table.
+"""Claims of the papers at small scale: trains every variant with every seed and prints one table.
+
+On drawn scenes; those of ``polar`` on real photographs of lesions (../shared/data/isic2018_512).
 
     python benchmarks/claims.py vitdet                  every variant, seeds 0 1 2, one after the other
     python benchmarks/claims.py ait --jobs 2            two trainings at a time
     python benchmarks/claims.py ait --only depth,depth-hard --seeds 0
     python benchmarks/claims.py ait --show              the table of what is there
+    python benchmarks/claims.py polar --only unet,unet-polar,unet-polar-pass
 
 Runs lie in ``runs/claims/SYSTEM/VARIANT-SEED``. What is finished is only read, what was stopped goes on.
 """
@@ -19,6 +22,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 RUNS = Path("runs/claims")
 
@@ -29,9 +33,11 @@ class Variant:
 
     Attributes:
         says: What it is, for the reader.
-        words: Of ``saccade train``; ``{seed}`` and ``{runs}`` are filled in.
+        words: Of ``saccade train``, or of ``saccade eval`` where another variant's checkpoint is only evaluated;
+            ``{seed}`` and ``{runs}`` are filled in.
         needs: Variants whose checkpoints the words name.
         columns: Metrics that are shown: heading to name.
+        evaluates: It trains nothing: the words are those of ``saccade eval``, behind its model.
         shared: It is trained with the seed 0 only, and every seed of the others builds on it.
     """
 
@@ -39,6 +45,7 @@ class Variant:
     words: str
     needs: tuple[str, ...] = ()
     columns: dict[str, str]
+    evaluates: bool = False
     shared: bool = False
 
 
@@ -53,6 +60,14 @@ _PHRASES = {
     "T_acc": "referring_segmentation/T_acc",
 }
 
+_LESIONS = {
+    "Dice": "semantic_segmentation/mean_Dice",
+    "IoU": "semantic_segmentation/mean_IoU",
+    "polar Dice": "semantic_segmentation/polar_Dice",
+    "s per picture": "semantic_segmentation/seconds_per_image",
+}
+_PLACES = {"centre error px": "center/distance_px", "within 5 %": "center/within"}
+
 _DETECTOR = (
     "recipe=vitdet.nano_scenes size=192 model.input_size=192 model.backbone.image_size=192 model.backbone.width=128 "
     "model.backbone.heads=2 model.backbone.mlp_width=448 model.backbone.window_size=3 model.roi.mask=none "
@@ -64,6 +79,27 @@ _LOST = "recipe=ait.nano_vqvae_depth size=128 holes=0.3"
 _DEPTH = "recipe=ait.nano_depth size=128 steps=1500"
 _INSTANCE = f"recipe=ait.nano_instance steps=1500 {_MASK_CODES}"
 _CODES_192 = "depth_vqvae={runs}/codes-192-0/checkpoints/last"
+
+
+_ISIC = "data=../shared/data/isic2018_512"
+_LESION_STEPS = "steps=600 train.0.batch_size=8 precision=bf16 eval_every=0 device=cpu"
+_UNET = f"recipe=polar.unet reader=mask_folder {_ISIC} size=192,192 features=16 augment=true {_LESION_STEPS}"
+_GIT = f"recipe=polar.git {_ISIC} model=git-nano {_LESION_STEPS}"
+_LAST = "{runs}/NAME-{seed}/checkpoints/last"
+
+
+def _measured(says: str, model: str, centers: str) -> Variant:
+    """A polar model with centres from elsewhere: ``truth``, or the variant whose checkpoint finds them."""
+    finder = centers if centers == "truth" else _LAST.replace("NAME", centers)
+    words = f"{_LAST.replace('NAME', model)} --data mask_folder --root ../shared/data/isic2018_512 --task semantic"
+    needs = (model,) if centers == "truth" else (model, centers)
+    return Variant(
+        says=says,
+        words=f"{words} --classes background,lesion --protocol polar --precision bf16 --device cpu --centers {finder}",
+        needs=needs,
+        columns=_LESIONS,
+        evaluates=True,
+    )
 
 
 def _detector(says: str, words: str) -> Variant:
@@ -137,6 +173,25 @@ CLAIMS: dict[str, dict[str, Variant]] = {
             columns=_METRES | _MASKS,
         ),
     },
+    "polar": {
+        "unet": Variant(says="U-Net, plain pictures", words=_UNET, columns=_LESIONS),
+        "centers": Variant(
+            says="centre predictor (2 hourglasses)",
+            words=f"recipe=polar.centers reader=mask_folder {_ISIC} small=true {_LESION_STEPS}",
+            columns=_PLACES,
+        ),
+        "unet-polar": Variant(
+            says="U-Net, unrolled; centres of the truth", words=f"{_UNET} polar=true", columns=_LESIONS
+        ),
+        "unet-polar-pass": _measured("the same; centres of the plain U-Net", "unet-polar", "unet"),
+        "unet-polar-predictor": _measured("the same; centres of the predictor", "unet-polar", "centers"),
+        "git": Variant(says="GiT-nano, plain pictures", words=f"{_GIT} polar=false", columns=_LESIONS),
+        "git-polar": Variant(
+            says="GiT-nano, unrolled; centres of the truth", words=f"{_GIT} polar=true", columns=_LESIONS
+        ),
+        "git-polar-pass": _measured("the same; centres of the plain GiT-nano", "git-polar", "git"),
+        "git-polar-predictor": _measured("the same; centres of the predictor", "git-polar", "centers"),
+    },
     "gsva": {
         "several": Variant(
             says="several [SEG] and [REJ] in an answer",
@@ -154,14 +209,31 @@ CLAIMS: dict[str, dict[str, Variant]] = {
 
 
 def metrics_of(folder: Path) -> dict[str, float]:
-    """``source/metric`` to value of the last evaluation of a finished run; empty where it is not finished."""
+    """``source/metric`` to value of the last evaluation of a finished run; empty where it is not finished.
+
+    A variant that is only evaluated has one JSON file in the place of the folder.
+    """
+    alone = folder.with_suffix(".json")
+    if alone.is_file():
+        return _flat(json.loads(alone.read_text()))
     path = folder / "metrics.jsonl"
     if not path.is_file():
         return {}
     lines = [json.loads(line) for line in path.read_text().splitlines()]
     steps = json.loads((folder / "config.json").read_text())["steps"]
-    done = [line for line in lines if line["kind"] == "eval" and line["step"] == steps]
-    return {f"{line['source']}/{name}": value for line in done for name, value in line["metrics"].items()}
+    return _flat({line["source"]: line for line in lines if line["kind"] == "eval" and line["step"] == steps})
+
+
+def _flat(results: dict[str, dict[str, Any]]) -> dict[str, float]:
+    """``source/metric`` to value, and how long a picture took."""
+    timed = {
+        f"{source}/seconds_per_image": result["seconds"] / result["images"]
+        for source, result in results.items()
+        if result.get("images")
+    }
+    return timed | {
+        f"{source}/{name}": value for source, one in results.items() for name, value in one["metrics"].items()
+    }
 
 
 def train(system: str, name: str, seed: int) -> None:
@@ -169,12 +241,16 @@ def train(system: str, name: str, seed: int) -> None:
     folder = RUNS / system / f"{name}-{seed}"
     if metrics_of(folder):
         return
-    words = CLAIMS[system][name].words.format(seed=seed, runs=RUNS / system).split()
-    words += [f"name=claims/{system}/{name}-{seed}", f"seed={seed}", "threads=1", "workers=0"]
-    print(f"saccade train {' '.join(words)}", flush=True)
+    variant = CLAIMS[system][name]
+    words = variant.words.format(seed=seed, runs=RUNS / system).split()
+    if variant.evaluates:
+        words = ["eval", *words, "--json", str(folder.with_suffix(".json"))]
+    else:
+        words = ["train", *words, f"name=claims/{system}/{name}-{seed}", f"seed={seed}", "threads=1", "workers=0"]
+    print(f"saccade {' '.join(words)}", flush=True)
     folder.parent.mkdir(parents=True, exist_ok=True)
     with folder.with_suffix(".txt").open("a") as out:
-        subprocess.run([sys.executable, "-m", "saccade", "train", *words], stdout=out, stderr=out, check=True)
+        subprocess.run([sys.executable, "-m", "saccade", *words], stdout=out, stderr=out, check=True)
 
 
 def table(system: str, seeds: Sequence[int]) -> str:

@@ -59,7 +59,7 @@ _SMALL_VIT = ViTConfig(
 def segmenter(
     network: Network,
     *,
-    data: str,
+    data: str = "data/isic2018",
     reader: DataSet = "isic2018",
     classes: tuple[str, ...] = (),
     size: tuple[int, int] = (0, 0),
@@ -121,7 +121,7 @@ def segmenter(
 
 def centers(
     *,
-    data: str,
+    data: str = "data/isic2018",
     reader: DataSet = "isic2018",
     classes: tuple[str, ...] = (),
     small: bool = False,

@@ -17,6 +17,7 @@ from saccade.training.sharding import part_of
 _BLOCK = re.compile(r"backbone\.blocks\.(\d+)\.")
 _CELL = re.compile(r"backbone\.cells\.(\d+)\.")
 _STAGE = re.compile(r"backbone\.stages\.(\d+)\.(?:blocks\.(\d+)|downsample)\.")
+_WRAPPED = "segmenter."  # what a polar model puts before the names of the model it wraps
 _STEM = ("backbone.patch_embed.", "backbone.patch_norm.", "backbone.pos_embed")
 
 
@@ -33,6 +34,7 @@ def layer_multiplier(name: str, rates: LayerRates | LayerDecay | None) -> float:
     """
     if rates is None:
         return 1.0
+    name = name.removeprefix(_WRAPPED)
     if isinstance(rates, LayerDecay):
         return float(rates.rate ** (rates.layers + 1 - _layer_id(name, rates)))
     if name.startswith(_STEM):
@@ -79,7 +81,8 @@ def parameter_groups(named_parameters: Iterable[tuple[str, Tensor]], optim: Opti
     for name, parameter in named_parameters:
         if not parameter.requires_grad:
             continue
-        blocks += _BLOCK.match(name) is not None or _STAGE.match(name) is not None
+        bare = name.removeprefix(_WRAPPED)
+        blocks += _BLOCK.match(bare) is not None or _STAGE.match(bare) is not None
         multiplier = layer_multiplier(name, optim.layer_rates)
         plain = optim.decay_matrices_only and (parameter.ndim < 2 or _is_table(name))
         plain |= any(fnmatchcase(name, pattern) for pattern in optim.no_decay)

@@ -1,0 +1,148 @@
+"""The recipes of lesions: the published settings, and every form trained on a miniature folder."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from rich.console import Console
+
+from saccade.data.warp_augment import WarpAugment
+from saccade.errors import ConfigError, UsageError
+from saccade.hub.checkpoint import load_folder
+from saccade.layers.hourglass import HourglassConfig
+from saccade.layers.unet import UNetConfig
+from saccade.models.git.config import GiTConfig
+from saccade.models.polar.config import CentersConfig, PolarConfig, SegmenterConfig
+from saccade.recipes import get_recipe
+from saccade.training.config import TrainConfig, validate
+from saccade.training.trainer import Trainer, TrainResult
+
+
+@pytest.fixture(scope="module")
+def lesions(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("lesions")
+    rng = np.random.default_rng(0)
+    for split in ("train", "val"):
+        for folder in ("images", "masks"):
+            (root / folder / split).mkdir(parents=True)
+        for number in range(6 if split == "train" else 2):
+            y, x = np.mgrid[:40, :60]
+            cx, cy = rng.integers(15, 45), rng.integers(12, 28)
+            mask = (x - cx) ** 2 + (y - cy) ** 2 <= 81
+            picture = np.where(mask[..., None], 80, 200) + rng.integers(-20, 20, (40, 60, 3))
+            Image.fromarray(picture.astype(np.uint8)).save(root / "images" / split / f"{number}.png")
+            Image.fromarray((mask * 255).astype(np.uint8)).save(root / "masks" / split / f"{number}.png")
+    return root
+
+
+def small(config: TrainConfig, out: Path) -> TrainConfig:
+    """The same run in miniature."""
+
+    def part(model):
+        if isinstance(model, SegmenterConfig):
+            return dataclasses.replace(model, network=UNetConfig(features=2, levels=2), input_hw=(32, 32))
+        return model
+
+    model = part(config.model)
+    if isinstance(model, PolarConfig):
+        model = dataclasses.replace(model, segmenter=part(model.segmenter))
+    if isinstance(model, CentersConfig):
+        model = dataclasses.replace(
+            model, network=HourglassConfig(stacks=1, width=4, depth=1), input_size=32, sigma=2.0
+        )
+    train = tuple(dataclasses.replace(source, batch_size=2) for source in config.train)
+    return dataclasses.replace(
+        config,
+        model=model,
+        train=train,
+        steps=2,
+        eval_every=0,
+        save_every=100,
+        workers=0,
+        threads=1,
+        out=str(out),
+        device="cpu",
+    )
+
+
+def fit(config: TrainConfig) -> TrainResult:
+    validate(config)
+    return Trainer(config, console=Console(file=io.StringIO())).fit()
+
+
+def test_the_published_trainings() -> None:
+    for name, size in (("isic2018", (384, 512)), ("cvc_clinicdb", (288, 384))):
+        config = get_recipe("polar.unet")(reader=name, polar=True, interpolation="nearest")
+        assert config.model.segmenter.input_hw == size and config.model.segmenter.network == UNetConfig(features=32)
+        assert (config.model.jitter, config.model.jitter_probability) == (0.05, 0.3)
+        assert config.train[0].batch_size == 16 and config.train[0].augment is None
+        assert (config.optim.lr, config.optim.weight_decay, config.optim.schedule) == (1e-3, 0.0, "constant")
+        assert config.optim.clip_norm == 0 and config.monitor.endswith("mean_Dice")
+        validate(config)
+    assert get_recipe("polar.unet")().steps == 100 * (2156 // 16)
+    centers = get_recipe("polar.centers")()
+    assert centers.model == CentersConfig() and centers.train[0].augment == WarpAugment()
+    validate(centers)
+
+
+@pytest.mark.parametrize("augment", [False, True])
+def test_plain_and_unrolled_networks_train_and_are_found_their_centres(
+    lesions: Path, tmp_path: Path, augment: bool
+) -> None:
+    folder = {"data": str(lesions), "reader": "mask_folder", "steps": 2}
+    plain = fit(small(get_recipe("polar.unet")(**folder, augment=augment), tmp_path))
+    predictor = fit(small(get_recipe("polar.centers")(**folder, small=True), tmp_path))
+    assert set(predictor.evaluations["center"].metrics) == {"mse_px", "distance_px", "within"}
+    for finder in ("", plain.folder / "checkpoints/last", predictor.folder / "checkpoints/last"):
+        config = get_recipe("polar.unet")(**folder, polar=True, finder=str(finder) if finder else "")
+        config = dataclasses.replace(small(config, tmp_path), name=f"polar/{Path(finder).parts[-3:-2]}-{augment}")
+        result = fit(config)
+        evaluated = result.evaluations["semantic_segmentation"]
+        assert evaluated.stamp["centers"] == ("own" if finder else "truth")
+        assert 0 <= evaluated.metrics["mean_Dice"] <= 1
+        loaded = load_folder(result.folder / "checkpoints/last").model
+        if finder:
+            own = load_folder(finder).model.state_dict()
+            assert all((value == own[key]).all() for key, value in loaded.finder.state_dict().items())
+
+
+def test_a_git_learns_from_unrolled_pictures(lesions: Path, tmp_path: Path) -> None:
+    config = get_recipe("polar.git")(data=str(lesions), steps=2)
+    assert isinstance(config.model, PolarConfig) and isinstance(config.model.segmenter, GiTConfig)
+    still = dataclasses.replace(config.optim, lr=0.0, min_lr=0.0, warmup_steps=0)
+    config = dataclasses.replace(small(config, tmp_path), ema_decay=0.0, precision="float32", optim=still)
+    result = fit(config)
+    # It starts from the weights of the model that it wraps, and a rate of 0 leaves them alone.
+    from saccade.hub.resolve import load_model
+
+    learned, started = load_folder(result.folder / "checkpoints/last").model, load_model("git-nano").model
+    assert all((value == learned.segmenter.state_dict()[key]).all() for key, value in started.state_dict().items())
+    with pytest.raises(UsageError, match="is no GiT"):
+        get_recipe("polar.git")(data=str(lesions), model=str(fit_unet(lesions, tmp_path)))
+
+
+def fit_unet(lesions: Path, tmp_path: Path) -> Path:
+    config = get_recipe("polar.unet")(data=str(lesions), reader="mask_folder", steps=2)
+    return fit(dataclasses.replace(small(config, tmp_path), name="other")).folder / "checkpoints/last"
+
+
+def test_wrong_finders_are_refused(lesions: Path, tmp_path: Path) -> None:
+    folder = {"data": str(lesions), "reader": "mask_folder", "steps": 2}
+    with pytest.raises(UsageError, match="need no centre"):
+        get_recipe("polar.unet")(**folder, finder="git-nano")
+    with pytest.raises(UsageError, match="finds no centres"):
+        get_recipe("polar.unet")(**folder, polar=True, finder="vitdet-nano")
+    config = small(get_recipe("polar.unet")(**folder, polar=True), tmp_path)
+    with pytest.raises(ConfigError, match="nothing that finds centres"):
+        validate(dataclasses.replace(config, finder="somewhere"))
+    config.model.finder = CentersConfig()
+    with pytest.raises(ConfigError, match="which is not named"):
+        validate(config)
+    other = fit_unet(lesions, tmp_path)
+    with pytest.raises(ConfigError, match="not the model that is configured"):
+        fit(dataclasses.replace(config, finder=str(other), name="odd"))
