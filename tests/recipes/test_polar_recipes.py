@@ -19,6 +19,7 @@ from saccade.layers.unet import UNetConfig
 from saccade.models.git.config import GiTConfig
 from saccade.models.polar.config import CentersConfig, PolarConfig, SegmenterConfig
 from saccade.recipes import get_recipe
+from saccade.tasks import Task
 from saccade.training.config import TrainConfig, validate
 from saccade.training.trainer import Trainer, TrainResult
 
@@ -129,6 +130,24 @@ def test_a_git_learns_from_unrolled_pictures(lesions: Path, tmp_path: Path) -> N
 def fit_unet(lesions: Path, tmp_path: Path) -> Path:
     config = get_recipe("polar.unet")(data=str(lesions), reader="mask_folder", steps=2)
     return fit(dataclasses.replace(small(config, tmp_path), name="other")).folder / "checkpoints/last"
+
+
+def test_a_network_of_lesions_is_fine_tuned(lesions: Path, tmp_path: Path) -> None:
+    plain = fit_unet(lesions, tmp_path)
+    polar = small(get_recipe("polar.unet")(data=str(lesions), reader="mask_folder", steps=2, polar=True), tmp_path)
+    for start in (plain, fit(polar).folder / "checkpoints/last"):
+        config = get_recipe("finetune")(
+            data_root=str(lesions), task="semantic", model=str(start), classes=("skin", "naevus"), steps=2
+        )
+        config = dataclasses.replace(
+            config, out=str(tmp_path), name=f"again/{start.parts[-3]}", device="cpu", workers=0
+        )
+        result = fit(dataclasses.replace(config, precision="float32"))
+        assert load_folder(result.folder / "checkpoints/last").classes[Task.SEMANTIC].names == ("skin", "naevus")
+    with pytest.raises(UsageError, match="tells 2 apart"):
+        get_recipe("finetune")(
+            data_root=str(lesions), task="semantic", model=str(plain), classes=("a", "b", "c"), steps=2
+        )
 
 
 def test_wrong_finders_are_refused(lesions: Path, tmp_path: Path) -> None:

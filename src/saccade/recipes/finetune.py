@@ -23,6 +23,7 @@ from saccade.models.ait.adapt import for_depth, for_objects
 from saccade.models.ait.config import AiTConfig
 from saccade.models.ait.vqvae import MapVQVAEConfig
 from saccade.models.git.config import GiTConfig
+from saccade.models.polar.config import PolarConfig, SegmenterConfig
 from saccade.models.systems import ModelConfig, width_of
 from saccade.models.vitdet.config import ViTDetConfig
 from saccade.recipes.ait import NO_DECAY
@@ -202,6 +203,18 @@ def _adapted(model: ModelConfig, task: Task, source: Source) -> ModelConfig:
     assert classes is not None  # detection and instance segmentation have classes
     if isinstance(model, AiTConfig):
         return for_objects(model, task, classes, most_objects(source))
+    if isinstance(model, PolarConfig):
+        inner = _adapted(model.segmenter, task, source)
+        assert isinstance(inner, SegmenterConfig | GiTConfig)
+        return dataclasses.replace(model, segmenter=inner)
+    if isinstance(model, SegmenterConfig):
+        if len(classes) != len(model.classes):
+            raise UsageError(
+                f"the data has {len(classes)} classes, the segmenter tells {len(model.classes)} apart",
+                where=source.name,
+                fix="train one with these classes (recipe=polar.unet classes=...)",
+            )
+        return dataclasses.replace(model, classes=classes.names, category_ids=classes.category_ids)
     assert isinstance(model, ViTDetConfig)  # no other system finds objects
     heads = dataclasses.replace(
         model.roi, num_classes=len(classes), mask="none" if task is Task.DETECTION else model.roi.mask
@@ -209,11 +222,14 @@ def _adapted(model: ModelConfig, task: Task, source: Source) -> ModelConfig:
     return dataclasses.replace(model, classes=classes.names, category_ids=classes.category_ids, roi=heads)
 
 
-def _augment(task: Task, model: ModelConfig) -> Augment:
+def _augment(task: Task, model: ModelConfig) -> Augment | None:
     if isinstance(model, MapVQVAEConfig):
         return DepthAugment(cut_depth=0.0, light=0.0) if task is Task.DEPTH else MaskCropAugment()
     if task is Task.DEPTH:
         return DepthAugment()
+    inner = model.segmenter if isinstance(model, PolarConfig) else model
+    if isinstance(inner, SegmenterConfig) and inner.input_hw[0] != inner.input_hw[1]:
+        return None  # training augmentation makes squares
     if isinstance(model, AiTConfig):
         return ScaleJitterAugment(scales=_JITTER, rules="ait")
     if isinstance(model, ViTDetConfig):
@@ -239,10 +255,16 @@ def _optim(model: ModelConfig, steps: int) -> OptimConfig:
         decay_matrices_only=True,
         no_decay=NO_DECAY if isinstance(model, AiTConfig) else (),
         clip_norm=1.0,
-        layer_rates=None if isinstance(model, MapVQVAEConfig) else STEM_RATES if small else _rates(model),
+        layer_rates=None if _without_blocks(model) else STEM_RATES if small else _rates(model),
         warmup_steps=steps // 20,
         min_lr=1e-6,
     )
+
+
+def _without_blocks(model: ModelConfig) -> bool:
+    """Whether there is no transformer whose stem could learn at another rate."""
+    inner = model.segmenter if isinstance(model, PolarConfig) else model
+    return isinstance(inner, MapVQVAEConfig | SegmenterConfig)
 
 
 def _rates(model: ModelConfig) -> LayerRates | LayerDecay | None:
