@@ -112,6 +112,19 @@ def object_name(spec: SourceSpec, official: str) -> str:
     return asked[0] if asked else official
 
 
+def _of_pairs(
+    spec: SourceSpec, pairs: Sequence[tuple[Path, Path]], skipped: Mapping[str, int], *, official: str
+) -> ObjectMaskSource:
+    return ObjectMaskSource(
+        task=spec.task,
+        name=f"{data_root(spec.root).name}/{spec.split}",
+        records=[(str(image), str(mask)) for image, mask in pairs],
+        read=read_mask_pair,
+        object_name=object_name(spec, official),
+        skipped=skipped,
+    )
+
+
 # --- ISIC 2018 -------------------------------------------------------------------------------------------------------
 
 
@@ -128,15 +141,7 @@ def open_isic2018(spec: SourceSpec) -> ObjectMaskSource:
     Raises:
         UsageError: A folder or the split is not found.
     """
-    pairs, skipped = isic2018_pairs(spec)
-    return ObjectMaskSource(
-        task=spec.task,
-        name=f"{data_root(spec.root).name}/{spec.split}",
-        records=[(str(image), str(mask)) for image, mask in pairs],
-        read=read_mask_pair,
-        object_name=object_name(spec, "lesion"),
-        skipped=skipped,
-    )
+    return _of_pairs(spec, *isic2018_pairs(spec), official="lesion")
 
 
 def isic2018_pairs(spec: SourceSpec) -> tuple[list[tuple[Path, Path]], dict[str, int]]:
@@ -202,15 +207,7 @@ def open_cvc_clinicdb(spec: SourceSpec) -> ObjectMaskSource:
     Raises:
         UsageError: A folder or the split is not found.
     """
-    pairs, skipped = cvc_clinicdb_pairs(spec)
-    return ObjectMaskSource(
-        task=spec.task,
-        name=f"{data_root(spec.root).name}/{spec.split}",
-        records=[(str(image), str(mask)) for image, mask in pairs],
-        read=read_mask_pair,
-        object_name=object_name(spec, "polyp"),
-        skipped=skipped,
-    )
+    return _of_pairs(spec, *cvc_clinicdb_pairs(spec), official="polyp")
 
 
 def cvc_clinicdb_pairs(spec: SourceSpec) -> tuple[list[tuple[Path, Path]], dict[str, int]]:
