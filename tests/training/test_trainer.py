@@ -423,8 +423,11 @@ def test_detection_by_another_protocol(last_state: Path, name: str) -> None:
     source = open_source(scenes(Task.DETECTION, split="val", limit=3))
     result = evaluate(model, source, protocol=name)
     assert set(result.metrics) == {"mAP"} and result.stamp["protocol"].startswith("VOC box mAP")
-    for task in (Task.SEMANTIC, Task.CAPTION):
-        with pytest.raises(UsageError, match="scores detection, instance segmentation, phrases or depth, not"):
+    for task, what in (
+        (Task.SEMANTIC, "unknown protocol"),
+        (Task.CAPTION, "scores detection, segmentation, phrases or"),
+    ):
+        with pytest.raises(UsageError, match=what):
             evaluate(model, open_source(scenes(task, split="val", limit=1)), protocol=name)
 
 
