@@ -1,7 +1,7 @@
-"""Masks by queries: a pixel decoder that refines one feature map, and a decoder whose queries look inside their masks.
+"""Masks by queries: a pixel decoder refines one feature map, and queries of a masked decoder look inside their masks.
 
-Source: Masked-attention Mask Transformer for Universal Image Segmentation, CVPR 2022, reduced to one level, as ViSFT has
-it (docs/visft.md). Any ``[B, H, W, C]`` map will do, whatever backbone made it.
+Source: Masked-attention Mask Transformer for Universal Image Segmentation, CVPR 2022, reduced to one level as ViSFT has it
+(docs/visft.md). Any ``[B, H, W, C]`` map will do, whatever backbone made it.
 
 Shape legend: B images, H W map, N = H * W cells, C width of the input map, E width of a decoder, M mask channels,
 Q queries, K logits, L predictions (one before the layers, one after each).
@@ -13,7 +13,6 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from saccade.errors import ConfigError
