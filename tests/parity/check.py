@@ -21,7 +21,13 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-SYSTEMS = {"ait": "ait_checks", "git": "git_checks", "gsva": "gsva_checks", "vitdet": "vitdet_checks"}
+SYSTEMS = {
+    "ait": "ait_checks",
+    "git": "git_checks",
+    "gsva": "gsva_checks",
+    "visft": "visft_checks",
+    "vitdet": "vitdet_checks",
+}
 
 
 @dataclass

@@ -19,6 +19,7 @@ from saccade.models.visft.segmentation import SegmentationHead
 from saccade.results import Prediction
 from saccade.samples import Batch, Preprocess
 from saccade.tasks import Task, require_task
+from saccade.tokens.words import WordMap
 
 HEAD_OF: dict[Task, Part] = {Task.DETECTION: "detection", Task.INSTANCE: "instance", Task.CAPTION: "caption"}
 """The head that a task is for."""
@@ -32,18 +33,19 @@ class ViSFT(nn.Module):
 
     Args:
         config: Sizes, heads, and what is trained.
+        vocabulary: The words of the caption head; None = it can neither learn nor speak.
     """
 
     system = "visft"
 
-    def __init__(self, config: ViSFTConfig) -> None:
+    def __init__(self, config: ViSFTConfig, vocabulary: WordMap | None = None) -> None:
         super().__init__()
-        self.config = config
+        self.config, self.vocabulary = config, vocabulary
         self.backbone = PlainViT(config.vit)
         width = config.vit.width
         self.detection = None if config.detection is None else DetectionHead(config.detection, width)
         self.instance = None if config.instance is None else SegmentationHead(config.instance, width)
-        self.caption = None if config.caption is None else CaptionHead(config.caption, width)
+        self.caption = None if config.caption is None else CaptionHead(config.caption, width, vocabulary)
         for name, part in self.parts.items():
             part.requires_grad_(name in config.trained)
 
