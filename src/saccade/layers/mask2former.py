@@ -1,6 +1,6 @@
 """Masks by queries: a pixel decoder refines one feature map, and queries of a masked decoder look inside their masks.
 
-Source: Masked-attention Mask Transformer for Universal Image Segmentation, CVPR 2022, reduced to one level as ViSFT has it
+Source: Masked-attention Mask Transformer for Universal Image Segmentation, CVPR 2022, reduced to one level as in ViSFT
 (docs/visft.md). Any ``[B, H, W, C]`` map will do, whatever backbone made it.
 
 Shape legend: B images, H W map, N = H * W cells, C width of the input map, E width of a decoder, M mask channels,

@@ -39,17 +39,20 @@ def mask_costs(masks_LQhw: Tensor, truths_GHW: Tensor, points_LP2: Tensor) -> tu
     Returns:
         Both ``[L, Q, G]``.
     """
+    # Shared points: all masks are read in one go.
+    wanted_LGP = F.grid_sample(truths_GHW.float()[None], 2 * points_LP2[None] - 1, align_corners=False)[0].transpose(
+        0, 1
+    )
     entropies, dices = [], []
-    for masks_Qhw, points_P2 in zip(masks_LQhw.float(), points_LP2, strict=True):
+    for masks_Qhw, wanted_GP, points_P2 in zip(masks_LQhw.float(), wanted_LGP, points_LP2, strict=True):
         cells, shares = bilinear_taps(points_P2, (masks_Qhw.shape[1], masks_Qhw.shape[2]))
         said_PQ = F.embedding_bag(cells, masks_Qhw.flatten(1).T.contiguous(), mode="sum", per_sample_weights=shares)
-        wanted_GP = _sample_truths(truths_GHW, torch.arange(len(truths_GHW)).to(points_P2.device), points_P2[None])
         # softplus(-o) t + softplus(o) (1 - t) is softplus(o) - o t: one pass over the logits serves every truth.
-        entropy = F.softplus(said_PQ).sum(0)[:, None] - said_PQ.T @ wanted_GP.T
+        entropy_GQ = F.softplus(said_PQ).sum(0) - wanted_GP @ said_PQ
         chance_PQ = said_PQ.sigmoid()
-        shared = chance_PQ.T @ wanted_GP.T
-        entropies.append(entropy / len(points_P2))
-        dices.append(1 - (2 * shared + 1) / (chance_PQ.sum(0)[:, None] + wanted_GP.sum(1) + 1))
+        whole_GQ = chance_PQ.sum(0) + wanted_GP.sum(1, keepdim=True)
+        entropies.append(entropy_GQ.T / len(points_P2))
+        dices.append((1 - (2 * wanted_GP @ chance_PQ + 1) / (whole_GQ + 1)).T)
     return torch.stack(entropies), torch.stack(dices)
 
 
@@ -85,11 +88,15 @@ def point_errors(
     Args:
         masks_Nhw: Logits.
         truths_GHW: Masks, bool or 0..1.
-        truth_of_N: The truth of each mask.
+        truth_of_N: The truth of each mask; no two share one.
         points_NP2: Points of each mask.
     """
     with torch.no_grad():
-        wanted = _sample_truths(truths_GHW, truth_of_N, points_NP2)
+        # In the order of the truths, so that those (the largest tensor here) need no copy.
+        order = truth_of_N.argsort()
+        truths = truths_GHW if len(order) == len(truths_GHW) else truths_GHW[truth_of_N[order]]
+        wanted = torch.empty_like(points_NP2[..., 0])
+        wanted[order] = sample_masks(truths, points_NP2[order])
     said = sample_masks(masks_Nhw, points_NP2)
     entropy = F.binary_cross_entropy_with_logits(said, wanted, reduction="none").mean(1)
     return entropy, dice_error(said.sigmoid(), wanted)
@@ -99,11 +106,3 @@ def sample_masks(masks_Nhw: Tensor, points_NP2: Tensor) -> Tensor:
     """Values of maps at points of their own, ``[N, P]`` float32."""
     grid = 2 * points_NP2[:, :, None] - 1
     return F.grid_sample(masks_Nhw.float()[:, None], grid, align_corners=False)[:, 0, :, 0]
-
-
-def _sample_truths(truths_GHW: Tensor, truth_of_N: Tensor, points_NP2: Tensor) -> Tensor:
-    """Masks at points, ``[N, P]`` float32, without a copy of the (large) masks; the points may be shared (one row)."""
-    height, width = truths_GHW.shape[1:]
-    cells, shares = bilinear_taps(points_NP2, (height, width))
-    places = cells + (truth_of_N * (height * width)).view(-1, 1, 1)
-    return (truths_GHW.reshape(-1)[places] * shares).sum(-1)
