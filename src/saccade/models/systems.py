@@ -20,24 +20,34 @@ from saccade.models.gsva.collate import Conversing
 from saccade.models.gsva.config import GSVAConfig
 from saccade.models.gsva.inputs import Answering
 from saccade.models.gsva.model import GSVA
+from saccade.models.visft.clip import CLIPPair, CLIPPairConfig
+from saccade.models.visft.config import ViSFTConfig
+from saccade.models.visft.model import HEAD_OF, ViSFT
 from saccade.models.vitdet.config import SoftNMS, ViTDetConfig
 from saccade.models.vitdet.model import ViTDet
 from saccade.samples import ClassList
 from saccade.tasks import Task
+from saccade.tokens.clip_pieces import CLIPPieces
 from saccade.tokens.pieces import PieceVocabulary
 from saccade.tokens.vocabulary import TextVocabulary
+from saccade.tokens.words import WordMap
 
-Model: TypeAlias = GiT | ViTDet | AiT | MapVQVAE | GSVA
-ModelConfig: TypeAlias = GiTConfig | ViTDetConfig | AiTConfig | MapVQVAEConfig | GSVAConfig
-Vocabulary: TypeAlias = TextVocabulary | PieceVocabulary
-"""What makes ids of words, in the systems that read them: GiT's WordPiece, and GSVA's SentencePiece."""
+Model: TypeAlias = GiT | ViTDet | AiT | MapVQVAE | GSVA | ViSFT | CLIPPair
+ModelConfig: TypeAlias = (
+    GiTConfig | ViTDetConfig | AiTConfig | MapVQVAEConfig | GSVAConfig | ViSFTConfig | CLIPPairConfig
+)
+Vocabulary: TypeAlias = TextVocabulary | PieceVocabulary | WordMap | CLIPPieces
+"""What makes ids of words, in the systems that read or write them: GiT's WordPiece, GSVA's SentencePiece, the whole
+words of ViSFT's caption head, and CLIP's byte pairs."""
 
-CONFIGS: dict[str, type[GiTConfig] | type[ViTDetConfig] | type[AiTConfig] | type[MapVQVAEConfig] | type[GSVAConfig]] = {
+CONFIGS: dict[str, type[ModelConfig]] = {
     GiT.system: GiTConfig,
     ViTDet.system: ViTDetConfig,
     AiT.system: AiTConfig,
     MapVQVAE.system: MapVQVAEConfig,
     GSVA.system: GSVAConfig,
+    ViSFT.system: ViSFTConfig,
+    CLIPPair.system: CLIPPairConfig,
 }
 """Name of a system to the class of its configuration."""
 
@@ -64,9 +74,17 @@ def build(config: ModelConfig, vocabulary: Vocabulary | None = None) -> Model:
     if isinstance(config, MapVQVAEConfig):
         return MapVQVAE(config)
     if isinstance(config, GSVAConfig):
-        if isinstance(vocabulary, TextVocabulary):
+        if not isinstance(vocabulary, PieceVocabulary | None):
             raise ConfigError("GSVA reads pieces of a SentencePiece model", where="vocabulary")
         return GSVA(config, vocabulary)
+    if isinstance(config, ViSFTConfig):
+        if not isinstance(vocabulary, WordMap | None):
+            raise ConfigError("ViSFT's caption head says whole words of a map", where="vocabulary")
+        return ViSFT(config, vocabulary)
+    if isinstance(config, CLIPPairConfig):
+        if not isinstance(vocabulary, CLIPPieces | TextVocabulary | None):
+            raise ConfigError("a pair of towers reads CLIP's byte pairs, or word pieces", where="vocabulary")
+        return CLIPPair(config, vocabulary)
     if not isinstance(vocabulary, TextVocabulary):
         raise ConfigError("the model needs a text vocabulary", where="vocabulary")
     return GiT(config, vocabulary)
@@ -89,6 +107,10 @@ def offers(config: ModelConfig, task: Task) -> bool:
         return task is config.task
     if isinstance(config, GSVAConfig):
         return task is Task.REFERRING
+    if isinstance(config, ViSFTConfig):
+        return HEAD_OF.get(task) in config.heads
+    if isinstance(config, CLIPPairConfig):
+        return task is Task.CAPTION
     return getattr(config, task.value, None) is not None
 
 
@@ -120,6 +142,10 @@ def input_size(config: ModelConfig, task: Task) -> int:
         return config.vqvae.size
     if isinstance(config, GSVAConfig):
         return config.sam.vit.image_size
+    if isinstance(config, ViSFTConfig):
+        return int(getattr(config, f"{HEAD_OF[task]}_size"))
+    if isinstance(config, CLIPPairConfig):
+        return config.vit.image_size
     if isinstance(config, AiTConfig):
         if task is Task.DEPTH and config.depth is not None:
             return config.depth.depth.size
@@ -198,4 +224,6 @@ def extra_of(model: Model, *, answer: Answering = "given", reevaluate: bool = Fa
 
 def fixed_classes(model: Model) -> ClassList | None:
     """The named classes that the heads of a model know; None where names are free text, or are given later."""
+    if isinstance(model, ViSFT):
+        return model.classes
     return model.classes if isinstance(model, ViTDet | AiT) and model.config.classes else None

@@ -16,7 +16,7 @@ from saccade.tokens.vocabulary import clean_caption
 
 PAD, UNKNOWN, START, END = "<pad>", "<unk>", "<start>", "<end>"
 _LEAST_COUNT = 6
-_FILE = "wordmap.json"
+FILE = "wordmap.json"
 
 
 class WordMap:
@@ -51,7 +51,7 @@ class WordMap:
             CheckpointError: The file is missing or is no map of words.
         """
         path = Path(path)
-        path = path / _FILE if path.is_dir() else path
+        path = path / FILE if path.is_dir() else path
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
@@ -92,7 +92,7 @@ class WordMap:
 
     def save(self, folder: str | Path) -> Path:
         """Writes ``wordmap.json`` into the folder, in the official form."""
-        path = Path(folder) / _FILE
+        path = Path(folder) / FILE
         path.write_text(json.dumps(self.ids), encoding="utf-8")
         return path
 

@@ -11,8 +11,9 @@ from saccade.models.visft.caption import CaptionHeadConfig
 from saccade.models.visft.detection import DetectionHeadConfig
 from saccade.models.visft.segmentation import SegmentationHeadConfig
 
+Head: TypeAlias = Literal["detection", "instance", "caption"]
 Part: TypeAlias = Literal["backbone", "detection", "instance", "caption"]
-HEADS: tuple[Part, ...] = ("detection", "instance", "caption")
+HEADS: tuple[Head, ...] = ("detection", "instance", "caption")
 
 
 @dataclass(kw_only=True)
@@ -56,6 +57,6 @@ class ViSFTConfig:
                 raise ConfigError(f"{getattr(self, name)} pixels hold no patch", where=name)
 
     @property
-    def heads(self) -> tuple[Part, ...]:
+    def heads(self) -> tuple[Head, ...]:
         """The heads that there are."""
         return tuple(name for name in HEADS if getattr(self, name) is not None)

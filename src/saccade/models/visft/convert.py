@@ -16,7 +16,7 @@ from torch import Tensor
 from saccade.layers.lora import LoRAConfig
 from saccade.mapping import MappingReport, Rule, apply_mapping, rename
 from saccade.models.visft import caption, detection, segmentation
-from saccade.models.visft.config import HEADS, Part, ViSFTConfig
+from saccade.models.visft.config import HEADS, Head, ViSFTConfig
 
 BACKBONE = "visft_heads.backbone.0."
 PREFIXES = (BACKBONE, "visual_encoder.", "visual.", "")
@@ -71,7 +71,7 @@ def prefix_of(names: Sequence[str] | Mapping[str, Tensor]) -> str | None:
     return next((prefix for prefix in PREFIXES if f"{prefix}blocks.0.attn.qkv.weight" in listed), None)
 
 
-def heads_of(names: Sequence[str] | Mapping[str, Tensor]) -> tuple[Part, ...]:
+def heads_of(names: Sequence[str] | Mapping[str, Tensor]) -> tuple[Head, ...]:
     """The heads that a file holds."""
     found = {(rename(name, _RULES) or "").partition(".")[0] for name in names}
     return tuple(head for head in HEADS if head in found)
@@ -81,7 +81,7 @@ def from_official(
     state: Mapping[str, Tensor],
     expected: Mapping[str, Sequence[int]],
     *,
-    heads: Sequence[Part] = HEADS,
+    heads: Sequence[Head] = HEADS,
     source: str = "",
 ) -> tuple[dict[str, Tensor], MappingReport]:
     """Maps a file onto a model, or onto those of its parts that ``expected`` names.

@@ -12,16 +12,17 @@ import torch
 from torch import Tensor, nn
 
 from saccade.layers.vit import PlainViT
+from saccade.models.classes import KnownClasses
 from saccade.models.visft.caption import CaptionHead
-from saccade.models.visft.config import Part, ViSFTConfig
+from saccade.models.visft.config import Head, Part, ViSFTConfig
 from saccade.models.visft.detection import DetectionHead
 from saccade.models.visft.segmentation import SegmentationHead
 from saccade.results import Prediction
-from saccade.samples import Batch, Preprocess
+from saccade.samples import Batch, ClassList, Preprocess
 from saccade.tasks import Task, require_task
 from saccade.tokens.words import WordMap
 
-HEAD_OF: dict[Task, Part] = {Task.DETECTION: "detection", Task.INSTANCE: "instance", Task.CAPTION: "caption"}
+HEAD_OF: dict[Task, Head] = {Task.DETECTION: "detection", Task.INSTANCE: "instance", Task.CAPTION: "caption"}
 """The head that a task is for."""
 
 
@@ -56,6 +57,13 @@ class ViSFT(nn.Module):
         """Those that there are heads for."""
         return tuple(task for task, name in HEAD_OF.items() if name in self.config.heads)
 
+    @property
+    def classes(self) -> ClassList | None:
+        """The named classes of the heads that have some; None where none has."""
+        named = (head for head in (self.config.detection, self.config.instance) if head is not None and head.classes)
+        head = next(named, None)
+        return None if head is None else KnownClasses(head.classes, head.category_ids, head.num_classes).listed
+
     def preprocess(self, task: Task) -> Preprocess:
         """The network input: the longer side to a fixed size, zero padding; of captions a square."""
         require_task(self.tasks, task)
@@ -89,8 +97,7 @@ class ViSFT(nn.Module):
         """Answers in the frame of the original images, one per image."""
         require_task(self.tasks, batch.task)
         with torch.inference_mode():
-            answers: list[Prediction] = self._head(batch.task).predict(self.features(batch.images), batch)
-        return answers
+            return [*self._head(batch.task).predict(self.features(batch.images), batch)]
 
     def set_activation_checkpointing(self, enabled: bool) -> None:
         """Recompute the activations of every block in the backward pass (saves memory, costs a third more time)."""
