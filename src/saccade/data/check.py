@@ -37,6 +37,7 @@ CHECKS: dict[str, Check] = {
     "mask_folder": masks.check,
     "ade20k": _check_ade20k,
     "karpathy": text.check_captions,
+    "nocaps": text.check_nocaps,
     "refcoco": text.check_references,
     "grefcoco": partial(text.check_references, patterns=GREFCOCO_PATTERNS),
     "refzom": partial(text.check_references, patterns=REFZOM_PATTERNS),

@@ -17,6 +17,7 @@ from saccade.data.sources.karpathy import KarpathySource
 from saccade.data.sources.llava import LlavaInstructSource
 from saccade.data.sources.mask_crops import MaskCropsSource
 from saccade.data.sources.mask_folder import MaskFolderSource, ade20k_source
+from saccade.data.sources.nocaps import NocapsSource
 from saccade.data.sources.nuimages import open_nuimages
 from saccade.data.sources.nyu import open_nyu
 from saccade.data.sources.openimages import OpenImagesSource
@@ -102,6 +103,7 @@ READERS: dict[str, Callable[[SourceSpec], Source]] = {
     "mask_folder": _open_mask_folder,
     "ade20k": _open_ade20k,
     "karpathy": _open_karpathy,
+    "nocaps": NocapsSource,
     "refcoco": partial(_open_references, patterns=PATTERNS),
     "grefcoco": partial(_open_references, patterns=GREFCOCO_PATTERNS),
     "refzom": partial(_open_references, patterns=REFZOM_PATTERNS),
