@@ -8,12 +8,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+import visft_caption
+import visft_detection
+import visft_segmentation
+import visft_stage2
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from saccade.layers.lora import LoRAConfig, add_lora, lora_of, merge, set_multiplier, unmerge, updates_of
 from saccade.layers.vit import PlainViT, ViTConfig
-from saccade.models.visft.convert import from_official
+from saccade.models.visft.convert import from_official, lora_form
 from saccade.models.visft.presets import eva
 
 if TYPE_CHECKING:
@@ -25,9 +29,42 @@ FLOAT, GRADIENT = 1e-4, 1e-3
 def check(folder: Path, report: Report) -> None:
     """Every file of the folder."""
     config = json.loads((folder / "config.json").read_text())
+    plain = plain_backbone(folder, config)
+    parts = {
+        "io_detection": lambda: visft_detection.compare_detection(report, folder, plain),
+        "io_segmentation": lambda: visft_segmentation.compare_segmentation(report, folder, plain),
+        "io_msdeform": lambda: visft_segmentation.compare_deformable(report, folder),
+        "io_caption": lambda: visft_caption.compare_caption(report, folder, plain),
+        "io_stage2": lambda: visft_stage2.compare_stage2(
+            report, folder, read_vit(config["backbone"]), read_lora(config)
+        ),
+        "lora_file": lambda: compare_lora_file(report, folder),
+    }
+    for name, compare in parts.items():
+        if (folder / f"{name}.safetensors").is_file():
+            compare()
     for kind, weights in (("eva_g", "weights"), ("eva_e", "weights_eva_e")):
         if (folder / f"io_backbone_{kind}.safetensors").is_file():
             BackboneCheck(folder, report, config, kind, weights).run()
+
+
+def plain_backbone(folder: Path, config: dict[str, Any]) -> Callable[[Tensor], Tensor]:
+    """The backbone that the heads of the fixture stand on, without updates: images to maps."""
+    net = Alone(read_vit(config["backbone"])).eval()
+    expected = {key: tuple(value.shape) for key, value in net.state_dict().items()}
+    state = {key: value for key, value in load_file(folder / "weights.safetensors").items() if ".lora_" not in key}
+    net.load_state_dict(from_official(state, expected, heads=())[0])
+    return torch.no_grad()(net.backbone)
+
+
+def compare_lora_file(report: Report, folder: Path) -> None:
+    """The updates by themselves are those among the weights."""
+    updates, whole = load_file(folder / "lora_file.safetensors"), load_file(folder / "weights.safetensors")
+    report.expect("lora_file", list(updates))
+    within, _ = lora_form(whole)
+    for block, pair in lora_form(updates)[0].items():
+        for side, ours, theirs in zip("AB", within[block], pair, strict=True):
+            report.close(f"lora_file/visual.blocks.{block}.attn.qkv.lora_{side}", ours, theirs, 0.0)
 
 
 def read_vit(sizes: dict[str, Any]) -> ViTConfig:
@@ -118,7 +155,10 @@ class BackboneCheck:
     def _blocks(self, image: Tensor) -> list[Tensor]:
         """Maps behind every block, the last one without the norm."""
         kept: list[Tensor] = []
-        keep: Callable[[nn.Module, Any, Tensor], None] = lambda module, inputs, out: kept.append(out.flatten(1, 2))
+
+        def keep(block: nn.Module, inputs: object, out: Tensor) -> None:
+            kept.append(out.flatten(1, 2))
+
         hooks = [block.register_forward_hook(keep) for block in self.net.backbone]
         self.net.backbone(image)
         for hook in hooks:

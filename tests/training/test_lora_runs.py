@@ -68,7 +68,7 @@ def test_a_new_run_starts_from_the_folded_weights(run: Path, tmp_path: Path) -> 
     assert not any(".lora." in key for key in state)
     before = load_folder(run / "checkpoints/last").model
     fold(before)
-    assert {key for key in before.state_dict()} == set(state)
+    assert set(before.state_dict()) == set(state)
     for key, value in before.state_dict().items():
         torch.testing.assert_close(state[key], value, rtol=0, atol=0.05)
 

@@ -116,10 +116,13 @@ class OptimConfig:
         no_decay: Shell patterns of further parameters without weight decay.
         clip_norm: Greatest L2 norm of all gradients (0 = no clipping).
         layer_rates: Per-layer multipliers; None = 1 everywhere.
+        adam: How AdamW treats decay and epsilon: as ``torch`` does, or as ``transformers`` did
+            (:class:`saccade.training.adam.TransformersAdamW`).
         schedule: ``cosine`` to ``min_lr``, ``constant``, ``steps``: a factor (a tenth) from every milestone on,
-            ``linear``: down to a hundredth of itself at the end, the warm-up counted in (mmcv), or ``deepspeed``:
-            behind the warm-up linearly to 0, one step late (the first step has the full rate, the second none), as
-            DeepSpeed's engine applies its WarmupDecayLR.
+            ``linear``: down to a hundredth of itself at the end, the warm-up counted in (mmcv), ``deepspeed``: behind
+            the warm-up linearly to 0, one step late (the first step has the full rate, the second none), as DeepSpeed's
+            engine applies its WarmupDecayLR, or ``transformers``: a cosine to 0 behind a warm-up that begins with 0, so
+            that the first step changes nothing.
         milestones: Steps (0-based) of the schedule ``steps``.
         milestone_factor: What the rate is multiplied by at each of them.
         warmup_steps: Linear warm-up.
@@ -136,7 +139,8 @@ class OptimConfig:
     clip_norm: float = 0.1
     no_decay: tuple[str, ...] = ()
     layer_rates: LayerRates | LayerDecay | None = None
-    schedule: Literal["cosine", "constant", "steps", "linear", "deepspeed"] = "cosine"
+    adam: Literal["torch", "transformers"] = "torch"
+    schedule: Literal["cosine", "constant", "steps", "linear", "deepspeed", "transformers"] = "cosine"
     milestones: tuple[int, ...] = ()
     milestone_factor: float = 0.1
     warmup_steps: int = 0
