@@ -96,6 +96,16 @@ class Speaker(nn.Module):
         for table in (self.embed.weight, self.logits.weight):
             nn.init.uniform_(table, -0.1, 0.1)
         nn.init.zeros_(self.logits.bias)
+        # A step multiplies single rows: it reads weights of this layout in their order, which is what it takes time for.
+        for module, name in (
+            (self.logits, "weight"),
+            (self.cell, "weight_ih"),
+            (self.cell, "weight_hh"),
+            (self.gate, "weight"),
+            (self.query, "weight"),
+        ):
+            weight = getattr(module, name)
+            setattr(module, name, nn.Parameter(weight.detach().mT.contiguous().mT))
 
     def look(self, cells_BNC: Tensor) -> tuple[Seen, State]:
         """What is spoken about, and the state before the first word."""
@@ -108,7 +118,7 @@ class Speaker(nn.Module):
         weights_BN = self.score(compared)[..., 0].softmax(dim=1)
         context = torch.bmm(weights_BN[:, None], seen.cells_BNC)[:, 0]
         context = self.gate(state.hidden).sigmoid() * context
-        hidden, cell = self.cell(torch.cat([self.embed(words_B), context], dim=1), tuple(state))
+        hidden, cell = self.cell(torch.cat([self.embed(words_B), context], dim=1), state)
         return State(hidden, cell), weights_BN
 
     def teach(self, cells_BNC: Tensor, words_BT: Tensor, lengths: Sequence[int]) -> Taught:
