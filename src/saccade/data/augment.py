@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from saccade.data.depth_augment import DepthAugment
 from saccade.data.geometry import View, boxes_tensor, mask_tensor
+from saccade.data.large_scale_jitter import LargeScaleJitterAugment
 from saccade.data.mask_crops import MaskCropAugment
 from saccade.data.photometric import color_jitter, photometric_distortion
 from saccade.data.phrases import PhraseAugment
@@ -414,6 +415,7 @@ Augment: TypeAlias = (
     | GroundingAugment
     | LightAugment
     | ScaleJitterAugment
+    | LargeScaleJitterAugment
     | DepthAugment
     | MaskCropAugment
     | PhraseAugment
