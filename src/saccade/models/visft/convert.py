@@ -36,6 +36,8 @@ _RULES: tuple[Rule, ...] = (
     (f"{BACKBONE}blocks.", "backbone.blocks."),
     (f"{BACKBONE}norm.", "backbone.norm."),
     (f"{BACKBONE}pos_embed", "backbone.pos_embed"),
+    (f"{BACKBONE}cls_token", "backbone.class_token"),
+    (f"{BACKBONE}class_position", "backbone.class_position"),
     *detection.head_keys("detection."),
     *segmentation.head_keys("instance."),
     *caption.head_keys("caption."),
@@ -112,13 +114,19 @@ def from_official(
             return "not part of the backbone"
         if name.startswith(BACKBONE):
             bare = name.removeprefix(BACKBONE)
+            if rename(name, _RULES) in expected:
+                return None
             known = next((reason for start, reason in _LEFT_OUT.items() if bare.startswith(start)), None)
             return known or (None if backbone else "the backbone")
         part = (rename(name, _RULES) or "").partition(".")[0]
         return "another head" if part in HEADS and part not in heads else None
 
+    prepared = {key: _position_map(key, tensor) for key, tensor in state.items()}
+    table = f"{prefix}pos_embed"
+    if "backbone.class_position" in expected and table in state and state[table].ndim == 3:
+        prepared[f"{prefix}class_position"] = state[table][:, :1]
     mapped, report = apply_mapping(
-        {key: _position_map(key, tensor) for key, tensor in state.items()},
+        prepared,
         expected=expected,
         rename=lambda key: rename(official(key), _RULES),
         drop=drop,
@@ -140,10 +148,13 @@ def to_official(state: Mapping[str, Tensor], config: ViSFTConfig) -> dict[str, T
     """
     official: dict[str, Tensor] = {}
     for key, tensor in state.items():
+        if key == "backbone.class_position":
+            continue
         name = rename(key, _INVERSE)
         assert name is not None, key
         if key == "backbone.pos_embed":
-            tensor = torch.cat([tensor.new_zeros(1, 1, tensor.shape[-1]), tensor.flatten(1, 2)], dim=1)
+            first = state.get("backbone.class_position", tensor.new_zeros(1, 1, tensor.shape[-1]))
+            tensor = torch.cat([first, tensor.flatten(1, 2)], dim=1)
         official[name] = tensor
         if name.startswith(_SEGMENT):
             official[_ALIAS + name.removeprefix(_SEGMENT)] = tensor
