@@ -20,6 +20,7 @@ import torch
 from numpy.typing import NDArray
 
 from saccade.data.depth_augment import DepthAugment
+from saccade.data.detr_augment import DETRAugment
 from saccade.data.geometry import View, boxes_tensor, mask_tensor
 from saccade.data.large_scale_jitter import LargeScaleJitterAugment
 from saccade.data.mask_crops import MaskCropAugment
@@ -413,6 +414,7 @@ Augment: TypeAlias = (
     | SemanticAugment
     | CaptionAugment
     | GroundingAugment
+    | DETRAugment
     | LightAugment
     | ScaleJitterAugment
     | LargeScaleJitterAugment
