@@ -97,14 +97,13 @@ def _map_heads(file: TensorFile, name: str, *, base: str | Path | None, part: He
     if part is not None and part not in held:
         raise UsageError(f"the file has no {part} head", where=file.path, why=visft.describe(file.tensors))
     config = PRESETS[name]()
+    detection, instance = config.detection, config.instance
+    assert detection is not None and instance is not None
     config = dataclasses.replace(
         config,
-        **{head: None for head in config.heads if head not in wanted},
-        **{
-            head: dataclasses.replace(getattr(config, head), classes=CLASS_NAMES["coco"])
-            for head in wanted
-            if head != "caption"
-        },
+        detection=dataclasses.replace(detection, classes=CLASS_NAMES["coco"]) if "detection" in wanted else None,
+        instance=dataclasses.replace(instance, classes=CLASS_NAMES["coco"]) if "instance" in wanted else None,
+        caption=config.caption if "caption" in wanted else None,
     )
     tensors = dict(file.tensors)
     if base is not None:
@@ -118,7 +117,7 @@ def _map_heads(file: TensorFile, name: str, *, base: str | Path | None, part: He
     state, report = visft.from_official(tensors, expected, heads=wanted, source=str(file.path))
     if len(held) > 1 and part is None:
         report.notes.append(
-            f"heads for {', '.join(held)} were taken: checkpoints of the authors hold untrained ones, too; --part chooses"
+            f"heads for {', '.join(held)} were taken; checkpoints of the authors hold untrained ones: --part chooses"
         )
     allowed = ("backbone.norm.*",) if "backbone.norm.weight" in report.missing else ()
     if not whole:

@@ -36,8 +36,8 @@ class ZooEntry:
     Attributes:
         name: The name users type.
         system: ``git``, ``vitdet``, or the system whose training starts from this file.
-        kind: ``checkpoint`` (a whole model), ``backbone`` (``init_from``), ``text`` (``text_init``), ``head`` (a head of
-            ViSFT: ``detection_init`` and the like) or ``lora`` (low-rank updates).
+        kind: ``checkpoint`` (a whole model), ``backbone`` (``init_from``), ``text`` (``text_init``), ``head``
+            (``detection_init`` and the like, of ViSFT) or ``lora`` (low-rank updates).
         preset: The size it fits.
         file: Name of the released file.
         repo: Repository of the Hugging Face hub, or empty.
