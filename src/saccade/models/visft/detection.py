@@ -12,7 +12,6 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from saccade.errors import ConfigError, DataError
@@ -23,6 +22,7 @@ from saccade.layers.matching import assign
 from saccade.layers.positions import padded_cells
 from saccade.mapping import Rule
 from saccade.models.classes import KnownClasses
+from saccade.models.visft.terms import class_entropy, require_classes, weigh_by_layer
 from saccade.results import Instances
 from saccade.samples import Batch
 from saccade.tokens.boxes import cxcywh_to_xyxy, xyxy_to_cxcywh
@@ -58,11 +58,7 @@ class DetectionHeadConfig:
     weights: tuple[float, float, float] = (1.0, 5.0, 2.0)
 
     def __post_init__(self) -> None:
-        for what, listed in (("class names", self.classes), ("category ids", self.category_ids)):
-            if listed and len(listed) != self.num_classes:
-                raise ConfigError(
-                    f"{len(listed)} {what} for a head of {self.num_classes} classes", where="detection.num_classes"
-                )
+        require_classes(self.num_classes, self.classes, self.category_ids, where="detection")
         if self.layout == "official" and not self.category_ids:
             raise ConfigError("the official layout needs the category ids", where="detection.category_ids")
 
@@ -258,20 +254,13 @@ def set_loss(
     def per_layer(error_P: Tensor) -> Tensor:
         return error_P.new_zeros(layers).index_add(0, layer_P, error_P) / objects
 
-    class_weights = logits.new_ones(no_object + 1)
-    class_weights[no_object] = config.no_object_weight
-    entropy = F.cross_entropy(logits.flatten(0, 2), wanted.flatten(), class_weights, reduction="none").view(layers, -1)
     overlap = generalized_iou(cxcywh_to_xyxy(said), cxcywh_to_xyxy(goal))
     terms = {
-        "loss_ce": entropy.sum(1) / class_weights[wanted].view(layers, -1).sum(1),
+        "loss_ce": class_entropy(logits, wanted, config.no_object_weight),
         "loss_bbox": per_layer((said - goal).abs().sum(-1)),
         "loss_giou": per_layer(1 - overlap),
     }
-    losses = {}
-    for suffix, layer in [("", layers - 1), *((f"_{layer}", layer) for layer in range(layers - 1))]:
-        for (name, term), weight in zip(terms.items(), config.weights, strict=True):
-            losses[name + suffix] = term[layer] * weight
-    return losses
+    return weigh_by_layer(terms, config.weights)
 
 
 def decode(

@@ -27,6 +27,7 @@ from saccade.layers.matching import assign
 from saccade.layers.point_losses import Draw, draw_uniformly, mask_costs, point_errors, uncertain_points
 from saccade.mapping import Rule
 from saccade.models.classes import KnownClasses
+from saccade.models.visft.terms import class_entropy, require_classes, weigh_by_layer
 from saccade.results import Instances, encode_masks
 from saccade.samples import Batch
 
@@ -73,11 +74,7 @@ class SegmentationHeadConfig:
     pad_multiple: int = 32
 
     def __post_init__(self) -> None:
-        for what, listed in (("class names", self.classes), ("category ids", self.category_ids)):
-            if listed and len(listed) != self.num_classes:
-                raise ConfigError(
-                    f"{len(listed)} {what} for a head of {self.num_classes} classes", where="segmentation.num_classes"
-                )
+        require_classes(self.num_classes, self.classes, self.category_ids, where="segmentation")
         if self.oversample < self.importance or not 0 <= self.importance <= 1:
             raise ConfigError(
                 f"{self.importance} of the points cannot be chosen from {self.oversample} times as many",
@@ -300,19 +297,12 @@ def set_loss(
             errors[layer].append(torch.stack([error.sum() for error in found]))
     objects_in_all = mean_over_ranks(float(sum(len(truth.labels_G) for truth in truths)), logits).clamp(min=1)
     mask, dice = (torch.stack([torch.stack(parts).sum(0) for parts in errors]) / objects_in_all).unbind(1)
-    class_weights = logits.new_ones(no_object + 1)
-    class_weights[no_object] = config.no_object_weight
-    entropy = F.cross_entropy(logits.flatten(0, 2), wanted.flatten(), class_weights, reduction="none").view(layers, -1)
     terms = {
-        "loss_ce": entropy.sum(1) / class_weights[wanted].view(layers, -1).sum(1),
+        "loss_ce": class_entropy(logits, wanted, config.no_object_weight),
         "loss_mask": mask,
         "loss_dice": dice,
     }
-    losses = {}
-    for suffix, layer in [("", layers - 1), *((f"_{layer}", layer) for layer in range(layers - 1))]:
-        for (name, term), weight in zip(terms.items(), config.weights, strict=True):
-            losses[name + suffix] = term[layer] * weight
-    return losses
+    return weigh_by_layer(terms, config.weights)
 
 
 def decode(logits_QK: Tensor) -> tuple[Tensor, Tensor]:
