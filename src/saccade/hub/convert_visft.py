@@ -97,14 +97,15 @@ def _map_heads(file: TensorFile, name: str, *, base: str | Path | None, part: He
     if part is not None and part not in held:
         raise UsageError(f"the file has no {part} head", where=file.path, why=visft.describe(file.tensors))
     config = PRESETS[name]()
-    detection, instance = config.detection, config.instance
-    assert detection is not None and instance is not None
-    config = dataclasses.replace(
-        config,
-        detection=dataclasses.replace(detection, classes=CLASS_NAMES["coco"]) if "detection" in wanted else None,
-        instance=dataclasses.replace(instance, classes=CLASS_NAMES["coco"]) if "instance" in wanted else None,
-        caption=config.caption if "caption" in wanted else None,
-    )
+    detection = config.detection if "detection" in wanted else None
+    instance = config.instance if "instance" in wanted else None
+    coco = CLASS_NAMES["coco"]
+    if detection is not None and detection.num_classes == len(coco):
+        detection = dataclasses.replace(detection, classes=coco)
+    if instance is not None and instance.num_classes == len(coco):
+        instance = dataclasses.replace(instance, classes=coco)
+    caption = config.caption if "caption" in wanted else None
+    config = dataclasses.replace(config, detection=detection, instance=instance, caption=caption)
     tensors = dict(file.tensors)
     if base is not None:
         tensors |= _backbone_of(base)

@@ -128,7 +128,7 @@ def merge_files(
     Args:
         base: A checkpoint folder of ours, or an official file that holds a backbone of the EVA family under any of its
             names (``eva_vit_g.pth``, EVA-CLIP, BLIP-2, ViSFT): whatever else it holds is written as it was.
-        updates: An official file; None = those that the checkpoint ``base`` holds.
+        updates: An official file; None = those that ``base`` holds.
         out: A folder, or a ``.pt``, ``.pth`` or ``.safetensors`` file.
         multiplier: How often the updates count (:data:`saccade.layers.lora.Multiplier`).
         leave_out: Blocks of the updates that ``base`` has not (39 for BLIP-2, which stops a block earlier).
@@ -173,18 +173,23 @@ def _merge_checkpoint(base: Path, updates: str | Path | None, target: Path, mult
 
 
 def _merge_official(
-    base: str | Path, updates: str | Path, target: Path, multiplier: Multiplier, leave_out: tuple[int, ...]
+    base: str | Path, updates: str | Path | None, target: Path, multiplier: Multiplier, leave_out: tuple[int, ...]
 ) -> Merged:
     tensors = dict(read_weight_set(base).tensors)
     prefix = visft.prefix_of(tensors)
     if prefix is None:
         raise CheckpointError("the file has no backbone of the EVA family", where=base, why=visft.describe(tensors))
-    found, _ = visft.lora_form(read_tensor_file(Path(updates)).tensors)
+    held = {key: tensors.pop(key) for key in list(tensors) if ".lora_" in key}
+    if held and updates is not None:
+        raise UsageError("the file has updates of its own", where=base, fix="leave the second file out")
+    if not held and updates is None:
+        raise UsageError("the file has no low-rank updates", where=base, fix="name a file of them")
+    found, _ = visft.lora_form(held if updates is None else read_tensor_file(Path(updates)).tensors)
     found = {block: pair for block, pair in found.items() if block not in leave_out}
     weight = f"{prefix}blocks.{{}}.attn.qkv.weight"
     own = [block for block in range(len(tensors)) if weight.format(block) in tensors]
     width = tensors[weight.format(0)].shape[1]
-    _check(found, blocks=own, width=width, source=str(updates))
+    _check(found, blocks=own, width=width, source=str(updates or base))
     config = LoRAConfig(rank=next(iter(found.values()))[1].shape[1], alpha=visft.PUBLISHED_LORA.alpha)
     scale = config.scale * multiplier
     for block, (down, up) in found.items():

@@ -134,6 +134,8 @@ def from_official(
     )
     if report.unexpected or report.wrong_shape or report.missing:
         report.notes.append(describe(state))
+    if any(".lora_" in key for key in report.unexpected):
+        report.notes.append("its low-rank updates have no place: add them to the weights first (saccade lora merge)")
     return mapped, report
 
 
