@@ -7,6 +7,7 @@ from functools import partial
 
 from saccade.data.sources.base import Source, balance_classes, select_range
 from saccade.data.sources.bdd100k import open_bdd100k
+from saccade.data.sources.caption_hdf5 import CaptionHdf5Source
 from saccade.data.sources.cityscapes import open_cityscapes
 from saccade.data.sources.class_phrases import ClassPhrases, open_coco_stuff, open_mapillary
 from saccade.data.sources.coco import open_coco
@@ -103,6 +104,7 @@ READERS: dict[str, Callable[[SourceSpec], Source]] = {
     "mask_folder": _open_mask_folder,
     "ade20k": _open_ade20k,
     "karpathy": _open_karpathy,
+    "caption_hdf5": CaptionHdf5Source,
     "nocaps": NocapsSource,
     "refcoco": partial(_open_references, patterns=PATTERNS),
     "grefcoco": partial(_open_references, patterns=GREFCOCO_PATTERNS),
@@ -135,7 +137,7 @@ DRAWN = frozenset({"scenes", "scene_dialogues"})
 
 ONE_SPLIT_FILES = frozenset(READERS) - DRAWN - {
     "voc", "mask_folder", "ade20k", "refcoco", "grefcoco", "refzom", "reasonseg",
-    "coco_stuff", "mapillary", "depth_folder", "mask_crops",
+    "coco_stuff", "mapillary", "depth_folder", "mask_crops", "caption_hdf5",
 }  # fmt: skip
 """Readers of which ``annotations`` names the file of a single split."""
 

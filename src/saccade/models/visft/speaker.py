@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, cast
 
 import torch
 from torch import Tensor, nn
@@ -63,7 +63,7 @@ def load_language(folder: str | Path) -> tuple[OPTForCausalLM, Pieces]:
     """
     try:
         language = OPTForCausalLM.from_pretrained(folder, local_files_only=True)
-        return language, AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        return language, cast("Pieces", AutoTokenizer.from_pretrained(folder, local_files_only=True))
     except (OSError, ValueError) as error:
         raise CheckpointError(
             "the language model cannot be read",
@@ -99,10 +99,6 @@ class Speaker(nn.Module):
         super().train(mode)
         self.language.eval()
         return self
-
-    def trained_state(self) -> dict[str, Tensor]:
-        """Weights of what is trained: everything but the language model."""
-        return {key: value for key, value in self.state_dict().items() if not key.startswith("language.")}
 
     def loss(self, image_BNC: Tensor, prompts: Sequence[str], texts: Sequence[str]) -> Tensor:
         """Mean cross entropy of the words of the texts and of their end; prompts are read and not learned.
