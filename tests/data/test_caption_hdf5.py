@@ -11,6 +11,7 @@ import pytest
 import torch
 from torchvision import tv_tensors
 
+from saccade.data.check import check_dataset
 from saccade.data.sources import SourceSpec, open_source
 from saccade.data.sources.caption_hdf5 import karpathy_words, write_caption_hdf5
 from saccade.errors import CheckpointError, DataError, UsageError
@@ -133,3 +134,12 @@ def test_words_of_the_official_file_come_in_its_order(tmp_path: Path) -> None:
     path.write_text(json.dumps({"images": [{"sentences": [{"raw": "a"}]}]}))
     with pytest.raises(DataError, match="tokens"):
         list(karpathy_words(path))
+
+
+def test_the_files_can_be_checked(tmp_path: Path) -> None:
+    write(tmp_path)
+    spec = SourceSpec(task=Task.CAPTION, reader="caption_hdf5", root=str(tmp_path))
+    report = check_dataset(spec)
+    assert report.ok and report.counts == {"images": 2, "annotations": 10}
+    (tmp_path / "TRAIN_CAPLENS_tiny.json").write_text("[]")
+    assert [finding.kind for finding in check_dataset(spec).findings] == ["unreadable_annotations"]

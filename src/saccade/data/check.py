@@ -37,6 +37,7 @@ CHECKS: dict[str, Check] = {
     "mask_folder": masks.check,
     "ade20k": _check_ade20k,
     "karpathy": text.check_captions,
+    "caption_hdf5": text.check_caption_hdf5,
     "nocaps": text.check_nocaps,
     "refcoco": text.check_references,
     "grefcoco": partial(text.check_references, patterns=GREFCOCO_PATTERNS),
@@ -129,8 +130,8 @@ def check_dataset(
         # Annotations may be damaged in ways that no list foresees; the report still has what was found before.
         report.add("invalid_entry", f"the files are not as the format says ({type(error).__name__}: {error})")
         return report
-    report.counts["images"] = len(entries)
-    if not entries:
+    report.counts.setdefault("images", len(entries))
+    if not report.counts["images"]:
         report.add("no_images", report.name)
     check_images(report, entries, decode=decode, progress=progress)
     _check_leaks(spec, root, entries, other_splits, report)
@@ -140,7 +141,12 @@ def check_dataset(
 def _check_leaks(
     spec: SourceSpec, root: Path, entries: list[ImageEntry], other_splits: Sequence[str], report: Report
 ) -> None:
-    if spec.split == "all" or spec.reader in _ALIKE or (spec.annotations and spec.reader in ONE_SPLIT_FILES):
+    if (
+        not entries
+        or spec.split == "all"
+        or spec.reader in _ALIKE
+        or (spec.annotations and spec.reader in ONE_SPLIT_FILES)
+    ):
         return
     own = {entry.path: entry for entry in entries}
     prints: dict[int, dict[str, ImageEntry]] | None = None

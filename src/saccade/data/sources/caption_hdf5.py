@@ -68,6 +68,7 @@ class CaptionHdf5Source:
                 fix="fetch or write the files of the split again",
             )
         sentences = [_sentence(words, *pair, self._path) for pair in zip(captions, lengths, strict=True)]
+        listed: list[tuple[int, tuple[str, ...]]]
         if spec.per_caption:
             listed = [(index // each, (sentence,)) for index, sentence in enumerate(sentences)]
         else:
@@ -82,9 +83,12 @@ class CaptionHdf5Source:
         image, captions = self._records[index]
         pixels = torch.from_numpy(np.ascontiguousarray(self._images()[image]))
         origin = Origin(dataset=self.name, image_id=image, path=None, size_hw=(pixels.shape[1], pixels.shape[2]))
-        return Sample(
-            image=tv_tensors.Image(pixels), task=self.task, origin=origin, target=Target(captions=tuple(captions))
-        )
+        return Sample(image=tv_tensors.Image(pixels), task=self.task, origin=origin, target=Target(captions=captions))
+
+    def captions(self, index: int) -> tuple[str, ...]:
+        """The captions of a sample; its image is not read."""
+        captions: tuple[str, ...] = self._records[index][1]
+        return captions
 
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_handle": None}
