@@ -224,7 +224,7 @@ def test_a_file_of_heads_becomes_a_start_or_with_its_backbone_a_model(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The published sizes would take a gigabyte: a small one is given a name."""
-    monkeypatch.setitem(PRESETS, "tiny", lambda: tiny_config())
+    monkeypatch.setitem(PRESETS, "tiny", tiny_config)
     monkeypatch.setattr("saccade.models.visft.convert.PUBLISHED_LORA", LORA)
     model = make()
     official = to_official(model.state_dict(), model.config)

@@ -142,10 +142,6 @@ def merge_files(
         raise UsageError("will not write over what is there", where=target, fix="choose another name")
     if is_checkpoint(Path(base)):
         return _merge_checkpoint(Path(base), updates, target, multiplier)
-    if updates is None:
-        raise UsageError(
-            "say which updates are to be added", where=base, fix="saccade lora merge BASE UPDATES --out OUT"
-        )
     return _merge_official(base, updates, target, multiplier, tuple(leave_out))
 
 
