@@ -122,6 +122,22 @@ class CaptionHead(nn.Module):
         wanted = [sorted_ids[: sum(n > step for n in going), step + 1] for step in range(max(steps))]
         return taught, torch.cat(wanted)
 
+    def told(self, map_BHWC: Tensor, ids_BT: Tensor, lengths: Sequence[int]) -> list[list[int]]:
+        """The likeliest next words of every row when the right ones before are told, the end's included.
+
+        ViSFT's own validation scores them (:func:`saccade.metrics.caption.teacher_forced_bleu4`); arguments as for
+        :meth:`loss_of_ids`.
+        """
+        taught, _ = self.teach(map_BHWC, ids_BT, lengths)
+        words, rows = taught.logits_PV.argmax(dim=1).tolist(), taught.order.tolist()
+        said: list[list[int]] = [[] for _ in lengths]
+        for step in range(max(lengths) - 1):
+            going = [row for row in rows if lengths[row] - 1 > step]
+            for row, word in zip(going, words, strict=False):
+                said[row].append(word)
+            words = words[len(going) :]
+        return said
+
     def predict(self, map_BHWC: Tensor, batch: Batch) -> list[Caption]:
         """One caption per image, with its log-probability per word.
 
