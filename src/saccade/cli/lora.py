@@ -44,7 +44,7 @@ def add(verbs: Verbs) -> None:
     merge.add_argument(
         "base", type=Path, metavar="WEIGHTS", help="a checkpoint folder of ours, or an official file with a backbone"
     )
-    merge.add_argument("updates", type=Path, nargs="?", metavar="UPDATES", help="an official file of updates")
+    merge.add_argument("updates", type=Path, nargs="?", metavar="UPDATES", help="an official file, or a checkpoint")
     merge.add_argument("--out", type=Path, required=True, metavar="PATH", help="the folder or file to write")
     merge.add_argument(
         "--multiplier",

@@ -128,7 +128,7 @@ def merge_files(
     Args:
         base: A checkpoint folder of ours, or an official file that holds a backbone of the EVA family under any of its
             names (``eva_vit_g.pth``, EVA-CLIP, BLIP-2, ViSFT): whatever else it holds is written as it was.
-        updates: An official file; None = those that ``base`` holds.
+        updates: An official file, or a checkpoint of ours that has some; None = those that ``base`` holds.
         out: A folder, or a ``.pt``, ``.pth`` or ``.safetensors`` file.
         multiplier: How often the updates count (:data:`saccade.layers.lora.Multiplier`).
         leave_out: Blocks of the updates that ``base`` has not (39 for BLIP-2, which stops a block earlier).
@@ -149,12 +149,10 @@ def _merge_checkpoint(base: Path, updates: str | Path | None, target: Path, mult
     loaded = load_folder(base)
     model = loaded.model
     if updates is not None:
-        state = read_tensor_file(Path(updates)).tensors
-        found, _ = visft.lora_form(state)
         if lora_of(model) is not None:
             raise UsageError("the checkpoint has updates of its own", where=base, fix="leave the second file out")
-        rank = next(iter(found.values()))[1].shape[1] if found else visft.PUBLISHED_LORA.rank
-        add_lora(model, LoRAConfig(rank=rank, alpha=visft.PUBLISHED_LORA.alpha))
+        state, config = _read_updates(updates)
+        add_lora(model, config)
         load_lora(model, state, source=str(updates))
     held = updates_of(model)
     if not held:
@@ -180,14 +178,14 @@ def _merge_official(
         raise UsageError("the file has updates of its own", where=base, fix="leave the second file out")
     if not held and updates is None:
         raise UsageError("the file has no low-rank updates", where=base, fix="name a file of them")
-    found, _ = visft.lora_form(held if updates is None else read_tensor_file(Path(updates)).tensors)
+    state, config = (held, None) if updates is None else _read_updates(updates)
+    found, _ = visft.lora_form(state)
     found = {block: pair for block, pair in found.items() if block not in leave_out}
     weight = f"{prefix}blocks.{{}}.attn.qkv.weight"
     own = [block for block in range(len(tensors)) if weight.format(block) in tensors]
     width = tensors[weight.format(0)].shape[1]
     _check(found, blocks=own, width=width, source=str(updates or base))
-    config = LoRAConfig(rank=next(iter(found.values()))[1].shape[1], alpha=visft.PUBLISHED_LORA.alpha)
-    scale = config.scale * multiplier
+    scale = (config or _published_form(found)).scale * multiplier
     for block, (down, up) in found.items():
         old = tensors[weight.format(block)]
         new = old.float()
@@ -200,6 +198,23 @@ def _merge_official(
     else:
         torch.save(tensors, target)
     return Merged(path=target, blocks=tuple(found), left_out=leave_out, scale=scale)
+
+
+def _read_updates(path: str | Path) -> tuple[dict[str, Tensor], LoRAConfig]:
+    """Updates under official names, and their scale: that of a checkpoint of ours, or the published one."""
+    if not is_checkpoint(Path(path)):
+        tensors = read_tensor_file(Path(path)).tensors
+        return tensors, _published_form(visft.lora_form(tensors)[0])
+    model = load_folder(path).model
+    config = lora_of(model)
+    if config is None:
+        raise CheckpointError("the checkpoint has no low-rank updates", where=path)
+    return _named(_blocks(model, path)), LoRAConfig(rank=config.rank, alpha=config.alpha)
+
+
+def _published_form(found: Mapping[int, tuple[Tensor, Tensor]]) -> LoRAConfig:
+    rank = next(iter(found.values()))[1].shape[1] if found else visft.PUBLISHED_LORA.rank
+    return LoRAConfig(rank=rank, alpha=visft.PUBLISHED_LORA.alpha)
 
 
 def _check(
@@ -247,6 +262,20 @@ def _check(
 
 def _official(model: nn.Module, source: str | Path) -> dict[str, Tensor]:
     """The updates of one of our models in the form of the authors' files."""
+    config = lora_of(model)
+    assert config is not None
+    if config.scale * config.rank != visft.PUBLISHED_LORA.alpha:
+        raise CheckpointError(
+            "the official form has a scale of 1 / rank, which it does not tell",
+            where=source,
+            why=f"the scale is {config.scale:g}, the rank {config.rank}",
+            fix="write peft's form: --form peft",
+        )
+    return _named(_blocks(model, source))
+
+
+def _blocks(model: nn.Module, source: str | Path) -> dict[int, tuple[Tensor, Tensor]]:
+    """The updates of queries and values by block."""
     blocks: dict[int, tuple[Tensor, Tensor]] = {}
     for name, (layer, update) in updates_of(model).items():
         parts, width = name.split("."), layer.in_features
@@ -256,17 +285,10 @@ def _official(model: nn.Module, source: str | Path) -> dict[str, Tensor]:
                 "the official form knows updates of queries and values of a plain backbone alone",
                 where=source,
                 why=f"'{name}' has others",
-                fix="write peft's form: --form peft",
-            )
-        if update.config.scale * update.config.rank != visft.PUBLISHED_LORA.alpha:
-            raise CheckpointError(
-                "the official form has a scale of 1 / rank, which it does not tell",
-                where=source,
-                why=f"the scale is {update.config.scale:g}, the rank {update.config.rank}",
-                fix="write peft's form: --form peft",
+                fix="write peft's form (--form peft), or merge the checkpoint by itself",
             )
         blocks[int(parts[2])] = update.A.detach(), update.B.detach()
-    return _named(blocks)
+    return blocks
 
 
 def _named(blocks: Mapping[int, tuple[Tensor, Tensor]]) -> dict[str, Tensor]:

@@ -59,7 +59,7 @@ def load_backbone(model: Model, path: str | Path) -> MappingReport:
             file.tensors,
             expected=expected,
             rename=lambda key: key,
-            drop=lambda key: None if key.startswith("backbone.") else "not part of the backbone",
+            drop=lambda key: _left_out(key, expected),
             resize=git.resize_table,
             source=str(file.path),
         )
@@ -89,6 +89,13 @@ def load_backbone(model: Model, path: str | Path) -> MappingReport:
     report.check(allow=allowed)
     _copy_into(model, mapped)
     return report
+
+
+def _left_out(key: str, expected: Mapping[str, object]) -> str | None:
+    """Why a tensor of a model of ours is not taken for a backbone."""
+    if key.startswith("backbone.class_") and key not in expected:
+        return "the model has no class token"
+    return None if key.startswith("backbone.") else "not part of the backbone"
 
 
 def load_head(model: ViSFT, head: Head, path: str | Path) -> MappingReport:

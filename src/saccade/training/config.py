@@ -179,7 +179,8 @@ class TrainConfig:
         vocabulary: A WordPiece vocabulary file (GiT), a SentencePiece model (GSVA), a map of words (ViSFT) or CLIP's
             merges; empty = that of ``weights``, or the bundled one that fits.
         mixture: ``drawn``: every batch comes from one source, drawn by weight, and gradients are the mean over the
-            batches of a step; ``mixed``: every sample of a batch does (for models whose batches may mix sources);
+            batches of a step; ``stepwise``: the same, but all batches of a step come from one source; ``mixed``: every
+            sample of a batch is drawn by itself (for models whose batches may mix sources);
             ``together``: every step takes ``per_step`` batches of every source, the losses of
             different tasks are added, and those of one task averaged.
         parallel: Several processes: ``replicate``: each holds the whole model (DDP); ``shard``: the weights are spread
@@ -225,7 +226,7 @@ class TrainConfig:
     clip_init: str = ""
     text_init: str = ""
     vocabulary: str = ""
-    mixture: Literal["drawn", "mixed", "together"] = "drawn"
+    mixture: Literal["drawn", "stepwise", "mixed", "together"] = "drawn"
     parallel: Literal["replicate", "shard"] = "replicate"
     missing: Literal["refuse", "leave_out"] = "refuse"
     accumulate: int = 1
