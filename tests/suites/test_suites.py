@@ -137,7 +137,7 @@ def test_zero_shot_classification(name: str, tower: Tower, tmp_path: Path, monke
     (mappings / "objectnet_to_imagenet_1k.json").write_text('{"Banana": "banana", "Key chain": "keychain"}')
     with unchanged(tower.model):
         result = run_suite(f"visft.{name}", tower, options(tmp_path / "data", cache=tmp_path / "kept"))
-    assert result.pictures == 3 and result.stamp["lora"] == "no low-rank updates"
+    assert result.items == 3 and result.stamp["lora"] == "no low-rank updates"
     # The same by hand: the nearest class of each picture.
     data = CLASSIFIED[name](tmp_path / "data")
     pair = tower.require_pair()
@@ -183,9 +183,9 @@ def test_retrieval(suite: str, name: str, folder: str, tower: Tower, tmp_path: P
     write_karpathy(tmp_path / "data", name=name, folder=folder, split="test")
     result = run_suite(f"visft.{suite}", tower, options(tmp_path / "data"))
     assert set(result.metrics) == {f"{way}/R@{k}" for way in ("i2t", "t2i") for k in (1, 5, 10)} | {"rsum"}
-    assert result.metrics["t2i/R@5"] == 1.0 and result.pictures == 4  # four images: the best five are all
+    assert result.metrics["t2i/R@5"] == 1.0 and result.items == 4  # four images: the best five are all
     assert 0.0 < result.metrics["t2i/R@1"] < 1.0
-    assert run_suite(f"visft.{suite}", tower, options(tmp_path / "data", limit=2)).pictures == 2
+    assert run_suite(f"visft.{suite}", tower, options(tmp_path / "data", limit=2)).items == 2
 
 
 # ------------------------------------------------------------------ probes
@@ -232,7 +232,7 @@ def test_objects_in_boxes_are_identified(tower: Tower, tmp_path: Path) -> None:
     asked = options(tmp_path / "coco", train_limit=20, limit=9, steps=20, probe=tmp_path / "boxes.safetensors")
     with unchanged(tower.model):
         result = run_suite("visft.goi", tower, asked)
-    assert set(result.metrics) == {"top1", "top5", "mean_class"} and result.pictures == 9
+    assert set(result.metrics) == {"top1", "top5", "mean_class"} and result.items == 9
     assert result.notes[0].startswith("9 boxes") and "20 boxes" in result.notes[1]
     assert run_suite("visft.goi", tower, asked).metrics == result.metrics, "drawn by the seed, the probe kept"
 

@@ -37,8 +37,7 @@ def add(verbs: Verbs) -> None:
             "saccade eval git-nano --data scenes --task detection --limit 100",
             "saccade eval git-nano --data scenes                  (every task)",
             "saccade eval git-base --data coco --root /data/coco --task detection --json result.json",
-            "saccade eval EVA02_CLIP_E_psz14_plus_s9B.pt --suite visft.imagenet --root /data/imagenet \\\n"
-            "        --vocabulary bpe_simple_vocab_16e6.txt.gz --lora eva_e_lora_10000.pt",
+            "saccade eval git-nano --suite visft.goi --root /data/coco",
         ],
         run=_run,
     )

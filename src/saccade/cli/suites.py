@@ -85,7 +85,7 @@ def run(arguments: argparse.Namespace) -> int:
         )
     stamp = result.stamp
     rows = [{"metric": name, "value": value} for name, value in result.metrics.items()]
-    screen.table(rows, title=f"{arguments.suite}: {result.pictures} pictures in {stamp['seconds']:.1f} s")
+    screen.table(rows, title=f"{arguments.suite}: {result.items} items in {stamp['seconds']:.1f} s")
     screen.say(f"tower: {stamp['tower']}; {stamp['lora']}")
     screen.say(f"as published: {stamp['as_published']}")
     screen.say(f"reconstructed: {stamp['reconstructed']}")

@@ -62,14 +62,14 @@ class SuiteResult:
 
     Attributes:
         metrics: Name to value, 0..1 unless its name says otherwise.
-        pictures: Test pictures.
+        items: How many were tested: pictures, boxes or questions.
         notes: What a reader of the numbers must know of this run.
         left_out: What was left out of the test data, and how often.
         stamp: The rest of how the numbers came about; filled by :func:`saccade.suites.run_suite`.
     """
 
     metrics: dict[str, float]
-    pictures: int
+    items: int
     notes: list[str] = field(default_factory=list)
     left_out: dict[str, int] = field(default_factory=dict)
     stamp: dict[str, Any] = field(default_factory=dict)
@@ -78,7 +78,7 @@ class SuiteResult:
         """Plain data for ``--json``."""
         return {
             "metrics": self.metrics,
-            "pictures": self.pictures,
+            "items": self.items,
             "notes": self.notes,
             "left_out": self.left_out,
             **self.stamp,

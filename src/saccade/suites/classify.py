@@ -81,7 +81,7 @@ def classify(tower: Tower, options: SuiteOptions, *, which: str) -> SuiteResult:
     notes = [f"{len(data.class_names)} classes, {len(imagenet_templates())} prompts each"]
     if len(chosen) < len(data.paths):
         notes.append(f"{len(chosen)} of {len(data.paths)} pictures, evenly spread")
-    return SuiteResult(metrics=metric.compute(), pictures=len(points), notes=notes, left_out=data.skipped)
+    return SuiteResult(metrics=metric.compute(), items=len(points), notes=notes, left_out=data.skipped)
 
 
 CLASSIFICATION = {name: partial(classify, which=name) for name in CLASSIFIED}

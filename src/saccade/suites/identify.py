@@ -85,7 +85,7 @@ def identify(tower: Tower, options: SuiteOptions) -> SuiteResult:
     metric = TopK(len(classes))
     with torch.inference_mode():
         metric.update(probe(found.features.to(tower.device)), found.labels)
-    return SuiteResult(metrics=metric.compute(), pictures=len(found.labels), notes=notes, left_out=dict(test.skipped))
+    return SuiteResult(metrics=metric.compute(), items=len(found.labels), notes=notes, left_out=dict(test.skipped))
 
 
 def box_features(tower: Tower, source: Source, options: SuiteOptions, *, most: int, what: str) -> Boxes:

@@ -158,7 +158,7 @@ def answer(tower: Tower, options: SuiteOptions, *, kind: Questions) -> SuiteResu
         )
     if kind == "okvqa":
         notes.append(_LEMMAS)
-    return SuiteResult(metrics=metric.compute(), pictures=len(questions), notes=notes)
+    return SuiteResult(metrics=metric.compute(), items=len(questions), notes=notes)
 
 
 def caption(tower: Tower, options: SuiteOptions) -> SuiteResult:
@@ -177,14 +177,14 @@ def caption(tower: Tower, options: SuiteOptions) -> SuiteResult:
     for domain in (*DOMAINS, ""):
         keys = [key for key in references if not domain or domains.get(key) == domain]
         if keys:
-            # Rare words weigh by the pictures of the domain alone, as its own evaluation has it.
+            # Words weigh by how rare they are in the domain alone, as where each domain is a set by itself (BLIP).
             scores = caption_scores(
                 {key: references[key] for key in keys}, {key: candidates[key] for key in keys}, meteor=False
             )
             metrics[f"CIDEr/{domain or 'overall'}"] = scores.corpus["CIDEr"]
     if not domains:
         notes.append("the caption file names no domains")
-    return SuiteResult(metrics=metrics, pictures=len(source), notes=[*notes, _SPICE], left_out=dict(source.skipped))
+    return SuiteResult(metrics=metrics, items=len(source), notes=[*notes, _SPICE], left_out=dict(source.skipped))
 
 
 def _fit(tower: Tower) -> Fit:

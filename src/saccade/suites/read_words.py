@@ -169,7 +169,7 @@ def read_words(tower: Tower, options: SuiteOptions) -> SuiteResult:
         left_out |= {f"{name}: {why}": count for why, count in words.skipped.items()}
     if missing := [name for name in WORD_SETS if name not in sets]:
         notes.append(f"not there, and not in the mean: {', '.join(missing)}")
-    return SuiteResult(metrics=metrics | {"mean": right / total}, pictures=total, notes=notes, left_out=left_out)
+    return SuiteResult(metrics=metrics | {"mean": right / total}, items=total, notes=notes, left_out=left_out)
 
 
 def _train(reader: WordReader, tower: Tower, fit: Squash, options: SuiteOptions) -> list[str]:

@@ -120,7 +120,8 @@ SUITES: dict[str, Suite] = {
     f"{PREFIX}nocaps": Suite(
         summary="captions of objects that COCO never names: nocaps validation",
         layout="nocaps_val_4500_captions.json and val/*.jpg; --train-root: COCO captions",
-        published=f"{_BLIP2}, 8 to 30 tokens, length penalty 1, prompt 'a photo of'; CIDEr by domain",
+        published=f"{_BLIP2}, 8 to 30 tokens (of its OPT tuned on COCO, there at 364 px), length penalty 1, prompt "
+        "'a photo of'; CIDEr by domain",
         ours=_COCO_ALONE,
         run=LANGUAGE["nocaps"],
     ),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Literal
@@ -15,7 +16,7 @@ from saccade.data.sources.layout import first_existing
 from saccade.metrics.ranking import recall_at_k
 from saccade.suites.base import SuiteOptions, SuiteResult
 from saccade.suites.features import extract
-from saccade.suites.pictures import CentreCrop
+from saccade.suites.pictures import CentreCrop, Pictures
 from saccade.suites.towers import Tower
 from saccade.tasks import Task
 
@@ -68,35 +69,46 @@ def retrieve(tower: Tower, options: SuiteOptions, *, which: Retrieval) -> SuiteR
         which: The set.
     """
     source = open_captioned(options.root, which)
-    metrics = retrieval_of(tower, select_range(source, limit=options.limit), options)
-    notes = [f"the first {CAPTIONS} captions of every image"]
-    pictures = min(options.limit or len(source), len(source))
-    return SuiteResult(metrics=metrics, pictures=pictures, notes=notes, left_out=source.skipped)
+    chosen = select_range(source, limit=options.limit)
+    captions = [source.captions_of(index) for index in range(len(chosen))]
+    data = f"{source.name} {options.root.resolve()}"
+    return SuiteResult(
+        metrics=retrieval_of(tower, SourcePictures(chosen), captions, options, data=data),
+        items=len(chosen),
+        notes=[f"the first {CAPTIONS} captions of every image"],
+        left_out=source.skipped,
+    )
 
 
-def retrieval_of(tower: Tower, source: Source, options: SuiteOptions) -> dict[str, float]:
-    """Recall of any source of captioned images."""
+def retrieval_of(
+    tower: Tower, pictures: Pictures, captions: Sequence[Sequence[str]], options: SuiteOptions, *, data: str
+) -> dict[str, float]:
+    """Recall of any captioned pictures.
+
+    Args:
+        tower: With its text tower.
+        pictures: The pictures.
+        captions: Of each picture; the first five count.
+        options: Batch size, precision, cache, progress.
+        data: What the pictures are, for kept features.
+    """
     pair = tower.require_pair()
-    captions: list[str] = []
-    image_of: list[int] = []
-    for index in range(len(source)):
-        own = source[index].target.captions[:CAPTIONS]
-        captions += own
-        image_of += [index] * len(own)
-    texts = []
-    for start in range(0, len(captions), options.batch_size):
+    texts = [text for own in captions for text in own[:CAPTIONS]]
+    image_of = [index for index, own in enumerate(captions) for _ in own[:CAPTIONS]]
+    points = []
+    for start in range(0, len(texts), options.batch_size):
         with torch.inference_mode():
-            texts.append(pair.encode_texts(captions[start : start + options.batch_size]).float().cpu())
-        options.progress("captions", min(start + options.batch_size, len(captions)), len(captions))
+            points.append(pair.encode_texts(texts[start : start + options.batch_size]).float().cpu())
+        options.progress("captions", min(start + options.batch_size, len(texts)), len(texts))
     images = extract(
         pair.encode_images,
-        SourcePictures(source),
+        pictures,
         CentreCrop(side=tower.side, mean=tower.mean, std=tower.std),
         options=options,
         device=tower.device,
-        about={"tower": tower.identity, "data": f"{source.name} {options.root.resolve()}", "what": "points"},
+        about={"tower": tower.identity, "data": data, "what": "points"},
     )
-    return recall_at_k(images, torch.cat(texts), torch.tensor(image_of))
+    return recall_at_k(images, torch.cat(points), torch.tensor(image_of))
 
 
 RETRIEVAL = {"flickr30k": partial(retrieve, which="flickr30k"), "coco_retrieval": partial(retrieve, which="coco")}

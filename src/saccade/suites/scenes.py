@@ -16,7 +16,6 @@ from torch import Tensor
 
 from saccade.data.scenes import COLOURS, SCENE_STYLES, SPLITS, THING_CLASSES, Scene, draw_scene
 from saccade.data.scenes.language import Thing
-from saccade.data.sources.base import select_range
 from saccade.data.sources.scenes import ScenesSource
 from saccade.metrics.ranking import TopK
 from saccade.models.visft.clip import CLIPPair
@@ -95,17 +94,14 @@ def measure_scenes(tower: Tower, options: SuiteOptions) -> SuiteResult:
         found["box_class"] = _top1(boxes, seen, len(THING_CLASSES))
         if tower.pair is not None:
             found |= _zero_shot(tower, tower.pair, scenes, answers, options, what=f"{style}: zero-shot")
-            captioned = select_range(
-                ScenesSource(task=Task.CAPTION, split="test", size=tower.side, seed=options.seed, style=style),
-                limit=test,
-            )
-            recalls = retrieval_of(tower, captioned, dataclasses.replace(options, cache=None))
+            captions = [scenes.scene(index).captions for index in range(len(scenes))]
+            recalls = retrieval_of(tower, scenes, captions, dataclasses.replace(options, cache=None), data=style)
             found |= {f"retrieval/{name}": recalls[name] for name in ("i2t/R@5", "t2i/R@5")}
         metrics |= {f"{style}/{name}": value for name, value in found.items()}
     names = dict.fromkeys(name.partition("/")[2] for name in metrics)
     means = {f"mean/{name}": sum(metrics[f"{style}/{name}"] for style in UNSEEN) / len(UNSEEN) for name in names}
     notes = [f"{test} scenes of each of {', '.join(UNSEEN)}; linear probes trained on {train} plain scenes"]
-    return SuiteResult(metrics=means | metrics, pictures=test * len(UNSEEN), notes=notes)
+    return SuiteResult(metrics=means | metrics, items=test * len(UNSEEN), notes=notes)
 
 
 class _Scenes:
