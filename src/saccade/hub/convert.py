@@ -150,11 +150,10 @@ def map_file(
         file.tensors = {key.removeprefix("module."): value for key, value in file.tensors.items()}
     if is_visft(file.tensors):
         head = None if part == "sam" else part
-        mapped = map_visft(file, preset, base=base, part=head)
-        mapped.report.dropped |= {k: reason for k, reason in file.skipped.items() if k not in mapped.report.dropped}
-        return Conversion(
-            file=file, **{field.name: getattr(mapped, field.name) for field in dataclasses.fields(mapped)}
-        )
+        visual = map_visft(file, preset, base=base, part=head)
+        known = visual.report.dropped
+        visual.report.dropped |= {key: reason for key, reason in file.skipped.items() if key not in known}
+        return Conversion(file=file, **vars(visual))
     whole_sam = gsva.is_sam(file.tensors)
     if part is not None and part != "sam":
         raise UsageError(f"the file has no {part} head of ViSFT", where=file.path, fix="leave out --part")

@@ -137,7 +137,13 @@ def published(size: Size) -> ViSFTConfig:
 
 def only(config: ViSFTConfig, head: Head) -> ViSFTConfig:
     """The model with one head; the authors' has all three, two of them idle."""
-    return dataclasses.replace(config, **{other: None for other in TASK_OF if other != head}, trained=(head,))
+    return dataclasses.replace(
+        config,
+        detection=config.detection if head == "detection" else None,
+        instance=config.instance if head == "instance" else None,
+        caption=config.caption if head == "caption" else None,
+        trained=(head,),
+    )
 
 
 def published_optim(lr: float) -> OptimConfig:
