@@ -263,7 +263,7 @@ def _build(system: str, preset: str, scratch: Path, device: str, task: Task | st
     """The model with random weights, in the form that the published figures are of.
 
     A detector gives as many detections as it may, as a trained one does; depth is that of one window, not mirrored. Of
-    GSVA whose parts alone are timed, the language model and CLIP have one block; of ViSFT whose heads are, the backbone.
+    GSVA whose parts alone are timed, the language model and CLIP have one block; of ViSFT likewise the backbone.
     """
     config = PRESETS[system][preset]()
     if isinstance(config, GiTConfig):

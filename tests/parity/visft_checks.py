@@ -10,8 +10,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 import visft_caption
 import visft_detection
+import visft_detr_transforms
 import visft_segmentation
 import visft_stage2
+import visft_transforms
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -38,6 +40,7 @@ def check(folder: Path, report: Report) -> None:
         "io_stage2": lambda: visft_stage2.compare_stage2(
             report, folder, read_vit(config["backbone"]), read_lora(config)
         ),
+        "io_transforms": lambda: compare_transforms(report, folder),
         "lora_file": lambda: compare_lora_file(report, folder),
     }
     for name, compare in parts.items():
@@ -55,6 +58,13 @@ def plain_backbone(folder: Path, config: dict[str, Any]) -> Callable[[Tensor], T
     state = {key: value for key, value in load_file(folder / "weights.safetensors").items() if ".lora_" not in key}
     net.load_state_dict(from_official(state, expected, heads=())[0])
     return torch.no_grad()(net.backbone)
+
+
+def compare_transforms(report: Report, folder: Path) -> None:
+    """What is loaded and how it is augmented, of both tasks; every tensor of the file belongs to one of them."""
+    report.expect("io_transforms.safetensors", list(load_file(folder / "io_transforms.safetensors")))
+    visft_detr_transforms.compare_detection_transforms(report, folder)
+    visft_transforms.compare_segmentation_transforms(report, folder)
 
 
 def compare_lora_file(report: Report, folder: Path) -> None:
