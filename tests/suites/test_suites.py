@@ -17,8 +17,9 @@ from saccade.cli import main
 from saccade.data.benchmarks.imagenet import CLASSIFIED, imagenet_classes
 from saccade.data.scenes import SCENE_STYLES, draw_scene, write_scenes
 from saccade.errors import CheckpointError, MissingDataError, UsageError
+from saccade.hub.checkpoint import save_model
 from saccade.hub.unpickle import read_tensor_file
-from saccade.layers.lora import add_lora, updates_of
+from saccade.layers.lora import LoRAConfig, add_lora, updates_of
 from saccade.models.visft.clip_convert import to_eva_clip
 from saccade.models.visft.convert import PUBLISHED_LORA
 from saccade.models.visft.qformer import QFormerConfig
@@ -81,6 +82,24 @@ def test_a_report_always_says_how_often_updates_count(tower: Tower, tmp_path: Pa
         open_tower(folder, lora=tmp_path / "other.pt")
     with pytest.raises(CheckpointError, match="no low-rank updates"):
         open_tower(folder, lora=tmp_path / "pair")
+
+
+def test_updates_of_a_checkpoint_of_ours(tower: Tower, tmp_path: Path) -> None:
+    pair = tiny_pair(tmp_path / "words")
+    pair.load_state_dict(tower.model.state_dict())
+    add_lora(pair, LoRAConfig(rank=2, alpha=6.0))
+    for _, update in updates_of(pair).values():
+        torch.nn.init.normal_(update.B)
+    trained = save_model(pair, tmp_path / "trained", classes={}, provenance={})
+    whole = open_tower(str(trained))
+    added = open_tower(str(tmp_path / "pair"), lora=trained)
+    assert whole.updates == "low-rank updates of the checkpoint: rank 2, scale 3, counted 1 x"
+    assert added.updates == whole.updates.replace("of the checkpoint", "from trained")
+    images = torch.randn(1, 3, 56, 56)
+    assert torch.equal(whole.tokens(images), added.tokens(images))
+    assert not torch.allclose(whole.tokens(images), tower.tokens(images), atol=1e-3)
+    with pytest.raises(UsageError, match="updates already"):
+        open_tower(str(trained), lora=trained)
 
 
 def test_released_files(tmp_path: Path) -> None:

@@ -62,6 +62,21 @@ _COCO_ALONE = (
     "the Q-Former is trained on COCO's captions alone (no first stage, no 129 M web pictures): numbers compare towers "
     "with one another, not with the tables of BLIP-2 or ViSFT"
 )
+_RETRIEVED = {
+    "flickr30k": ("Flickr30k, 1,000 test images", "dataset_flickr30k.json (Karpathy) and flickr30k-images/*.jpg"),
+    "coco_retrieval": (
+        "COCO, Karpathy's 5,000 test images",
+        "dataset_coco.json (or coco_karpathy_test.json) and val2014/*.jpg",
+    ),
+}
+_ASKED = {
+    "vqav2": ("VQA v2", "v2_*_val2014_questions.json, v2_mscoco_val2014_annotations.json", ""),
+    "okvqa": (
+        "OK-VQA",
+        "OpenEnded_mscoco_val2014_questions.json, mscoco_val2014_annotations.json",
+        "; answers are not brought to their base forms",
+    ),
+}
 
 SUITES: dict[str, Suite] = {
     **{
@@ -74,20 +89,16 @@ SUITES: dict[str, Suite] = {
         )
         for name, (title, layout, ours) in _CLASSES.items()
     },
-    f"{PREFIX}flickr30k": Suite(
-        summary="zero-shot retrieval: Flickr30k, 1,000 test images",
-        layout="dataset_flickr30k.json (Karpathy) and flickr30k-images/*.jpg",
-        published="recall at 1, 5, 10 both ways, five captions an image, features of length 1, CLIP's preprocessing",
-        ours="",
-        run=RETRIEVAL["flickr30k"],
-    ),
-    f"{PREFIX}coco_retrieval": Suite(
-        summary="zero-shot retrieval: COCO, Karpathy's 5,000 test images",
-        layout="dataset_coco.json (or coco_karpathy_test.json) and val2014/*.jpg",
-        published="recall at 1, 5, 10 both ways, five captions an image, features of length 1, CLIP's preprocessing",
-        ours="",
-        run=RETRIEVAL["coco_retrieval"],
-    ),
+    **{
+        f"{PREFIX}{name}": Suite(
+            summary=f"zero-shot retrieval: {title}",
+            layout=layout,
+            published="recall at 1, 5, 10 both ways, five captions an image, points of length 1, CLIP's preprocessing",
+            ours="",
+            run=RETRIEVAL[name],
+        )
+        for name, (title, layout) in _RETRIEVED.items()
+    },
     f"{PREFIX}ocr": Suite(
         summary="scene-text recognition: word accuracy of a shallow decoder on frozen features",
         layout="iiit5k/ svt/ ic13/ ic15/ svtp/ cute/, each as its owners lay it out; --train-root: MJSynth",
@@ -103,20 +114,16 @@ SUITES: dict[str, Suite] = {
         "layer), the input size",
         run=identify,
     ),
-    f"{PREFIX}vqav2": Suite(
-        summary="visual question answering: VQA v2 validation",
-        layout="v2_*_val2014_questions.json, v2_mscoco_val2014_annotations.json, val2014/; --train-root: COCO captions",
-        published=f"{_BLIP2}, at most 10 tokens, no length penalty, its prompt; the official VQA accuracy",
-        ours=_COCO_ALONE,
-        run=LANGUAGE["vqav2"],
-    ),
-    f"{PREFIX}okvqa": Suite(
-        summary="visual question answering: OK-VQA validation",
-        layout="OpenEnded_mscoco_val2014_questions.json, mscoco_val2014_annotations.json, val2014/; --train-root",
-        published=f"{_BLIP2}, at most 10 tokens, no length penalty, its prompt; the official VQA accuracy",
-        ours=f"{_COCO_ALONE}; answers are not brought to their base forms",
-        run=LANGUAGE["okvqa"],
-    ),
+    **{
+        f"{PREFIX}{name}": Suite(
+            summary=f"visual question answering: {title} validation",
+            layout=f"{layout}, val2014/; --train-root: COCO captions",
+            published=f"{_BLIP2}, at most 10 tokens, no length penalty, its prompt; the official VQA accuracy",
+            ours=f"{_COCO_ALONE}{more}",
+            run=LANGUAGE[name],
+        )
+        for name, (title, layout, more) in _ASKED.items()
+    },
     f"{PREFIX}nocaps": Suite(
         summary="captions of objects that COCO never names: nocaps validation",
         layout="nocaps_val_4500_captions.json and val/*.jpg; --train-root: COCO captions",
