@@ -158,13 +158,9 @@ def run_bench(
         elif dtype == "bf16":
             halve_linears(backbone_of(model))
         parts = {"gsva": (BACKBONE, MASKS), "visft": (BACKBONE, *HEAD_PARTS)}.get(system, (BACKBONE,))
-        asked = (
-            _TASK_OF_PART.get(str(task), model.tasks[0])
-            if task in parts
-            else Task(task)
-            if task in list(Task)
-            else None
-        )
+        asked = Task(task) if task in list(Task) else None
+        if task in parts:  # a backbone alone has no task of its own
+            asked = _TASK_OF_PART.get(str(task), next(iter(model.tasks), Task.DETECTION))
         if asked is None or (asked not in model.tasks and task != BACKBONE):
             raise UsageError(
                 f"{system} {preset} does not offer the task '{task}'",
@@ -250,7 +246,7 @@ def _head_work(model: ViSFT, batch: Batch, part: str) -> Callable[[], object]:
     masks = torch.zeros(_OBJECTS, *batch.images.shape[-2:])
     for number, mask in enumerate(masks):
         mask[100 * number : 100 * number + 300, 50 * number : 50 * number + 400] = 1
-    class_ids = torch.arange(_OBJECTS, device=map_BHWC.device)
+    class_ids = torch.arange(_OBJECTS, device=map_BHWC.device) % instance.config.num_classes
     target = Target(masks=tv_tensors.Mask(masks), class_ids=class_ids).to(map_BHWC.device)
     taught = dataclasses.replace(batch, targets=[target] * len(batch))
     # What the network says is at hand, too: a loss is timed by itself.
