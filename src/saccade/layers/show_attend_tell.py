@@ -96,7 +96,7 @@ class Speaker(nn.Module):
         for table in (self.embed.weight, self.logits.weight):
             nn.init.uniform_(table, -0.1, 0.1)
         nn.init.zeros_(self.logits.bias)
-        # A step multiplies single rows: it reads weights of this layout in their order, which is what it takes time for.
+        # A step multiplies single rows: it reads weights of this layout in order, which is what it takes time for.
         for module, name in (
             (self.logits, "weight"),
             (self.cell, "weight_ih"),

@@ -1,8 +1,9 @@
 """ImageNet-1K and the sets that ask the same classes of other pictures, in their official layouts.
 
-The names and prompts are those that CLIP's authors published for zero-shot classification (two names occur twice, as
-there); ``imagenet_classes.txt`` has a line per class, in the order of the class index: WordNet id, whether the class is
-in ImageNet-A and ImageNet-R, name.
+The names and prompts are data that the protocol fixes to the letter: those that CLIP's authors published for zero-shot
+classification (github.com/openai/CLIP, MIT licence, as open_clip keeps them; two names occur twice, as there).
+``imagenet_classes.txt`` has a line per class, in the order of the class index: WordNet id, whether the class is in
+ImageNet-A and ImageNet-R (lists of their authors, as timm keeps them, Apache-2.0), name.
 """
 
 from __future__ import annotations
