@@ -9,17 +9,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor
+from visft_parts import FLOAT, GRADIENT, Tensors, load_weights
 
 from saccade.layers.show_attend_tell import SpeakerConfig
-from saccade.mapping import apply_mapping, rename
 from saccade.models.visft.caption import CaptionHead, CaptionHeadConfig, head_keys
 
 if TYPE_CHECKING:
     from check import Report
 
-FLOAT, GRADIENT = 1e-4, 1e-3
 FILE = "io_caption.safetensors"
 
 
@@ -38,21 +36,6 @@ def read_config(config: dict[str, Any]) -> CaptionHeadConfig:
     )
 
 
-def load_head(folder: Path) -> CaptionHead:
-    """The head with the weights of the fixture, mapped from official names."""
-    config = json.loads((folder / "config.json").read_text())
-    head = CaptionHead(read_config(config), config["backbone"]["embed_dim"])
-    rules = head_keys("")
-    official = {k: v for k, v in load_file(folder / "weights.safetensors").items() if "caption" in k}
-    expected = {key: tuple(tensor.shape) for key, tensor in head.state_dict().items()}
-    mapped, report = apply_mapping(official, expected=expected, rename=lambda key: rename(key, rules))
-    report.check()
-    back = [(ours, theirs) for theirs, ours in rules]
-    assert all(rename(ours, back) == theirs for theirs, ours in report.matched.items())
-    head.load_state_dict(mapped)
-    return head.eval()
-
-
 def compare_caption(report: Report, folder: Path, backbone: Callable[[Tensor], Tensor]) -> None:
     """Every tensor of ``io_caption``.
 
@@ -61,34 +44,28 @@ def compare_caption(report: Report, folder: Path, backbone: Callable[[Tensor], T
         folder: The fixture.
         backbone: Images ``[B, 3, H, W]`` to the last map ``[B, H, W, C]``, without LoRA.
     """
-    head = load_head(folder)
-    tokens = json.loads((folder / "config.json").read_text())["tokens"]
-    tensors = load_file(folder / FILE)
-    report.expect(FILE, list(tensors))
+    config = json.loads((folder / "config.json").read_text())
+    head = load_weights(CaptionHead(read_config(config), config["backbone"]["embed_dim"]), head_keys(""), folder)
+    tensors = Tensors(report, folder / FILE)
     for group in sorted({name.split("/")[0] for name in tensors}):
         if f"{group}/image" in tensors:
-            report.skip(f"{FILE}/{group}/image")
-            features = backbone(tensors[f"{group}/image"]).permute(0, 3, 1, 2)
-            report.close(f"{FILE}/{group}/features", features, tensors[f"{group}/features"], FLOAT)
-        _compare_group(report, head, tensors, group, tokens)
+            features = backbone(tensors.read(f"{group}/image")).permute(0, 3, 1, 2)
+            tensors.close(f"{group}/features", features)
+        _compare_group(head, tensors, group, config["tokens"])
 
 
-def _compare_group(
-    report: Report, head: CaptionHead, tensors: dict[str, Tensor], group: str, tokens: dict[str, int]
-) -> None:
+def _compare_group(head: CaptionHead, tensors: Tensors, group: str, tokens: dict[str, int]) -> None:
     def close(name: str, ours: Tensor, tolerance: float = FLOAT) -> None:
-        report.close(f"{FILE}/{group}/{name}", ours, tensors[f"{group}/{name}"], tolerance)
+        tensors.close(f"{group}/{name}", ours, tolerance)
 
     def same(name: str, ours: Tensor) -> None:
-        report.same(f"{FILE}/{group}/{name}", ours, tensors[f"{group}/{name}"])
+        tensors.same(f"{group}/{name}", ours)
 
-    for name in ("features", "captions", "caplens"):
-        report.skip(f"{FILE}/{group}/{name}")
-    features = tensors[f"{group}/features"].clone().requires_grad_()
+    features = tensors.read(f"{group}/features").clone().requires_grad_()
     map_BHWC = features.permute(0, 2, 3, 1)
     side = head.config.cells
     close("pooled", head(map_BHWC).unflatten(1, (side, side)))
-    ids, lengths = tensors[f"{group}/captions"], tensors[f"{group}/caplens"][:, 0].tolist()
+    ids, lengths = tensors.read(f"{group}/captions"), tensors.read(f"{group}/caplens")[:, 0].tolist()
     taught, wanted = head.teach(map_BHWC, ids, lengths)
     same("sort_ind", taught.order)
     steps = sorted((length - 1 for length in lengths), reverse=True)
@@ -104,7 +81,7 @@ def _compare_group(
         at += going
     close("scores_padded", padded)
     right = (taught.logits_PV.topk(5, dim=1).indices == wanted[:, None]).any(1).float().mean() * 100
-    close("top5acc", right.reshape(tensors[f"{group}/top5acc"].shape))
+    close("top5acc", right.reshape(tensors.values[f"{group}/top5acc"].shape))
     loss = torch.stack(list(head.loss_of_ids(map_BHWC, ids, lengths).values())).sum()
     close("loss", loss)
     (gradient,) = torch.autograd.grad(loss, features)

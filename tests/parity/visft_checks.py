@@ -16,6 +16,7 @@ import visft_stage2
 import visft_transforms
 from safetensors.torch import load_file
 from torch import Tensor, nn
+from visft_parts import FLOAT
 
 from saccade.layers.lora import LoRAConfig, add_lora, lora_of, merge, set_multiplier, unmerge, updates_of
 from saccade.layers.vit import PlainViT, ViTConfig
@@ -24,8 +25,6 @@ from saccade.models.visft.presets import eva
 
 if TYPE_CHECKING:
     from check import Report
-
-FLOAT, GRADIENT = 1e-4, 1e-3
 
 
 def check(folder: Path, report: Report) -> None:

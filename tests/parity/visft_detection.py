@@ -9,12 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file
 from torch import Tensor
+from visft_parts import GRADIENT, Tensors, load_weights
 
 from saccade.layers.detr import DETRConfig
 from saccade.layers.positions import padded_cells, sine_positions
-from saccade.mapping import apply_mapping, rename
 from saccade.models.visft.detection import (
     DetectionHead,
     DetectionHeadConfig,
@@ -29,7 +28,6 @@ from saccade.models.visft.detection import (
 if TYPE_CHECKING:
     from check import Report
 
-FLOAT, GRADIENT = 1e-4, 1e-3
 FILE = "io_detection.safetensors"
 
 
@@ -54,21 +52,6 @@ def read_config(config: dict[str, Any]) -> DetectionHeadConfig:
     )
 
 
-def load_head(folder: Path) -> DetectionHead:
-    """The head with the weights of the fixture, mapped from official names."""
-    config = json.loads((folder / "config.json").read_text())
-    head = DetectionHead(read_config(config), config["backbone"]["embed_dim"])
-    rules = head_keys("")
-    official = {k: v for k, v in load_file(folder / "weights.safetensors").items() if rename(k, rules) is not None}
-    expected = {key: tuple(tensor.shape) for key, tensor in head.state_dict().items()}
-    mapped, report = apply_mapping(official, expected=expected, rename=lambda key: rename(key, rules))
-    report.check()
-    back = [(ours, theirs) for theirs, ours in rules]
-    assert all(rename(ours, back) == theirs for theirs, ours in report.matched.items())
-    head.load_state_dict(mapped)
-    return head.eval()
-
-
 def compare_detection(report: Report, folder: Path, backbone: Callable[[Tensor], Tensor]) -> None:
     """Every tensor of ``io_detection``.
 
@@ -84,10 +67,12 @@ class DetectionCheck:
     """One fixture folder."""
 
     def __init__(self, report: Report, folder: Path, backbone: Callable[[Tensor], Tensor]) -> None:
-        self.report, self.backbone = report, backbone
-        self.head = load_head(folder)
-        self.tensors = load_file(folder / FILE)
-        report.expect(FILE, list(self.tensors))
+        config = json.loads((folder / "config.json").read_text())
+        self.backbone = backbone
+        self.head = load_weights(
+            DetectionHead(read_config(config), config["backbone"]["embed_dim"]), head_keys(""), folder
+        )
+        self.tensors = Tensors(report, folder / FILE)
         self.outputs: dict[str, DetectionOutput] = {}
 
     def run(self) -> None:
@@ -97,94 +82,79 @@ class DetectionCheck:
         self._empty()
         self._postprocess()
 
-    def _close(self, name: str, ours: Tensor, tolerance: float = FLOAT) -> None:
-        self.report.close(f"{FILE}/{name}", ours, self.tensors[name], tolerance)
-
-    def _same(self, name: str, ours: Tensor) -> None:
-        self.report.same(f"{FILE}/{name}", ours, self.tensors[name])
-
-    def _skip(self, *names: str) -> None:
-        for name in names:
-            self.report.skip(f"{FILE}/{name}")
-
     def _truths(self, group: str, images: int) -> list[tuple[Tensor, Tensor]]:
         truths = []
         for image in range(images):
-            names = f"{group}/target{image}/labels", f"{group}/target{image}/boxes"
-            self._skip(*names)
-            truths.append((self.tensors[names[0]], self.tensors[names[1]]))
+            name = f"{group}/target{image}"
+            truths.append((self.tensors.read(f"{name}/labels"), self.tensors.read(f"{name}/boxes")))
         return truths
 
     def _group(self, group: str) -> None:
-        features = self.tensors[f"{group}/features"].clone().requires_grad_()
-        names = [f"{group}/image{image}" for image in range(len(features))]
-        self._skip(*names)
-        images = [self.tensors[name] for name in names]
+        features = self.tensors.read(f"{group}/features").clone().requires_grad_()
+        images = [self.tensors.read(f"{group}/image{image}") for image in range(len(features))]
         sizes = [(image.shape[1], image.shape[2]) for image in images]
         largest = (max(size[0] for size in sizes), max(size[1] for size in sizes))
         padded = [F.pad(x, (0, largest[1] - x.shape[2], 0, largest[0] - x.shape[1])) for x in images]
-        self._close(f"{group}/features", self.backbone(torch.stack(padded)).permute(0, 3, 1, 2))
+        self.tensors.close(f"{group}/features", self.backbone(torch.stack(padded)).permute(0, 3, 1, 2))
         height, width = features.shape[-2:]
         padding = padded_cells(sizes, largest, (height, width), features.device)
         mask = torch.zeros(len(features), height, width, dtype=torch.bool) if padding is None else padding
-        self._same(f"{group}/mask", mask)
+        self.tensors.same(f"{group}/mask", mask)
         head, detr = self.head, self.head.transformer
-        self._close(f"{group}/pos", sine_positions(~mask, detr.config.encoder_width // 2).permute(0, 3, 1, 2))
+        self.tensors.close(f"{group}/pos", sine_positions(~mask, detr.config.encoder_width // 2).permute(0, 3, 1, 2))
         source = head.input_proj(features)
-        self._close(f"{group}/input_proj", source)
+        self.tensors.close(f"{group}/input_proj", source)
         x_BHWE = source.permute(0, 2, 3, 1)
-        self._close(f"{group}/memory", detr.encode(x_BHWE, padding)[0].mT)
-        self._close(f"{group}/hs", detr(x_BHWE, head.query_embed.weight, padding))
+        self.tensors.close(f"{group}/memory", detr.encode(x_BHWE, padding)[0].mT)
+        self.tensors.close(f"{group}/hs", detr(x_BHWE, head.query_embed.weight, padding))
         out = head(features.permute(0, 2, 3, 1), padding)
         self.outputs[group] = out
         layers = len(out.logits_LBQK)
         names = [f"aux{layer}" for layer in range(layers - 1)] + ["final"]
         for layer, name in enumerate(names):
             place = group if name == "final" else f"{group}/{name}"
-            self._close(f"{place}/pred_logits", out.logits_LBQK[layer])
-            self._close(f"{place}/pred_boxes", out.boxes_LBQ4[layer])
+            self.tensors.close(f"{place}/pred_logits", out.logits_LBQK[layer])
+            self.tensors.close(f"{place}/pred_boxes", out.boxes_LBQ4[layer])
         truths = self._truths(group, len(images))
         labels, boxes = (torch.cat(part) for part in zip(*truths, strict=True))
         matched = match(out, truths, head.config)
         for layer, name in enumerate(names):
             costs = match_costs(out.logits_LBQK[layer], out.boxes_LBQ4[layer], labels, boxes, head.config.costs)
-            self._close(f"{group}/match/{name}/cost", costs)
+            self.tensors.close(f"{group}/match/{name}/cost", costs)
             for image, (queries, objects) in enumerate(matched[layer]):
-                self._same(f"{group}/match/{name}/src{image}", queries)
-                self._same(f"{group}/match/{name}/tgt{image}", objects)
+                self.tensors.same(f"{group}/match/{name}/src{image}", queries)
+                self.tensors.same(f"{group}/match/{name}/tgt{image}", objects)
         losses = set_loss(out, truths, head.config)
         weights = dict(zip(("loss_ce", "loss_bbox", "loss_giou"), head.config.weights, strict=True))
         for name, value in losses.items():
-            self._close(f"{group}/loss/{name}", value)
+            self.tensors.close(f"{group}/loss/{name}", value)
             raw = value / weights[name.rstrip("0123456789").removesuffix("_")]
-            self._close(f"{group}/loss_raw/{name}", raw)
+            self.tensors.close(f"{group}/loss_raw/{name}", raw)
         for layer, name in enumerate(names):
             suffix = "" if name == "final" else f"_{layer}"
             no_object = out.logits_LBQK.shape[-1] - 1
             said = (out.logits_LBQK[layer].argmax(-1) != no_object).sum(1)
             number = torch.tensor([len(own) for own, _ in truths])
-            self._close(f"{group}/loss_raw/cardinality_error{suffix}", (said - number).abs().float().mean())
+            self.tensors.close(f"{group}/loss_raw/cardinality_error{suffix}", (said - number).abs().float().mean())
         total = torch.stack(list(losses.values())).sum()
-        self._close(f"{group}/loss_total", total)
+        self.tensors.close(f"{group}/loss_total", total)
         (gradient,) = torch.autograd.grad(total, features)
-        self._close(f"{group}/grad_features", gradient, GRADIENT)
+        self.tensors.close(f"{group}/grad_features", gradient, GRADIENT)
 
     def _empty(self) -> None:
         """The picture has no stored features: the backbone makes them."""
-        self._skip("empty/image")
-        out = self.head(self.backbone(self.tensors["empty/image"][None]))
+        out = self.head(self.backbone(self.tensors.read("empty/image")[None]))
         losses = set_loss(out, [(torch.zeros(0, dtype=torch.long), torch.zeros(0, 4))], self.head.config)
         for name, value in losses.items():
-            self._close(f"empty/loss/{name}", value)
-        self._close("empty/loss_total", torch.stack(list(losses.values())).sum())
+            self.tensors.close(f"empty/loss/{name}", value)
+        self.tensors.close("empty/loss_total", torch.stack(list(losses.values())).sum())
 
     def _postprocess(self) -> None:
         out, logit_of = self.outputs["padded"], torch.tensor(self.head.config.logit_of_class)
-        self._skip("postprocess/orig_size")
-        for image, size in enumerate(self.tensors["postprocess/orig_size"].tolist()):
+        for image, size in enumerate(self.tensors.read("postprocess/orig_size").tolist()):
             scores, labels, boxes = decode(
                 out.logits_LBQK[-1][image], out.boxes_LBQ4[-1][image], logit_of, (size[0], size[1])
             )
-            self._close(f"postprocess/scores{image}", scores)
-            self._same(f"postprocess/labels{image}", labels)
-            self._close(f"postprocess/boxes{image}", boxes)
+            self.tensors.close(f"postprocess/scores{image}", scores)
+            self.tensors.same(f"postprocess/labels{image}", labels)
+            self.tensors.close(f"postprocess/boxes{image}", boxes)

@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
+from visft_parts import FLOAT, GRADIENT, Tensors, load_weights, recorded_draws
 
 from saccade.layers.deform import DeformableAttention, deformable_sample
 from saccade.layers.mask2former import MaskedDecoderConfig, PixelDecoderConfig, blocked_cells
 from saccade.layers.matching import assign
-from saccade.layers.point_losses import Draw
-from saccade.mapping import apply_mapping, rename
 from saccade.models.visft.segmentation import (
     ImageMasks,
     MaskTruths,
@@ -31,7 +30,6 @@ from saccade.models.visft.segmentation import (
 if TYPE_CHECKING:
     from check import Report
 
-FLOAT, GRADIENT = 1e-4, 1e-3
 MASK_SHARE = 1e-4
 SEGMENTATION, DEFORMABLE = "io_segmentation.safetensors", "io_msdeform.safetensors"
 
@@ -65,40 +63,6 @@ def read_config(config: dict[str, Any]) -> SegmentationHeadConfig:
     )
 
 
-def load_head(folder: Path) -> SegmentationHead:
-    """The head with the weights of the fixture, mapped from official names."""
-    config = json.loads((folder / "config.json").read_text())
-    head = SegmentationHead(read_config(config), config["backbone"]["embed_dim"])
-    rules = head_keys("")
-    official = {k: v for k, v in load_file(folder / "weights.safetensors").items() if rename(k, rules) is not None}
-    expected = {key: tuple(tensor.shape) for key, tensor in head.state_dict().items()}
-    mapped, report = apply_mapping(official, expected=expected, rename=lambda key: rename(key, rules))
-    report.check()
-    back = [(ours, theirs) for theirs, ours in rules]
-    assert all(rename(ours, back) == theirs for theirs, ours in report.matched.items())
-    head.load_state_dict(mapped)
-    return head.eval()
-
-
-def recorded_draws(calls: Sequence[Tensor]) -> Draw:
-    """Draws of the original for one image, in our order.
-
-    Args:
-        calls: Points of the assignment, to choose from, and added, of the last prediction; the same of the first, the
-            second ...: the order of the original's calls.
-    """
-    layers = [calls[start : start + 3] for start in (*range(3, len(calls), 3), 0)]
-    queue = [torch.cat([layer[0] for layer in layers]), *(points for layer in layers for points in layer[1:])]
-    waiting = iter(queue)
-
-    def draw(rows: int, points: int, device: torch.device) -> Tensor:
-        drawn = next(waiting)
-        assert drawn.shape == (rows, points, 2), f"{tuple(drawn.shape)} were drawn, not {(rows, points, 2)}"
-        return drawn.to(device)
-
-    return draw
-
-
 def compare_segmentation(report: Report, folder: Path, backbone: Callable[[Tensor], Tensor]) -> None:
     """Every tensor of ``io_segmentation``.
 
@@ -114,87 +78,82 @@ class SegmentationCheck:
     """One fixture folder."""
 
     def __init__(self, report: Report, folder: Path, backbone: Callable[[Tensor], Tensor]) -> None:
-        self.report, self.backbone = report, backbone
-        self.head = load_head(folder)
-        self.config = self.head.config
-        self.tensors = load_file(folder / SEGMENTATION)
-        report.expect(SEGMENTATION, list(self.tensors))
+        config = json.loads((folder / "config.json").read_text())
+        self.config, self.backbone = read_config(config), backbone
+        self.head = load_weights(SegmentationHead(self.config, config["backbone"]["embed_dim"]), head_keys(""), folder)
+        self.tensors = Tensors(report, folder / SEGMENTATION)
         # Predictions are called aux0, aux1, ... and final.
         self.names = [f"aux{layer}" for layer in range(self.config.decoder.layers)] + ["final"]
 
     def run(self) -> None:
         """Features, predictions, assignment, losses, gradient, post-processing."""
-        image = self._input("image")
+        image = self.tensors.read("image")
         size_hw = (image.shape[2], image.shape[3])
         with torch.no_grad():
-            self._close("features", self.backbone(image).permute(0, 3, 1, 2))
-        features = self.tensors["features"].clone().requires_grad_()
+            self.tensors.close("features", self.backbone(image).permute(0, 3, 1, 2))
+        features = self.tensors.read("features").clone().requires_grad_()
         said = self._predictions(features, size_hw)
-        truths = MaskTruths(self._input("gt_labels"), self._input("gt_masks"))
+        truths = MaskTruths(self.tensors.read("gt_labels"), self.tensors.read("gt_masks"))
         self._matching(said, truths)
         losses = set_loss([said], [truths], self.config, draw=recorded_draws(self._points()))
         self._losses("loss", losses)
         total = torch.stack(list(losses.values())).sum()
-        self._close("loss_total", total)
+        self.tensors.close("loss_total", total)
         (gradient,) = torch.autograd.grad(total, features)
-        self._close("grad_features", gradient, GRADIENT)
+        self.tensors.close("grad_features", gradient, GRADIENT)
         nothing = MaskTruths(truths.labels_G[:0], truths.masks_GHW[:0])
         self._losses("empty/loss", set_loss([said], [nothing], self.config))
         with torch.no_grad():
             self._postprocess(said)
 
-    def _input(self, name: str) -> Tensor:
-        self.report.skip(f"{SEGMENTATION}/{name}")
-        return self.tensors[name]
-
-    def _close(self, name: str, ours: Tensor, tolerance: float = FLOAT) -> None:
-        self.report.close(f"{SEGMENTATION}/{name}", ours, self.tensors[name], tolerance)
-
-    def _same(self, name: str, ours: Tensor, allowed: float = 0.0) -> None:
-        self.report.same(f"{SEGMENTATION}/{name}", ours, self.tensors[name], allowed=allowed)
-
     def _predictions(self, features: Tensor, size_hw: tuple[int, int]) -> ImageMasks:
         map_BHWC = features.permute(0, 2, 3, 1)
         memory, masks = self.head.pixel_decoder(map_BHWC)
-        self._close("multi_scale_features0", memory.permute(0, 3, 1, 2))
-        self._close("mask_features", masks.permute(0, 3, 1, 2))
+        self.tensors.close("multi_scale_features0", memory.permute(0, 3, 1, 2))
+        self.tensors.close("mask_features", masks.permute(0, 3, 1, 2))
         out = self.head(map_BHWC)
         for layer, (logits, masks) in enumerate(zip(out.logits_LBQK, out.masks_LBQHW, strict=True)):
-            self._close(f"layer{layer}/pred_logits", logits)
-            self._close(f"layer{layer}/pred_masks", masks)
+            self.tensors.close(f"layer{layer}/pred_logits", logits)
+            self.tensors.close(f"layer{layer}/pred_masks", masks)
             # The fixture has what is blocked before rows without anything free are opened.
-            blocked = self.tensors[f"layer{layer}/attn_mask"]
-            self._same(f"layer{layer}/attn_mask", masks.flatten(2) < 0)
+            blocked = self.tensors.values[f"layer{layer}/attn_mask"]
+            self.tensors.same(f"layer{layer}/attn_mask", masks.flatten(2) < 0)
             opened = blocked & ~blocked.all(-1, keepdim=True)
-            self.report.same(f"{SEGMENTATION}/layer{layer}/attn_mask, opened", blocked_cells(masks.flatten(2)), opened)
+            self.tensors.equal(
+                f"layer{layer}/attn_mask, opened", blocked_cells(masks.flatten(2)).tolist(), opened.tolist()
+            )
         return ImageMasks(out.logits_LBQK[:, 0], out.masks_LBQHW[:, 0], size_hw)
 
     def _points(self) -> list[Tensor]:
         """In the order of the original's calls: the last prediction first."""
         parts = ("matcher", "oversampled", "random")
-        return [self._input(f"points/{name}/{part}") for name in (self.names[-1], *self.names[:-1]) for part in parts]
+        return [
+            self.tensors.read(f"points/{name}/{part}") for name in (self.names[-1], *self.names[:-1]) for part in parts
+        ]
 
     def _matching(self, said: ImageMasks, truths: MaskTruths) -> None:
         with torch.no_grad():
             costs = match_costs(said, truths, self.config, draw=recorded_draws(self._points()))
         for name, cost, (queries, objects) in zip(self.names, costs, assign(list(costs)), strict=True):
-            self._close(f"match/{name}/cost", cost)
-            self._same(f"match/{name}/src", queries)
-            self._same(f"match/{name}/tgt", objects)
+            self.tensors.close(f"match/{name}/cost", cost)
+            self.tensors.same(f"match/{name}/src", queries)
+            self.tensors.same(f"match/{name}/tgt", objects)
 
     def _losses(self, group: str, losses: dict[str, Tensor]) -> None:
         wanted = {name.removeprefix(f"{group}/") for name in self.tensors if name.startswith(f"{group}/")}
-        self.report.equal(f"{SEGMENTATION}/{group} names", set(losses), wanted)
+        self.tensors.equal(f"{group} names", set(losses), wanted)
         for name, value in losses.items():
-            self._close(f"{group}/{name}", value)
+            self.tensors.close(f"{group}/{name}", value)
 
     def _postprocess(self, said: ImageMasks) -> None:
-        sizes = [self._input(f"postprocess/{name}")[0].tolist() for name in ("final_size", "target_size", "orig_size")]
+        sizes = [
+            self.tensors.read(f"postprocess/{name}")[0].tolist() for name in ("final_size", "target_size", "orig_size")
+        ]
         scores, labels = decode(said.logits_LQK[-1])
-        self._close("postprocess/scores", scores)
-        self._same("postprocess/labels", labels)
+        self.tensors.close("postprocess/scores", scores)
+        self.tensors.same("postprocess/labels", labels)
         masks = resize_masks(said.masks_LQhw[-1], *(tuple(size) for size in sizes)) > 0
-        self._same("postprocess/masks", masks[:, None], allowed=MASK_SHARE)
+        self.tensors.same("postprocess/masks", masks[:, None], allowed=MASK_SHARE)
 
 
 def compare_deformable(report: Report, folder: Path) -> None:

@@ -16,6 +16,7 @@ import visft_segmentation
 from safetensors.torch import load_file
 from torch import Tensor
 from torchvision import tv_tensors
+from visft_parts import FLOAT, GRADIENT, Tensors, recorded_draws
 
 from saccade.layers.lora import LoRAConfig, add_lora
 from saccade.layers.vit import ViTConfig
@@ -33,7 +34,6 @@ from saccade.training.schedule import learning_rate
 if TYPE_CHECKING:
     from check import Report
 
-FLOAT, GRADIENT = 1e-4, 1e-3
 FILE = "io_stage2.safetensors"
 TASKS = {"caption": Task.CAPTION, "detection": Task.DETECTION, "segment": Task.INSTANCE}
 SCHEDULE = "lr_multiplier_at_update(0-based) warmup 2000 total 100000"
@@ -65,12 +65,11 @@ class Stage2Check:
     """One fixture folder."""
 
     def __init__(self, report: Report, folder: Path, vit: ViTConfig, lora: LoRAConfig) -> None:
-        self.report, self.vit, self.lora = report, vit, lora
+        self.vit, self.lora = vit, lora
         self.config: dict[str, Any] = json.loads((folder / "config.json").read_text())
-        self.tensors = load_file(folder / FILE)
+        self.tensors = Tensors(report, folder / FILE)
         self.weights = load_file(folder / "weights.safetensors")
         self.words = self._words()
-        report.expect(FILE, list(self.tensors))
 
     def run(self) -> None:
         """Gradients of every task by themselves, then the steps."""
@@ -83,7 +82,7 @@ class Stage2Check:
             self._losses(name, {key.removeprefix(f"{task}_"): value for key, value in losses.items()})
             grads = {key: p.grad for key, p in model.named_parameters() if p.grad is not None}
             for key, grad in to_official(grads, model.config).items():
-                self._close(f"{name}/grad/{key}", grad, GRADIENT)
+                self.tensors.close(f"{name}/grad/{key}", grad, GRADIENT)
         self._trajectory()
 
     def _trajectory(self) -> None:
@@ -107,12 +106,12 @@ class Stage2Check:
             for index, name in enumerate(TASKS):
                 self._record(model)
                 done = engine.step(index, [self._batch(name)])
-                self._close(f"traj/step{index}/loss_total", torch.tensor(done.losses[0][1]["total"]), FLOAT)
-                self._close(f"traj/step{index}/grad_norm", torch.tensor(done.grad_norm), GRADIENT)
+                self.tensors.close(f"traj/step{index}/loss_total", torch.tensor(done.losses[0][1]["total"]))
+                self.tensors.close(f"traj/step{index}/grad_norm", torch.tensor(done.grad_norm), GRADIENT)
                 state = {key: value for key, value in model.state_dict().items() if ".lora." in key}
                 for key, value in to_official(state, model.config).items():
                     if f"traj/step{index}/{key}" in self.tensors:
-                        self._close(f"traj/step{index}/{key}", value, FLOAT)
+                        self.tensors.close(f"traj/step{index}/{key}", value)
 
     def _model(self, lora: LoRAConfig) -> ViSFT:
         instance = visft_segmentation.read_config(self.config)
@@ -128,18 +127,16 @@ class Stage2Check:
         add_lora(model, lora)
         expected = {key: tuple(value.shape) for key, value in model.state_dict().items()}
         mapped, found = from_official(self.weights, expected, source="weights.safetensors")
-        self.report.equal(f"{FILE}/keys of the whole model", found.gaps(), {})
+        self.tensors.equal("keys of the whole model", found.gaps(), {})
         model.load_state_dict(mapped)
         return model
 
     def _record(self, model: ViSFT) -> None:
         """The recorded points, instead of random ones."""
         names = sorted(name for name in self.tensors if name.startswith("segment/rand"))
-        for name in names:
-            self.report.skip(f"{FILE}/{name}")
         head = model.instance
         assert head is not None
-        draw = visft_segmentation.recorded_draws([self.tensors[name] for name in names])
+        draw = recorded_draws([self.tensors.read(name) for name in names])
         head.loss = functools.partial(type(head).loss, head, draw=draw)
 
     def _words(self) -> WordMap:
@@ -152,12 +149,10 @@ class Stage2Check:
 
     def _batch(self, name: str) -> Batch:
         inputs = {
-            key.removeprefix(f"{name}/"): value
-            for key, value in self.tensors.items()
+            key.removeprefix(f"{name}/"): self.tensors.read(key)
+            for key in self.tensors
             if key.startswith(f"{name}/") and not key.startswith((f"{name}/grad", f"{name}/loss", f"{name}/rand"))
         }
-        for key in inputs:
-            self.report.skip(f"{FILE}/{name}/{key}")
         images = inputs["image"]
         size = int(images.shape[-2]), int(images.shape[-1])
         return Batch(
@@ -173,7 +168,7 @@ class Stage2Check:
             lengths = inputs["caplens"].flatten().tolist()
             rows = [ids[:length] for ids, length in zip(inputs["captions"].tolist(), lengths, strict=True)]
             texts = [" ".join(self.words.words[index] for index in row[1:-1]) for row in rows]
-            self.report.equal(f"{FILE}/caption ids", [self.words.encode(text, most=50) for text in texts], rows)
+            self.tensors.equal("caption ids", [self.words.encode(text, most=50) for text in texts], rows)
             return [Target(captions=(text,)) for text in texts]
         if name == "detection":
             x, y, w, h = (inputs["boxes"] * torch.tensor([size[1], size[0]] * 2)).unbind(-1)
@@ -185,9 +180,6 @@ class Stage2Check:
 
     def _losses(self, name: str, losses: dict[str, Tensor]) -> None:
         total = torch.stack(list(losses.values())).sum()
-        self._close(f"{name}/loss_total", total, FLOAT)
+        self.tensors.close(f"{name}/loss_total", total)
         for key, value in {"loss": total}.items() if name == "caption" else losses.items():
-            self._close(f"{name}/loss/{key}", value, FLOAT)
-
-    def _close(self, name: str, ours: Tensor, tolerance: float) -> None:
-        self.report.close(f"{FILE}/{name}", ours, self.tensors[name], tolerance)
+            self.tensors.close(f"{name}/loss/{key}", value)
