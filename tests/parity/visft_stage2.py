@@ -70,10 +70,12 @@ class Stage2Check:
         self.tensors = Tensors(report, folder / FILE)
         self.weights = load_file(folder / "weights.safetensors")
         self.words = self._words()
+        # A committed folder has not every task: then the heads of the others are left out.
+        self.tasks = {name: task for name, task in TASKS.items() if f"{name}/image" in self.tensors}
 
     def run(self) -> None:
         """Gradients of every task by themselves, then the steps."""
-        for name, task in TASKS.items():
+        for name, task in self.tasks.items():
             # The gradient of the patches is an accident of the original, and still one that can be compared.
             model = self._model(dataclasses.replace(self.lora, trained=("backbone.patch_embed.bias",)))
             self._record(model)
@@ -82,7 +84,8 @@ class Stage2Check:
             self._losses(name, {key.removeprefix(f"{task}_"): value for key, value in losses.items()})
             grads = {key: p.grad for key, p in model.named_parameters() if p.grad is not None}
             for key, grad in to_official(grads, model.config).items():
-                self.tensors.close(f"{name}/grad/{key}", grad, GRADIENT)
+                if f"{name}/grad/{key}" in self.tensors:
+                    self.tensors.close(f"{name}/grad/{key}", grad, GRADIENT)
         self._trajectory()
 
     def _trajectory(self) -> None:
@@ -93,7 +96,7 @@ class Stage2Check:
                 out=out,
                 model=model.config,
                 train=(SourceConfig(task=Task.CAPTION, reader="scenes"),),
-                steps=len(TASKS),
+                steps=len(self.tasks),
                 optim=OptimConfig(
                     lr=self.config["s2_lr"],
                     weight_decay=1e-4,
@@ -103,7 +106,7 @@ class Stage2Check:
                 ),
             )
             engine = Engine(model, run, world)
-            for index, name in enumerate(TASKS):
+            for index, name in enumerate(self.tasks):
                 self._record(model)
                 done = engine.step(index, [self._batch(name)])
                 self.tensors.close(f"traj/step{index}/loss_total", torch.tensor(done.losses[0][1]["total"]))
@@ -114,13 +117,13 @@ class Stage2Check:
                         self.tensors.close(f"traj/step{index}/{key}", value)
 
     def _model(self, lora: LoRAConfig) -> ViSFT:
-        instance = visft_segmentation.read_config(self.config)
+        instance = dataclasses.replace(visft_segmentation.read_config(self.config), pad_multiple=1)
         model = ViSFT(
             ViSFTConfig(
                 vit=self.vit,
-                detection=visft_detection.read_config(self.config),
-                instance=dataclasses.replace(instance, pad_multiple=1),
-                caption=visft_caption.read_config(self.config),
+                detection=visft_detection.read_config(self.config) if "detection" in self.tasks else None,
+                instance=instance if "segment" in self.tasks else None,
+                caption=visft_caption.read_config(self.config) if "caption" in self.tasks else None,
             ),
             self.words,
         )
@@ -134,10 +137,9 @@ class Stage2Check:
     def _record(self, model: ViSFT) -> None:
         """The recorded points, instead of random ones."""
         names = sorted(name for name in self.tensors if name.startswith("segment/rand"))
-        head = model.instance
-        assert head is not None
-        draw = recorded_draws([self.tensors.read(name) for name in names])
-        head.loss = functools.partial(type(head).loss, head, draw=draw)
+        if (head := model.instance) is not None:
+            draw = recorded_draws([self.tensors.read(name) for name in names])
+            head.loss = functools.partial(type(head).loss, head, draw=draw)
 
     def _words(self) -> WordMap:
         """A map in which every id is a word of letters."""
