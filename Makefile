@@ -22,7 +22,7 @@ $(STAMP): pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed, this is " + sys.version.split()[0] + "; try: make PYTHON=python3.12 ...")'
 	@$(BIN)/python -c 'import pip' 2>/dev/null || { echo "making $(VENV)"; $(PYTHON) -m venv --clear $(VENV); }
 	@echo "installing into $(VENV) (the first time: PyTorch, about 5 GB on disk, some minutes)"
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --retries 5 -e '.[dev,track,supervision,quantize]'
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --retries 5 -e '.[dev,track,supervision,quantize,hdf5,medical]'
 	@touch $@
 
 test: $(STAMP)  ## Run the fast tests (under 15 minutes on two cores)

@@ -8,7 +8,8 @@ On drawn scenes; those of ``polar`` on real photographs of lesions (../shared/da
     python benchmarks/claims.py ait --show              the table of what is there
     python benchmarks/claims.py polar --only unet,unet-polar,unet-polar-pass
 
-Runs lie in ``runs/claims/SYSTEM/VARIANT-SEED``. What is finished is only read, what was stopped goes on.
+Runs lie in ``runs/claims/SYSTEM/VARIANT-SEED``; what was stopped goes on. The figures of a finished run are kept in
+``benchmarks/measured/SYSTEM.json``; what stands there is trained again only where another variant needs its weights.
 """
 
 from __future__ import annotations
@@ -18,13 +19,17 @@ import json
 import statistics
 import subprocess
 import sys
+import threading
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+_RECORDING = threading.Lock()
+
 RUNS = Path("runs/claims")
+MEASURED = Path(__file__).parent / "measured"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -236,10 +241,25 @@ def _flat(results: dict[str, dict[str, Any]]) -> dict[str, float]:
     }
 
 
+def measured(system: str) -> dict[str, dict[str, float]]:
+    """``VARIANT-SEED`` to its figures, of all runs that ever finished."""
+    path = MEASURED / f"{system}.json"
+    return json.loads(path.read_text()) if path.is_file() else {}
+
+
+def record(system: str, run: str, values: dict[str, float]) -> None:
+    """Keeps the figures of a finished run."""
+    with _RECORDING:
+        MEASURED.mkdir(exist_ok=True)
+        kept = measured(system) | {run: {name: round(value, 6) for name, value in values.items()}}
+        (MEASURED / f"{system}.json").write_text(json.dumps(dict(sorted(kept.items())), indent=1) + "\n")
+
+
 def train(system: str, name: str, seed: int) -> None:
     """Trains one variant, unless it is finished; its lines go to a text file beside the run folder."""
     folder = RUNS / system / f"{name}-{seed}"
-    if metrics_of(folder):
+    if values := metrics_of(folder):
+        record(system, folder.name, values)
         return
     variant = CLAIMS[system][name]
     words = variant.words.format(seed=seed, runs=RUNS / system).split()
@@ -251,14 +271,16 @@ def train(system: str, name: str, seed: int) -> None:
     folder.parent.mkdir(parents=True, exist_ok=True)
     with folder.with_suffix(".txt").open("a") as out:
         subprocess.run([sys.executable, "-m", "saccade", *words], stdout=out, stderr=out, check=True)
+    record(system, folder.name, metrics_of(folder))
 
 
 def table(system: str, seeds: Sequence[int]) -> str:
     """Mean and standard deviation over the seeds that are there, in Markdown."""
     headings = list(dict.fromkeys(column for one in CLAIMS[system].values() for column in one.columns))
     lines = [f"| {system} | seeds | {' | '.join(headings)} |", "|---" * (len(headings) + 2) + "|"]
+    kept = measured(system)
     for name, variant in CLAIMS[system].items():
-        found = [values for seed in seeds if (values := metrics_of(RUNS / system / f"{name}-{seed}"))]
+        found = [kept[run] for seed in seeds if (run := f"{name}-{seed}") in kept]
         cells = []
         for heading in headings:
             numbers = [each[variant.columns[heading]] for each in found if heading in variant.columns]
@@ -281,11 +303,12 @@ def main() -> None:
     wanted = asked.only.split(",") if asked.only else list(variants)
     shared = {name for name, variant in variants.items() if variant.shared}
     if not asked.show:
-        needed = {need for name in wanted for need in variants[name].needs}
-        first = [(name, seed) for seed in asked.seeds for name in needed if name not in shared]
-        first += [(name, 0) for name in (needed | set(wanted)) & shared]
-        rest = [(name, seed) for seed in asked.seeds for name in wanted if name not in needed | shared]
-        for part in (first, rest):
+        kept = measured(asked.system)
+        runs = [(name, 0 if name in shared else seed) for seed in asked.seeds for name in wanted]
+        todo = [(name, seed) for name, seed in dict.fromkeys(runs) if f"{name}-{seed}" not in kept]
+        needed = [(need, 0 if need in shared else seed) for name, seed in todo for need in variants[name].needs]
+        first = list(dict.fromkeys(needed))
+        for part in (first, [job for job in todo if job not in first]):
             with ThreadPoolExecutor(asked.jobs) as pool:
                 for one in [pool.submit(train, asked.system, *job) for job in part]:
                     one.result()

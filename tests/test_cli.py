@@ -30,7 +30,7 @@ from saccade.results import DepthMap
 from saccade.samples import Origin
 from saccade.tasks import TASKS
 
-VERBS = ("predict", "train", "eval", "data", "models", "convert", "bench", "demo")
+VERBS = ("predict", "train", "eval", "data", "models", "convert", "lora", "bench", "demo")
 SECOND_WORDS = {"data": ("scenes", "check", "convert"), "models": ("list", "show")}
 EVERY_VERB = [
     *([verb] for verb in VERBS),

@@ -19,8 +19,10 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
+from torchvision import tv_tensors
 
 from saccade.errors import UsageError, nearest
+from saccade.layers.lora import LoRAConfig, add_lora
 from saccade.layers.precision import Precision, autocast, halve_linears
 from saccade.layers.sam import resize_masks
 from saccade.metrics.depth import DRAWN_SCENES
@@ -35,10 +37,14 @@ from saccade.models.gsva.inputs import IGNORED, ConversationBatch
 from saccade.models.gsva.model import GSVA, EncodedImages
 from saccade.models.gsva.presets import PRESETS as GSVA_PRESETS
 from saccade.models.systems import Model, ModelConfig, backbone_of, build, input_size
+from saccade.models.visft.config import ViSFTConfig
+from saccade.models.visft.model import ViSFT
+from saccade.models.visft.presets import PRESETS as VISFT_PRESETS
+from saccade.models.visft.segmentation import set_loss as segmentation_loss
 from saccade.models.vitdet.config import ViTDetConfig
 from saccade.models.vitdet.presets import PRESETS as DETECTORS
 from saccade.results import encode_masks
-from saccade.samples import Batch, ClassList, Origin
+from saccade.samples import Batch, ClassList, Origin, Target
 from saccade.tasks import Task
 from saccade.tokens.pieces import IMAGE_ID
 from saccade.tokens.vocabulary import TextVocabulary
@@ -48,6 +54,7 @@ PRESETS: dict[str, Mapping[str, Callable[[], ModelConfig]]] = {
     "vitdet": DETECTORS,
     "ait": {**AIT_PRESETS, "nano": ait_nano, "nano-parallel": partial(ait_nano, parallel=True)},
     "gsva": GSVA_PRESETS,
+    "visft": VISFT_PRESETS,
 }
 """System to its named sizes."""
 
@@ -57,7 +64,12 @@ BACKBONE = "backbone"
 MASKS = "masks"
 """Stands for a task of GSVA: the masks of the phrases about an image, from their states to run lengths."""
 
+HEAD_PARTS = ("detection-head", "instance-head", "instance-loss", "caption-head")
+"""Stand for tasks of ViSFT, where one of its heads (or its loss) is timed on a map that is at hand."""
+
 _REFERENCE = "torchvision vit_b_16, 224 px, batch 1"
+_TASK_OF_PART = {"instance-head": Task.INSTANCE, "instance-loss": Task.INSTANCE, "caption-head": Task.CAPTION}
+_CAPTION_WORDS, _OBJECTS = 20, 7
 _CLASSES = {Task.DETECTION: 80, Task.INSTANCE: 80, Task.SEMANTIC: 150}
 _PHRASE = "the man in the red shirt on the left"
 _PHRASES = 8  # about one image
@@ -69,9 +81,9 @@ class BenchResult:
     """What a benchmark measured.
 
     Attributes:
-        system: ``git``, ``vitdet``, ``ait`` or ``gsva``.
+        system: ``git``, ``vitdet``, ``ait``, ``gsva`` or ``visft``.
         preset: Size of the model.
-        task: The task, ``backbone`` or ``masks``.
+        task: The task, or the part of a model.
         input_size: Side of the network input in pixels.
         dtype: Arithmetic.
         threads: Threads of torch.
@@ -82,6 +94,7 @@ class BenchResult:
         reference_ms: Median time of the reference, always in float32.
         ratio: ``ms_per_image / reference_ms``.
         machine: Processor and versions.
+        lora: Rank of the low-rank updates, not merged; 0 = there are none.
     """
 
     system: str
@@ -97,6 +110,7 @@ class BenchResult:
     reference_ms: float
     ratio: float
     machine: str
+    lora: int = 0
 
 
 def run_bench(
@@ -109,21 +123,26 @@ def run_bench(
     batch_size: int = 1,
     threads: int = 1,
     device: str = "cpu",
+    side: int = 0,
+    lora: int = 0,
 ) -> BenchResult:
     """Times a model with random weights.
 
     Args:
-        system: ``git``, ``vitdet``, ``ait`` or ``gsva``.
-        task: The task; :data:`BACKBONE`, which sees what the first task of the model sees; or :data:`MASKS`.
+        system: ``git``, ``vitdet``, ``ait``, ``gsva`` or ``visft``.
+        task: The task; :data:`BACKBONE`, which sees what the first task of the model sees; :data:`MASKS`; or one of
+            :data:`HEAD_PARTS`.
         preset: Size of the model.
         dtype: ``float32``, or ``bf16`` for bfloat16 arithmetic where it is safe.
         repeats: Timed passes; the median counts.
         batch_size: Images per pass.
         threads: Threads of torch during the run.
         device: ``cpu`` or ``cuda``.
+        side: Side of the network input in pixels, of a backbone that reads any (ViSFT); 0 = that of the task.
+        lora: Rank of low-rank updates of the backbone's queries and values, not merged; 0 = none.
 
     Raises:
-        UsageError: No such system or preset, or the preset does not offer the task.
+        UsageError: No such system or preset, the preset does not offer the task, or it reads one size alone.
     """
     if system not in PRESETS:
         raise UsageError(f"no benchmark for '{system}'", fix=nearest(system, PRESETS))
@@ -131,19 +150,26 @@ def run_bench(
         raise UsageError(f"unknown preset '{preset}'", fix=nearest(preset, PRESETS[system]))
     with _threads(threads), tempfile.TemporaryDirectory() as scratch:
         torch.manual_seed(0)
-        model = _build(system, preset, Path(scratch), device, parts_only=task in (BACKBONE, MASKS)).eval().to(device)
+        model = _build(system, preset, Path(scratch), device, task).eval().to(device)
+        if lora:
+            add_lora(model, LoRAConfig(rank=lora))
         if dtype == "bf16" and isinstance(model, GSVA):
             model.to(torch.bfloat16)  # as it is loaded
         elif dtype == "bf16":
             halve_linears(backbone_of(model))
-        parts = (BACKBONE, MASKS) if isinstance(model, GSVA) else (BACKBONE,)
-        asked = model.tasks[0] if task in parts else Task(task) if task in list(Task) else None
-        if asked not in model.tasks:
+        parts = {"gsva": (BACKBONE, MASKS), "visft": (BACKBONE, *HEAD_PARTS)}.get(system, (BACKBONE,))
+        asked = Task(task) if task in list(Task) else None
+        if task in parts:  # a backbone alone has no task of its own
+            asked = _TASK_OF_PART.get(str(task), next(iter(model.tasks), Task.DETECTION))
+        if asked is None or (asked not in model.tasks and task != BACKBONE):
             raise UsageError(
                 f"{system} {preset} does not offer the task '{task}'",
                 fix=f"one of: {', '.join((*model.tasks, *parts))}",
             )
-        size = input_size(model.config, asked)
+        if side and (task != BACKBONE or not isinstance(model, ViSFT)):
+            raise UsageError("only the backbone of ViSFT is timed at other sizes", where="--side", fix="leave it out")
+        size = side or (model.config.vit.image_size if isinstance(model, ViSFT) and task == BACKBONE else 0)
+        size = size or input_size(model.config, asked)
         batch = _batch(asked, size, batch_size, device, named=isinstance(model, GiT))
         if isinstance(model, GSVA):
             batch = _conversations(model, batch)
@@ -172,6 +198,7 @@ def run_bench(
         reference_ms=reference_ms,
         ratio=per_image_ms / reference_ms,
         machine=describe_machine(device),
+        lora=lora,
     )
 
 
@@ -193,14 +220,46 @@ def _work(model: Model, batch: Batch, task: Task | str) -> Callable[[], object]:
             encode_masks(resize_masks(low, image_size=model.config.sam.vit.image_size, **sizes)[:, 0] > 0)
 
         return masks
+    if task in HEAD_PARTS:
+        assert isinstance(model, ViSFT)
+        return _head_work(model, batch, str(task))
     return lambda: model.predict(batch)
 
 
-def _build(system: str, preset: str, scratch: Path, device: str, *, parts_only: bool) -> Model:
+def _head_work(model: ViSFT, batch: Batch, part: str) -> Callable[[], object]:
+    """One head on a map at hand: its network, the words of a caption, or the loss of seven masks."""
+    vit = model.config.vit
+    cells = [side // vit.patch_size for side in batch.images.shape[-2:]]
+    map_BHWC = torch.randn(len(batch), *cells, vit.width, device=batch.images.device)
+    if part == "detection-head" and model.detection is not None:
+        detection = model.detection
+        return lambda: detection(map_BHWC)
+    if part == "caption-head" and model.caption is not None:
+        caption = model.caption
+        caption.config = dataclasses.replace(caption.config, beams=1, most_words=_CAPTION_WORDS)
+        return lambda: caption.speak(map_BHWC, start=1, end=-1)
+    assert model.instance is not None
+    instance = model.instance
+    if part == "instance-head":
+        return lambda: instance(map_BHWC)
+    # Rectangles, so many as a picture of COCO has objects on average.
+    masks = torch.zeros(_OBJECTS, *batch.images.shape[-2:])
+    for number, mask in enumerate(masks):
+        mask[100 * number : 100 * number + 300, 50 * number : 50 * number + 400] = 1
+    class_ids = torch.arange(_OBJECTS, device=map_BHWC.device) % instance.config.num_classes
+    target = Target(masks=tv_tensors.Mask(masks), class_ids=class_ids).to(map_BHWC.device)
+    taught = dataclasses.replace(batch, targets=[target] * len(batch))
+    # What the network says is at hand, too: a loss is timed by itself.
+    images = instance._images(map_BHWC, taught)
+    truths = [instance._truths(taught, index) for index in range(len(taught))]
+    return lambda: segmentation_loss(images, truths, instance.config)
+
+
+def _build(system: str, preset: str, scratch: Path, device: str, task: Task | str) -> Model:
     """The model with random weights, in the form that the published figures are of.
 
     A detector gives as many detections as it may, as a trained one does; depth is that of one window, not mirrored. Of
-    GSVA whose parts alone are timed, the language model and CLIP have one block.
+    GSVA whose parts alone are timed, the language model and CLIP have one block; of ViSFT likewise the backbone.
     """
     config = PRESETS[system][preset]()
     if isinstance(config, GiTConfig):
@@ -210,11 +269,16 @@ def _build(system: str, preset: str, scratch: Path, device: str, *, parts_only: 
     if isinstance(config, AiTConfig) and config.depth is not None:
         config = dataclasses.replace(config, depth=dataclasses.replace(config.depth, flip=False))
     if isinstance(config, GSVAConfig):
-        if parts_only:
+        if task in (BACKBONE, MASKS):
             short = dataclasses.replace(config.language, layers=1), dataclasses.replace(config.clip, layers=2)
             config = dataclasses.replace(config, language=short[0], clip=short[1])
         with torch.device(device):  # billions of random numbers are drawn where they are used
             return build(config)
+    if isinstance(config, ViSFTConfig):
+        if task == BACKBONE:
+            config = dataclasses.replace(config, detection=None, instance=None, caption=None)
+        elif task in HEAD_PARTS:
+            config = dataclasses.replace(config, vit=dataclasses.replace(config.vit, depth=1, global_blocks=(0,)))
     return build(config)
 
 

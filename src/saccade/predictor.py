@@ -23,6 +23,7 @@ from saccade.errors import SaccadeError, UsageError, nearest
 from saccade.hub.checkpoint import LoadedModel, load_folder, read_card
 from saccade.hub.resolve import resolve
 from saccade.inputs import Input, Inputs, find_inputs
+from saccade.layers.lora import fold
 from saccade.layers.offload import place
 from saccade.layers.precision import Precision, autocast, halve_linears
 from saccade.layers.quantize import Quantization, quantize_linears
@@ -153,6 +154,7 @@ class Predictor:
         self.device = torch.device(device)
         self.precision: Precision = precision
         self.model = loaded.model.eval()
+        fold(self.model)  # low-rank updates cost nothing once they are part of the weights
         if isinstance(self.model, GSVA):
             if precision == "bf16":
                 self.model.to(torch.bfloat16)

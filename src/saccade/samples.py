@@ -135,7 +135,7 @@ class Target:
     Attributes:
         boxes: ``[N, 4]`` float32 pixels, XYXY.
         class_ids: ``[N]`` int64 in 0..K-1.
-        masks: ``[N, H, W]`` bool.
+        masks: ``[N, H, W]`` bool; float32 in 0..1 where outlines are soft (training of ViSFT).
         is_crowd: ``[N]`` bool; crowd regions are never training targets and are ignored regions for AP.
         areas: ``[N]`` float64, the annotation's own area (AP size ranges use it).
         absent_class_ids: ``[A]`` int64, classes that are verified to be absent; None where every class that is not
@@ -221,10 +221,15 @@ class Preprocess:
         size_hw: Height and width of the network input.
         keep_ratio: Keep the aspect ratio: the picture becomes as large as fits into ``size_hw``.
         cover: With ``keep_ratio``: as small as still covers ``size_hw`` instead.
+        short_side: With ``keep_ratio``: the shorter side becomes as long as this where the longer still fits into
+            ``size_hw``, as public detection transformers do it (:func:`saccade.data.transforms.fit_short`); 0 = off.
+        short_rounding: How the shorter side is rounded where it has to be less: to the ``nearest``, or ``down``.
         interpolation: ``"bilinear"`` as OpenCV computes it (no antialiasing), ``"pillow"`` and ``"bicubic"`` as Pillow
             computes them (bilinear and bicubic, with antialiasing).
         resize_as_float: Resize in float32 without rounding to 8 bit.
-        pad_multiple: Zero-pad bottom and right to a multiple of this.
+        pad_multiple: Pad bottom and right to a multiple of this.
+        pad_value: Of that padding, 0..255; None = zeros after normalisation. What a larger picture of the batch adds
+            is padded alike.
         mean: RGB mean, 0..255.
         std: RGB standard deviation, 0..255.
     """
@@ -232,9 +237,12 @@ class Preprocess:
     size_hw: tuple[int, int]
     keep_ratio: bool = False
     cover: bool = False
+    short_side: int = 0
+    short_rounding: Literal["nearest", "down"] = "nearest"
     interpolation: Literal["bilinear", "pillow", "bicubic"] = "bilinear"
     resize_as_float: bool = False
     pad_multiple: int = 1
+    pad_value: float | None = None
     mean: tuple[float, float, float] = (123.675, 116.28, 103.53)
     std: tuple[float, float, float] = (58.395, 57.12, 57.375)
 

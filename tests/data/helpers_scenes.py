@@ -69,4 +69,4 @@ class Reader:
             assert set(words) <= known, text
             return set(self.matches(words))
         values, sign = measure
-        return {min(self.matches(words[1:]), key=lambda k: sign * values[k])}
+        return {min(found, key=lambda k: sign * values[k])} if (found := self.matches(words[1:])) else set()

@@ -97,15 +97,19 @@ def test_sizes_are_those_of_the_manifests(size: str) -> None:
     assert get(f"git-text-{size}").parameters == sum(torch.Size(entry["shape"]).numel() for entry in text)
 
 
+SYSTEMS = ("git", "vitdet", "ait", "vqvae", "gsva", "visft")
+
+
 def test_names_and_their_nearest() -> None:
-    assert {system: len(list_entries(system)) for system in ("git", "vitdet", "ait", "vqvae", "gsva")} == {
+    assert {system: len(list_entries(system)) for system in SYSTEMS} == {
         "git": 20,
         "vitdet": 19,
         "ait": 10,
         "vqvae": 2,
         "gsva": 5,
+        "visft": 18,
     }
-    assert len(ZOO) == 56
+    assert len(ZOO) == 74
     with pytest.raises(UsageError, match="did you mean 'git'"):
         list_entries("gitt")
     with pytest.raises(UsageError, match="did you mean 'git-base-detection'"):
@@ -129,6 +133,12 @@ def test_offline_says_what_to_fetch_and_how_to_convert() -> None:
         fetch_file(get("sam-base"))
     with pytest.raises(UsageError, match="init_from=sam-base"):
         resolve("sam-base")
+    with pytest.raises(UsageError, match="detection_init=visft-g-detection-head"):
+        resolve("visft-g-detection-head")
+    with pytest.raises(UsageError, match=r"saccade lora merge BACKBONE eva_e_lora_5000\.pt"):
+        resolve("visft-e-lora-5000")
+    with pytest.raises(CheckpointError, match=r"caption_init=PATH/eva_e_caption_heads\.ckpt"):
+        fetch_file(get("visft-e-caption-head"))
 
 
 def test_damaged_download_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

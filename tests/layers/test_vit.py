@@ -360,3 +360,53 @@ def test_config_errors_name_the_field() -> None:
         ViTConfig(width=100, heads=12)
     with pytest.raises(ConfigError, match=r"vit\.image_size"):
         ViTConfig(image_size=100, patch_size=16)
+
+
+# ---------------------------------------------------------------------- class token, and pixels that fill no patch
+
+GLOBAL = {"global_blocks": (0, 1, 2, 3), "rel_pos": False, "final_norm": True}
+
+
+@pytest.mark.parametrize("norm", ["pre", "post"])
+def test_a_class_token_equals_a_plain_transformer_over_all_tokens(norm: str) -> None:
+    vit = tiny(class_token=True, norm=norm, qkv_bias="qv", **GLOBAL).eval()
+    images = torch.randn(2, 3, 16, 24)
+    x = vit.embed(images).flatten(1, 2)
+    x = torch.cat([(vit.class_token + vit.class_position).expand(2, 1, 16), x], dim=1)
+    for block in vit:
+        if norm == "pre":
+            x = x + block.attn(block.norm1(x), (1, 25))
+            x = x + block.mlp(block.norm2(x))
+        else:
+            x = x + block.norm1(block.attn(x, (1, 25)))
+            x = x + block.norm2(block.mlp(x))
+    assert vit.norm is not None
+    expected = vit.norm(x)
+    torch.testing.assert_close(vit.tokens(images), expected)
+    torch.testing.assert_close(vit(images), expected[:, 1:].unflatten(1, (4, 6)))
+
+
+def test_without_a_class_token_the_same_weights_see_patches_alone() -> None:
+    with_token, without = tiny(class_token=True, **GLOBAL), tiny(**GLOBAL)
+    missing = with_token.load_state_dict(without.state_dict(), strict=False)
+    assert missing.missing_keys == ["class_token", "class_position"]
+    images = torch.randn(1, 3, 16, 16)
+    assert not torch.allclose(with_token(images), without(images), atol=1e-3)
+    with pytest.raises(UsageError, match="no class token"):
+        without.tokens(images)
+
+
+@pytest.mark.parametrize("change", [{"global_blocks": (0, 1)}, {"rel_pos": True}, {"conv_blocks": (1,)}])
+def test_a_class_token_needs_blocks_that_see_everything(change: dict[str, object]) -> None:
+    with pytest.raises(ConfigError, match="class token"):
+        tiny(class_token=True, **{**GLOBAL, **change})
+
+
+def test_pixels_that_fill_no_patch_are_refused_or_dropped_as_configured() -> None:
+    images = torch.randn(1, 3, 19, 17)
+    with pytest.raises(UsageError, match="not a whole number of 4x4 patches"):
+        tiny()(images)
+    dropping = tiny(ragged="drop")
+    assert torch.equal(dropping(images), dropping(images[:, :, :16, :16]))
+    with pytest.raises(UsageError, match="no whole patch"):
+        dropping(images[:, :, :3])

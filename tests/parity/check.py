@@ -26,6 +26,7 @@ SYSTEMS = {
     "git": "git_checks",
     "gsva": "gsva_checks",
     "polar": "polar_checks",
+    "visft": "visft_checks",
     "vitdet": "vitdet_checks",
 }
 

@@ -1,12 +1,13 @@
 """Makes the committed fixture folder of a system from a full one: the same layout, less of what lies in between.
 
-Usage: python tests/parity/compact.py {ait,git,gsva,polar,vitdet} SOURCE TARGET
+Usage: python tests/parity/compact.py {ait,git,gsva,polar,visft,vitdet} SOURCE TARGET
 
 Kept: weights, configuration, inputs, targets, tokens, final outputs, losses and gradients, and for GiT the states after
 the last layer. Left out: states of other layers and steps, and cases and tensors that only repeat what others show. Of
 ViTDet one family is kept, detectron2's; of AiT two solvers, one VQ-VAE and two files of functions; of GSVA the network;
-of the polar code all but its networks, which are too large.
-The rest is compared where ../shared is at hand. Tensors are compressed; ``check.py`` reads them so.
+of the polar code all but its networks, which are too large; of ViSFT the backbone g with its updates, the caption head,
+and a step of the second stage through it (the weights of the other two heads alone would be 1.3 MB). The rest is
+compared where ../shared is at hand. Tensors are compressed; ``check.py`` reads them so.
 """
 
 from __future__ import annotations
@@ -147,22 +148,53 @@ def compact_polar(source: Path, target: Path) -> None:
     (target / "meta.json").write_text(json.dumps(kept) + "\n")
 
 
+# Per file of ViSFT: what is kept. Of the images the smallest, which is neither square nor of whole patches.
+VISFT_KEPT = {
+    "weights": re.compile(r"visft_heads\.(backbone|caption_decoder)\."),
+    "io_backbone_eva_g": re.compile(r"2/"),
+    "io_caption": re.compile(r"e2e/(?!image|pooled|alphas|grad_features|scores_padded)"),
+    "io_stage2": re.compile(
+        r"caption/(?!grad)|caption/grad/.*(blocks\.1\.attn\.qkv\.lora|patch_embed\.proj\.bias)"
+        r"|traj/step0/(loss_total|grad_norm|.*blocks\.2\.attn\.qkv\.lora_B)"
+    ),
+}
+VISFT_META = "lr_multiplier_at_update(0-based) warmup 2000 total 100000"
+
+
+def compact_visft(source: Path, target: Path) -> None:
+    target.mkdir(parents=True, exist_ok=True)
+    for stem, kept in VISFT_KEPT.items():
+        tensors = load_file(source / f"{stem}.safetensors")
+        save_file({k: v for k, v in tensors.items() if kept.match(k)}, target / f"{stem}.safetensors")
+    meta = json.loads((source / "meta.json").read_text())
+    for name, content in (
+        ("config.json", json.loads((source / "config.json").read_text())),
+        ("meta.json", {VISFT_META: meta[VISFT_META]}),
+    ):
+        (target / name).write_text(json.dumps(content) + "\n")
+
+
+# Numbers of four bytes, the last of which (sign and exponent) is the only one that repeats itself.
+FLOATS = [{"id": lzma.FILTER_LZMA2, "preset": 9, "lc": 2, "lp": 2, "pb": 2}]
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("system", choices=("ait", "git", "gsva", "polar", "vitdet"))
-    parser.add_argument("source", type=Path)
-    parser.add_argument("target", type=Path)
-    arguments = parser.parse_args()
     systems = {
         "ait": compact_ait,
         "git": compact_git,
         "gsva": compact_gsva,
         "polar": compact_polar,
+        "visft": compact_visft,
         "vitdet": compact_vitdet,
     }
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("system", choices=sorted(systems))
+    parser.add_argument("source", type=Path)
+    parser.add_argument("target", type=Path)
+    arguments = parser.parse_args()
     systems[arguments.system](arguments.source, arguments.target)
     for path in arguments.target.rglob("*.safetensors"):
-        path.with_name(f"{path.name}.xz").write_bytes(lzma.compress(path.read_bytes(), preset=9))
+        path.with_name(f"{path.name}.xz").write_bytes(lzma.compress(path.read_bytes(), filters=FLOATS))
         path.unlink()
 
 

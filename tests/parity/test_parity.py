@@ -171,6 +171,52 @@ def test_shared_fixtures_of_gsva_are_reproduced() -> None:
     assert files - {"io_metrics"} <= {row.name.split("/")[0] for row in report.rows}
 
 
+def test_committed_fixtures_of_visft_are_reproduced() -> None:
+    report = check.run("visft", COMMITTED / "visft")
+    assert report.passed, explain(report)
+    assert len(report.rows) > 60
+    files = {row.name.split("/")[0].removesuffix(".safetensors") for row in report.rows}
+    assert {"io_backbone_eva_g", "io_caption", "io_stage2"} <= files
+    assert any(row.name.startswith("io_stage2.safetensors/traj/step0/visft_heads") for row in report.rows)
+
+
+def test_shared_fixtures_of_visft_are_reproduced() -> None:
+    if not SHARED.is_dir():
+        pytest.skip("../shared/parity/visft is absent")
+    report = check.run("visft", SHARED.parent / "visft")
+    assert report.passed, explain(report)
+    files = {path.stem for path in (SHARED.parent / "visft").glob("io_*.safetensors")}
+    assert files <= {row.name.split("/")[0].removesuffix(".safetensors") for row in report.rows}
+    assert not report.not_yet
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "backbone.0.blocks.1.attn.v_bias",
+        "backbone.0.blocks.2.attn.qkv.lora_A",
+        "backbone.0.norm.weight",
+        "transformer.enc2dec_proj.weight",
+        "segment_predictor.mask_embed.layers.1.bias",
+        "caption_decoder.attention.full_att.weight",
+    ],
+)
+def test_a_changed_weight_of_visft_is_noticed(name: str, committed: Path, tmp_path: Path) -> None:
+    # The weights of the other two heads are not committed.
+    source = committed if name.startswith(("backbone.", "caption_decoder.")) else SHARED.parent
+    if not (source / "visft").is_dir():
+        pytest.skip("../shared/parity/visft is absent")
+    for file in ("config.json", "meta.json", "weights.safetensors", "io_stage2.safetensors"):
+        shutil.copyfile(source / "visft" / file, tmp_path / file)
+        (tmp_path / file).chmod(0o644)
+    key = f"visft_heads.{name}"
+    value = load_file(tmp_path / "weights.safetensors")[key]
+    noise = torch.sin(torch.arange(value.numel()) * 7.0).view_as(value)
+    edit(tmp_path / "weights.safetensors", {key: value + 0.05 * noise})
+    report = check.run("visft", tmp_path)
+    assert report.failures and not any("keys" in row.name for row in report.failures)
+
+
 @pytest.mark.parametrize(
     "name",
     [

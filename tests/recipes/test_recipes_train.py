@@ -12,7 +12,7 @@ import pytest
 from rich.console import Console
 
 from saccade.data.depth_augment import DepthAugment
-from saccade.data.scenes import THING_CLASSES
+from saccade.data.scenes import THING_CLASSES, VOCABULARY
 from saccade.hub.checkpoint import save_model
 from saccade.layers.swin import SwinV2Config
 from saccade.layers.vit import ViTConfig
@@ -23,6 +23,8 @@ from saccade.models.git.config import DetectionConfig, GiTConfig
 from saccade.models.gsva.config import GSVAConfig
 from saccade.models.gsva.presets import nano as gsva_nano
 from saccade.models.systems import ModelConfig
+from saccade.models.visft.clip import CLIPPairConfig
+from saccade.models.visft.config import ViSFTConfig
 from saccade.models.vitdet.config import ViTDetConfig
 from saccade.recipes import RECIPES, get_recipe
 from saccade.tasks import Task
@@ -155,7 +157,50 @@ def _small_gsva(model: GSVAConfig) -> GSVAConfig:
     )
 
 
+def _small_visft(model: ViSFTConfig) -> ViSFTConfig:
+    """With the words of scenes and their classes; the backbone's form and the heads' rules stay."""
+    detection, instance, caption = model.detection, model.instance, model.caption
+    classes = {"classes": THING_CLASSES, "num_classes": len(THING_CLASSES), "category_ids": (), "layout": "ours"}
+    if detection is not None:
+        detr = dataclasses.replace(
+            detection.detr,
+            encoder_width=16,
+            decoder_width=16,
+            heads=2,
+            mlp_width=16,
+            encoder_layers=1,
+            decoder_layers=2,
+        )
+        detection = dataclasses.replace(detection, detr=detr, queries=8, **classes)
+    if instance is not None:
+        pixels = dataclasses.replace(
+            instance.pixels, width=16, mask_width=16, heads=2, mlp_width=16, layers=1, groups=4
+        )
+        decoder = dataclasses.replace(instance.decoder, heads=2, mlp_width=16, layers=2, queries=8)
+        instance = dataclasses.replace(instance, pixels=pixels, decoder=decoder, points=64, **classes)
+    if caption is not None:
+        speaker = dataclasses.replace(
+            caption.speaker, attention_width=8, embed_width=8, state_width=8, vocabulary=len(VOCABULARY) + 4
+        )
+        caption = dataclasses.replace(caption, speaker=speaker, most_words=8)
+    depth = 2
+    vit = dataclasses.replace(
+        model.vit, width=32, depth=depth, heads=2, mlp_width=32, image_size=SIDE // 14 * 14, global_blocks=(0, 1)
+    )
+    sizes = {"detection_size": SIDE, "instance_size": SIDE, "caption_size": SIDE}
+    return dataclasses.replace(model, vit=vit, detection=detection, instance=instance, caption=caption, **sizes)
+
+
+def _small_pair(model: CLIPPairConfig) -> CLIPPairConfig:
+    vit = dataclasses.replace(model.vit, width=16, depth=1, heads=2, mlp_width=16, global_blocks=(0,))
+    return dataclasses.replace(model, vit=vit, text=dataclasses.replace(model.text, width=16, layers=1, heads=2))
+
+
 def _small_model(model: ModelConfig) -> ModelConfig:
+    if isinstance(model, ViSFTConfig):
+        return _small_visft(model)
+    if isinstance(model, CLIPPairConfig):
+        return _small_pair(model)
     if isinstance(model, GSVAConfig):
         return _small_gsva(model)
     if isinstance(model, ViTDetConfig):

@@ -11,12 +11,12 @@ import sys
 from collections.abc import Sequence
 
 import saccade
-from saccade.cli import bench, convert, data, demo, evaluate, models, predict, train
+from saccade.cli import bench, convert, data, demo, evaluate, lora, models, predict, train
 from saccade.cli.parser import Parser, Verbs
 from saccade.errors import SaccadeError, UsageError, nearest
 from saccade.memory import keep_freed_memory
 
-_VERBS = (predict, train, evaluate, data, models, convert, bench, demo)
+_VERBS = (predict, train, evaluate, data, models, convert, lora, bench, demo)
 
 _OUT_OF_MEMORY = SaccadeError(
     "the GPU has not enough memory",

@@ -20,17 +20,26 @@ def add(verbs: Verbs) -> None:
             "saccade bench vitdet --task backbone,instance",
             "saccade bench ait --task backbone,depth --preset depth-b-parallel",
             "saccade bench gsva --task backbone,masks --preset gsva-7b",
+            "saccade bench visft --preset eva-g --task backbone --side 1022 --lora 64",
+            "saccade bench visft --preset eva-g --task detection-head,instance-head,instance-loss,caption-head",
         ],
         run=_run,
     )
-    parser.add_argument("system", metavar="SYSTEM", help="what to measure: git, vitdet, ait or gsva (random weights)")
+    parser.add_argument(
+        "system", metavar="SYSTEM", help="what to measure: git, vitdet, ait, gsva or visft (random weights)"
+    )
     parser.add_argument(
         "--task",
         type=comma_list,
         metavar="TASKS",
-        help="one or several; backbone; masks (of GSVA: of 8 phrases) (default: detection, GSVA: referring)",
+        help="one or several; backbone; masks (of GSVA: of 8 phrases); detection-head, instance-head, instance-loss, "
+        "caption-head (of ViSFT) (default: detection, GSVA: referring)",
     )
-    parser.add_argument("--preset", help="the size (default: base, vitdet-b, detection-b, gsva-nano)")
+    parser.add_argument("--preset", help="the size (default: base, vitdet-b, detection-b, gsva-nano, eva-g)")
+    parser.add_argument("--side", type=positive, default=0, metavar="N", help="ViSFT's backbone: side of the input")
+    parser.add_argument(
+        "--lora", type=positive, default=0, metavar="RANK", help="with low-rank updates of queries and values, unmerged"
+    )
     parser.add_argument("--dtype", choices=("float32", "bf16"), default="float32", help="default: float32")
     parser.add_argument("--repeats", type=positive, default=3, metavar="N", help="timed passes (default: 3)")
     parser.add_argument("--batch-size", type=positive, default=1, metavar="N", help="images per pass (default: 1)")
@@ -40,7 +49,7 @@ def add(verbs: Verbs) -> None:
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    from saccade.bench import BACKBONE, MASKS, precision_cost, run_bench
+    from saccade.bench import BACKBONE, HEAD_PARTS, MASKS, precision_cost, run_bench
     from saccade.cli import screen
     from saccade.hub.resolve import bundled_checkpoints
     from saccade.tasks import Task, parse_task
@@ -48,8 +57,8 @@ def _run(arguments: argparse.Namespace) -> int:
 
     device = str(resolve_device(arguments.device))
     asked = arguments.task or (("referring",) if arguments.system == "gsva" else ("detection",))
-    tasks = [name if name in (BACKBONE, MASKS) else parse_task(name) for name in asked]
-    usual = {"vitdet": "vitdet-b", "ait": "detection-b", "gsva": "gsva-nano"}
+    tasks = [name if name in (BACKBONE, MASKS, *HEAD_PARTS) else parse_task(name) for name in asked]
+    usual = {"vitdet": "vitdet-b", "ait": "detection-b", "gsva": "gsva-nano", "visft": "eva-g"}
     preset = arguments.preset or usual.get(arguments.system, "base")
     results = [
         run_bench(
@@ -61,6 +70,8 @@ def _run(arguments: argparse.Namespace) -> int:
             batch_size=arguments.batch_size,
             threads=arguments.threads,
             device=device,
+            side=arguments.side,
+            lora=arguments.lora,
         )
         for task in screen.progress(tasks, total=len(tasks), label="bench")
     ]

@@ -20,6 +20,7 @@ def add(verbs: Verbs) -> None:
             "saccade convert model_final_61ccd1.pkl --out vitdet-b",
             "saccade convert LLaVA-Lightning-7B-delta-v1-1 --base llama-7b --out llava-7b",
             "saccade convert sam_vit_h_4b8939.pth --part sam --out sam-h",
+            "saccade convert eva_g_detection_heads.ckpt --base eva_vit_g.pth --out visft-detection",
             "saccade convert git-base --to-official multi_base.pth",
         ],
         run=_run,
@@ -35,13 +36,18 @@ def add(verbs: Verbs) -> None:
     )
     parser.add_argument("--preset", help="the size, where the shapes leave it open: base, huge, vitdet-b ...")
     parser.add_argument(
-        "--vocabulary", type=Path, metavar="FILE", help="the vocab.txt (GSVA: tokenizer.model) of the weights"
+        "--vocabulary", type=Path, metavar="FILE", help="the vocab.txt (tokenizer.model, WORDMAP_*.json) of the weights"
     )
     parser.add_argument(
-        "--base", type=Path, metavar="FILE", help="the LLaMA (a file or folder) that a LLaVA is the difference from"
+        "--base",
+        type=Path,
+        metavar="FILE",
+        help="the LLaMA that a LLaVA is the difference from; the backbone of ViSFT's heads",
     )
     parser.add_argument(
-        "--part", choices=("sam",), help="take all of a SAM, for GSVA, and not its image encoder alone, for GiT"
+        "--part",
+        choices=("sam", "detection", "instance", "caption"),
+        help="sam: all of it, for GSVA, and not its image encoder alone, for GiT; one of ViSFT's heads",
     )
     parser.add_argument("--to-official", type=Path, metavar="FILE", help="write a folder of ours as an official file")
     parser.add_argument("--every-key", action="store_true", help="list the matched keys too")

@@ -122,6 +122,7 @@ def _spec(arguments: argparse.Namespace, reader: str, split: str) -> SourceSpec:
 
     tasks = {
         "karpathy": Task.CAPTION,
+        "caption_hdf5": Task.CAPTION,
         "refcoco": Task.GROUNDING,
         **dict.fromkeys(_PHRASES, Task.REFERRING),
         **dict.fromkeys(("panoptic", "coco_stuff", "mapillary"), Task.SEMANTIC),

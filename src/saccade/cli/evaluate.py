@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING, Any
 
+from saccade.cli import suites
 from saccade.cli.parser import (
     Parser,
     Verbs,
@@ -39,6 +40,7 @@ def add(verbs: Verbs) -> None:
             "saccade eval git-nano --data scenes                  (every task)",
             "saccade eval runs/lesions/checkpoints/best --data isic2018 --root isic --task semantic --centers truth",
             "saccade eval git-base --data coco --root /data/coco --task detection --json result.json",
+            "saccade eval git-nano --suite visft.goi --root /data/coco",
         ],
         run=_run,
     )
@@ -48,7 +50,10 @@ def add(verbs: Verbs) -> None:
         "--task", metavar="TASKS", type=comma_list, help="one or several; scenes: default all of the model"
     )
     parser.add_argument(
-        "--batch-size", type=positive, default=1, metavar="N", help="images per forward pass (default: 1)"
+        "--batch-size",
+        type=positive,
+        metavar="N",
+        help=f"images per forward pass (default: 1; of suites: {suites.BATCH})",
     )
     parser.add_argument("--workers", type=natural, default=0, metavar="N", help="loader processes (default: 0)")
     parser.add_argument("--precision", choices=("float32", "bf16"), default="float32", help="default: float32")
@@ -80,6 +85,7 @@ def add(verbs: Verbs) -> None:
         metavar="truth|MODEL",
         help="polar models: take the centres of the truth, or those that a model finds (default: its own finder)",
     )
+    suites.add_options(parser)
     parser.add_argument("--per-class", action="store_true", help="also show the metrics of every class")
     add_detector_options(parser)
     add_device(parser)
@@ -139,6 +145,8 @@ def _run(arguments: argparse.Namespace) -> int:
     from saccade.training.distributed import resolve_device
     from saccade.training.evaluation import evaluate
 
+    if arguments.suite:
+        return suites.run(arguments)
     if arguments.data not in READERS:
         raise UsageError(f"unknown reader '{arguments.data}'", fix=nearest(arguments.data, READERS))
     asked = [parse_task(name) for name in arguments.task or ()]
@@ -156,7 +164,7 @@ def _run(arguments: argparse.Namespace) -> int:
             result = evaluate(
                 model,
                 source,
-                batch_size=arguments.batch_size,
+                batch_size=arguments.batch_size or 1,
                 workers=arguments.workers,
                 precision=arguments.precision,
                 engine=arguments.engine,

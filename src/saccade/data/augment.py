@@ -20,7 +20,9 @@ import torch
 from numpy.typing import NDArray
 
 from saccade.data.depth_augment import DepthAugment
+from saccade.data.detr_augment import DETRAugment
 from saccade.data.geometry import View, boxes_tensor, mask_tensor
+from saccade.data.large_scale_jitter import LargeScaleJitterAugment
 from saccade.data.mask_crops import MaskCropAugment
 from saccade.data.photometric import color_jitter, photometric_distortion
 from saccade.data.phrases import PhraseAugment
@@ -413,8 +415,10 @@ Augment: TypeAlias = (
     | SemanticAugment
     | CaptionAugment
     | GroundingAugment
+    | DETRAugment
     | LightAugment
     | ScaleJitterAugment
+    | LargeScaleJitterAugment
     | DepthAugment
     | MaskCropAugment
     | PhraseAugment

@@ -38,6 +38,8 @@ CHECKS: dict[str, Check] = {
     "mask_folder": masks.check,
     "ade20k": _check_ade20k,
     "karpathy": text.check_captions,
+    "caption_hdf5": text.check_caption_hdf5,
+    "nocaps": text.check_nocaps,
     "refcoco": text.check_references,
     "grefcoco": partial(text.check_references, patterns=GREFCOCO_PATTERNS),
     "refzom": partial(text.check_references, patterns=REFZOM_PATTERNS),
@@ -145,7 +147,12 @@ def check_dataset(
 def _check_leaks(
     spec: SourceSpec, root: Path, entries: list[ImageEntry], other_splits: Sequence[str], report: Report
 ) -> None:
-    if spec.split == "all" or spec.reader in _ALIKE or (spec.annotations and spec.reader in ONE_SPLIT_FILES):
+    if (
+        not entries
+        or spec.split == "all"
+        or spec.reader in _ALIKE
+        or (spec.annotations and spec.reader in ONE_SPLIT_FILES)
+    ):
         return
     own = {entry.path: entry for entry in entries}
     prints: dict[int, dict[str, ImageEntry]] | None = None

@@ -65,6 +65,7 @@ class TrainLoader:
         workers: Loader processes (0 = load in this process).
         start_step: Number of the first batch.
         rounds: Batches of every source in a round; None = sources are drawn by weight.
+        repeat: Batches in a row that a drawn source is kept for.
         mixed: A source is drawn for every sample, not for every batch; all have the task and batch size of the first.
         pin_memory: Pin the tensors for the copy to a GPU.
 
@@ -82,6 +83,7 @@ class TrainLoader:
         workers: int = 0,
         start_step: int = 0,
         rounds: Sequence[int] | None = None,
+        repeat: int = 1,
         mixed: bool = False,
         pin_memory: bool = False,
     ) -> None:
@@ -94,6 +96,7 @@ class TrainLoader:
             rank=0 if mixed else rank,
             world_size=1 if mixed else world_size,
             rounds=rounds,
+            repeat=repeat,
         )
         # Mixed, the plan is one of single samples, of which every rank takes a batch in turn.
         each = sources[0].batch_size * world_size if mixed else 1

@@ -45,6 +45,7 @@ class Mixture:
         factors: How often each sample of a source is seen per pass on average; None = once. Factors between whole
             numbers are rounded up or down anew in every pass.
         rounds: Steps of each source in a round, one source after the other, instead of draws by weight.
+        repeat: Steps in a row that a drawn source is kept for.
         seed: Seeds the choice of sources, the order and the augmentation.
         rank: This process.
         world_size: Number of processes; all see the same source in the same step.
@@ -61,6 +62,7 @@ class Mixture:
         batch_sizes: Sequence[int],
         factors: Sequence[Sequence[float] | None] | None = None,
         rounds: Sequence[int] | None = None,
+        repeat: int = 1,
         seed: int,
         rank: int = 0,
         world_size: int = 1,
@@ -82,7 +84,7 @@ class Mixture:
             length if ends is None else int(ends[-1]) for length, ends in zip(lengths, self._ends, strict=True)
         ]
         self._batch_sizes = tuple(batch_sizes)
-        self._seed, self._rank, self._world_size = seed, rank, world_size
+        self._seed, self._rank, self._world_size, self._repeat = seed, rank, world_size, repeat
         self._cumulative = np.cumsum(np.asarray(weights, np.float64) / np.sum(weights))
         self._round = None if rounds is None else np.repeat(np.arange(len(lengths)), rounds)
         self._before: list[NDArray[np.int64]] = [np.zeros(len(lengths), np.int64)]
@@ -91,10 +93,12 @@ class Mixture:
 
     def plan(self, step: int) -> StepPlan:
         """What this rank reads in the given step (0-based)."""
-        block, offset = divmod(step, _BLOCK)
+        turn, within = divmod(step, self._repeat)
+        block, offset = divmod(turn, _BLOCK)
         sources = self._sources_of_block(block)
         source = int(sources[offset])
-        earlier = int(self._draws_before(block)[source]) + int(np.count_nonzero(sources[:offset] == source))
+        turns = int(self._draws_before(block)[source]) + int(np.count_nonzero(sources[:offset] == source))
+        earlier = turns * self._repeat + within
         size = self._batch_sizes[source]
         first = earlier * size * self._world_size + self._rank
         return StepPlan(source=source, positions=tuple(range(first, first + size * self._world_size, self._world_size)))

@@ -7,9 +7,16 @@ vertical pass two rows, with 11-bit weights. All arrays are channel-first and co
 
 from __future__ import annotations
 
+from typing import TypeAlias
+
 import numpy as np
+import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
 from PIL import Image
+
+Window: TypeAlias = tuple[int, int, int, int]
+"""Top, left, height, width."""
 
 _WEIGHT_BITS = 11
 _ROWS_PER_BLOCK = 32  # rows worked on at once: small enough that the int32 intermediates stay in the L2 cache
@@ -53,6 +60,26 @@ def resize_bilinear(image: NDArray, size_hw: tuple[int, int]) -> NDArray:
     if image.dtype == np.uint8:
         return _bilinear_uint8(image, size_hw)
     return _bilinear_float32(image.astype(np.float32, copy=False), size_hw)
+
+
+def resize_soft(masks: NDArray, size_hw: tuple[int, int], window: Window | None = None) -> NDArray[np.float32]:
+    """Resizes masks bilinearly without antialiasing, as torch does.
+
+    Args:
+        masks: ``[N, H, W]`` bool, or 0..1.
+        size_hw: Target height and width.
+        window: Top, left, height and width of the part of the target that is wanted; None = all of it.
+
+    Returns:
+        ``[N, h, w]`` of the part.
+    """
+    top, left, height, width = window or (0, 0, *size_hw)
+    out = np.empty((len(masks), height, width), np.float32)
+    for mask, part in zip(masks, out, strict=True):  # all of them at twice the size would be gigabytes
+        whole = torch.from_numpy(mask.astype(np.float32))[None, None]
+        resized = F.interpolate(whole, size=size_hw, mode="bilinear", align_corners=False)[0, 0].numpy()
+        part[:] = resized[top : top + height, left : left + width]
+    return out
 
 
 def resize_bicubic(image: NDArray[np.uint8], size_hw: tuple[int, int]) -> NDArray[np.uint8]:

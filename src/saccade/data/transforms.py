@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from typing import Literal
 
 import numpy as np
 import torch
@@ -11,7 +12,7 @@ from torch import Tensor
 from torchvision import tv_tensors
 
 from saccade.data.geometry import View, boxes_tensor, mask_tensor
-from saccade.data.resize import resize_bicubic, resize_bilinear, resize_pillow
+from saccade.data.resize import resize_bicubic, resize_bilinear, resize_pillow, resize_soft
 from saccade.errors import DataError, UsageError
 from saccade.samples import IGNORE_LABEL, Batch, Preprocess, Sample, Target, same_classes
 from saccade.tasks import TASKS
@@ -33,7 +34,10 @@ def preprocess(sample: Sample, declared: Preprocess, *, with_target: bool = True
     """
     view = View(sample, as_float=declared.resize_as_float)
     size_hw = declared.size_hw
-    if declared.keep_ratio:
+    if declared.keep_ratio and declared.short_side:
+        longest = max(declared.size_hw)
+        size_hw = fit_short(sample.size_hw, declared.short_side, longest, rounding=declared.short_rounding)
+    elif declared.keep_ratio:
         size_hw = fit(sample.size_hw, declared.size_hw, cover=declared.cover)
     if declared.interpolation != "bilinear" and declared.resize_as_float:
         raise UsageError("Pillow resizes 8-bit images", where="Preprocess", fix="set resize_as_float=False")
@@ -55,12 +59,33 @@ def fit(size_hw: tuple[int, int], frame_hw: tuple[int, int], *, cover: bool = Fa
     return bound(height, frame_hw[0]), bound(width, frame_hw[1])
 
 
+def fit_short(
+    size_hw: tuple[int, int], short: int, longest: int, *, rounding: Literal["nearest", "down"] = "nearest"
+) -> tuple[int, int]:
+    """The size of the same aspect ratio with a given shorter side, as DETR computes it: the longer side is cut off.
+
+    Args:
+        size_hw: The picture.
+        short: The shorter side.
+        longest: Where the longer side would be more, the shorter one becomes less.
+        rounding: How the shorter side is rounded then.
+    """
+    least, most = min(size_hw), max(size_hw)
+    if most / least * short > longest:
+        exact = longest * least / most
+        short = max(1, round(exact) if rounding == "nearest" else int(exact))
+    height, width = (short if side == least else int(short * side / least) for side in size_hw)
+    return height, width
+
+
 def _follow(target: Target, view: View) -> Target:
     """The target in the frame of the view; crowds stay, contours do not."""
     moved = dataclasses.replace(target, contours=None)
     if target.boxes is not None:
         moved.boxes = boxes_tensor(view.boxes, view.size_hw)
-    if target.masks is not None:
+    if target.masks is not None and target.masks.is_floating_point():
+        moved.masks = mask_tensor(resize_soft(target.masks.as_subclass(Tensor).numpy(), view.size_hw))
+    elif target.masks is not None:
         moved.masks = mask_tensor(view.gather_masks())
     if target.semantic is not None:
         moved.semantic = mask_tensor(view.gather(target.semantic.as_subclass(Tensor).numpy()))
@@ -92,8 +117,9 @@ def normalize(image: Tensor, declared: Preprocess) -> Tensor:
 def collate(samples: Sequence[Sample], declared: Preprocess) -> Batch:
     """Normalises, pads at the bottom and right, and stacks.
 
-    Images are padded with zeros after normalisation, label maps with :data:`IGNORE_LABEL`, masks with False, depth
-    with 0 (unknown), all to the greatest height and width of the batch rounded up to ``pad_multiple``.
+    Images are padded with zeros after normalisation (or ``pad_value``), label maps with :data:`IGNORE_LABEL`, masks
+    with False, depth with 0 (unknown), all to the greatest height and width of the batch rounded up to
+    ``pad_multiple``.
 
     Args:
         samples: Of one task, in the frame of the network input.
@@ -113,6 +139,8 @@ def collate(samples: Sequence[Sample], declared: Preprocess) -> Batch:
     height = -(-max(size[0] for size in sizes) // step) * step
     width = -(-max(size[1] for size in sizes) // step) * step
     images = torch.zeros(len(samples), 3, height, width)
+    if declared.pad_value is not None:
+        images += normalize(torch.full((3, 1, 1), declared.pad_value), declared)
     for row, sample in zip(images, samples, strict=True):
         row[:, : sample.size_hw[0], : sample.size_hw[1]] = normalize(sample.image, declared)
     prompt = TASKS[task].prompt

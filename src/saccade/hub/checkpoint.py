@@ -4,7 +4,8 @@
 
     model.safetensors   the weights (several files with an index, where they are large)
     config.json         system, model config, tasks, classes, preprocessing, provenance, and a digest of the weights
-    vocab.txt           the text vocabulary, of systems that read or write text (tokenizer.model of GSVA)
+    vocab.txt           the vocabulary, of systems that read or write text (``tokenizer.model`` of GSVA,
+                        ``wordmap.json`` of ViSFT's caption head, ``merges.txt`` of CLIP)
     README.md, LICENSE  optional
 
 Writing is atomic: the folder appears whole or not at all. Reading checks every key and the digest of the weights.
@@ -21,7 +22,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from safetensors import SafetensorError
@@ -31,6 +32,7 @@ import saccade
 from saccade.configs import from_dict, to_dict
 from saccade.errors import CheckpointError, ConfigError, DataError, UsageError, nearest
 from saccade.hub.shards import SHARD_BYTES, check_weights, fill, no_weights, write_weights
+from saccade.layers.lora import LoRAConfig, add_lora, lora_of
 from saccade.models.gsva.config import GSVAConfig
 from saccade.models.systems import (
     CONFIGS,
@@ -42,11 +44,17 @@ from saccade.models.systems import (
     reading_config,
     system_of,
 )
+from saccade.models.visft.clip import CLIPPairConfig
+from saccade.models.visft.config import ViSFTConfig
 from saccade.samples import ClassList, Preprocess
 from saccade.tasks import Task
+from saccade.tokens.clip_pieces import FILE as MERGES
+from saccade.tokens.clip_pieces import CLIPPieces
 from saccade.tokens.pieces import FILE as PIECES
 from saccade.tokens.pieces import PieceVocabulary
 from saccade.tokens.vocabulary import TextVocabulary
+from saccade.tokens.words import FILE as WORDS
+from saccade.tokens.words import WordMap
 
 FORMAT = "saccade-checkpoint"
 FORMAT_VERSION = 1
@@ -59,13 +67,14 @@ class CheckpointCard:
 
     Attributes:
         folder: The checkpoint.
-        system: ``git`` or ``vitdet``.
+        system: Name of the system (:data:`saccade.models.systems.CONFIGS`).
         config: The model's configuration.
         tasks: What the model offers.
         classes: Class names and category ids that each task was trained for.
         preprocessing: Network input of each task.
         provenance: Where the weights come from: versions, date, recipe, step, metrics, source file and its digest.
         weights: Size and SHA-256 of every weight file, number of tensors, and their types.
+        lora: Low-rank updates that the weights are stored beside; None = there are none.
     """
 
     folder: Path
@@ -76,6 +85,7 @@ class CheckpointCard:
     preprocessing: dict[Task, Preprocess]
     provenance: dict[str, Any] = field(default_factory=dict)
     weights: dict[str, Any] = field(default_factory=dict)
+    lora: LoRAConfig | None = None
 
 
 @dataclass(kw_only=True)
@@ -132,9 +142,11 @@ def save_model(
         classes=classes,
         preprocessing={task: model.preprocess(task) for task in model.tasks},
         provenance=provenance,
-        vocabulary=None if (reader := reader_of(model)) is None else reader.vocabulary,
+        # Of a pair of towers, any that builds one (`systems.build`).
+        vocabulary=None if (reader := reader_of(model)) is None else cast("Vocabulary", reader.vocabulary),
         dtype=dtype,
         texts=texts,
+        lora=lora_of(model),
     )
 
 
@@ -152,6 +164,7 @@ def write_checkpoint(
     texts: Mapping[str, str] | None = None,
     shard_bytes: int = SHARD_BYTES,
     written: Callable[[], None] = lambda: None,
+    lora: LoRAConfig | None = None,
 ) -> Path:
     """Like :func:`save_model`, from the parts (a converter has no model at hand).
 
@@ -168,6 +181,7 @@ def write_checkpoint(
         texts: Further files.
         shard_bytes: Weights of more bytes than this are written as several files.
         written: Called behind every weight file.
+        lora: Low-rank updates that are among the weights.
 
     Raises:
         CheckpointError: The folder cannot be written.
@@ -201,6 +215,8 @@ def write_checkpoint(
             "weights": weights,
             "model": to_dict(config),
         }
+        if lora is not None:
+            card["lora"] = to_dict(lora)
         (temporary / CONFIG).write_text(json.dumps(card, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
         if vocabulary is not None:
             vocabulary.save(temporary)
@@ -283,6 +299,7 @@ def read_card(folder: str | Path) -> CheckpointCard:
             },
             provenance=dict(data.get("provenance", {})),
             weights=dict(data.get("weights", {})),
+            lora=from_dict(LoRAConfig, data["lora"], where="lora") if "lora" in data else None,
         )
     except KeyError as error:
         raise CheckpointError("config.json of the checkpoint lacks a key", where=file, why=f"no {error}") from error
@@ -321,6 +338,8 @@ def load_folder(
     try:
         with no_weights():
             model = build(card.config, _vocabulary(card))
+            if card.lora is not None:
+                add_lora(model, card.lora)
     except UsageError as error:
         raise CheckpointError("the checkpoint contradicts itself", where=card.folder, why=str(error)) from error
     _check_declarations(card, model)
@@ -336,6 +355,15 @@ def _vocabulary(card: CheckpointCard) -> Vocabulary | None:
         # Converted weights have none until it is put there; only who asks in words needs it.
         pieces = card.folder / PIECES
         return PieceVocabulary(pieces, reading.language.vocab_size) if pieces.is_file() else None
+    if isinstance(reading, ViSFTConfig):
+        words = card.folder / WORDS
+        return WordMap.load(words) if words.is_file() and reading.caption is not None else None
+    if isinstance(reading, CLIPPairConfig):
+        merges = card.folder / MERGES
+        if merges.is_file():
+            return CLIPPieces(merges)
+        pieces = card.folder / VOCABULARY
+        return TextVocabulary(pieces) if pieces.is_file() else None
     if reading is None:
         return None
     vocabulary = card.folder / VOCABULARY

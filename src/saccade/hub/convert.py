@@ -21,12 +21,14 @@ from saccade.errors import CheckpointError, UsageError, nearest
 from saccade.hub.checkpoint import VOCABULARY, read_card, write_checkpoint, written_whole
 from saccade.hub.convert_gsva import language_part, map_gsva, map_language, map_sam
 from saccade.hub.convert_polar import map_polar, polar_official
+from saccade.hub.convert_visft import is_visft, map_visft
 from saccade.hub.shards import SHARD_BYTES, WEIGHTS, file_sha256, read_weights, write_weights
 from saccade.hub.sizes import Kind, choose_config, count_blocks, expected_shapes, skeleton
-from saccade.hub.starts import BACKBONE, TEXT
+from saccade.hub.starts import BACKBONE, HEADS_FILE, TEXT
 from saccade.hub.unpickle import TensorFile
 from saccade.hub.weight_sets import read_weight_set
 from saccade.hub.zoo import entry_of_file
+from saccade.layers.lora import LoRAConfig
 from saccade.mapping import MappingReport
 from saccade.models.ait import convert as ait
 from saccade.models.ait.config import AiTConfig
@@ -41,7 +43,11 @@ from saccade.models.gsva import convert as gsva
 from saccade.models.gsva.config import GSVAConfig
 from saccade.models.polar import convert as polar
 from saccade.models.polar.config import CentersConfig, PolarConfig, SegmenterConfig
-from saccade.models.systems import ModelConfig, build, fixed_classes
+from saccade.models.systems import ModelConfig, Vocabulary, build, fixed_classes
+from saccade.models.visft import convert as visft
+from saccade.models.visft.clip import CLIPPairConfig
+from saccade.models.visft.clip_convert import to_eva_clip
+from saccade.models.visft.config import ViSFTConfig
 from saccade.models.vitdet import convert as vitdet
 from saccade.models.vitdet.config import ViTDetConfig
 from saccade.models.vitdet.model import ViTDet
@@ -49,11 +55,15 @@ from saccade.models.vitdet.presets import PRESETS as DETECTORS
 from saccade.models.vitdet.presets import preset_of
 from saccade.samples import ClassList
 from saccade.tasks import TASKS, Task
+from saccade.tokens.clip_pieces import CLIPPieces
 from saccade.tokens.pieces import FILE as PIECES
 from saccade.tokens.pieces import PieceVocabulary
 from saccade.tokens.vocabulary import TextVocabulary
+from saccade.tokens.words import FILE as WORDS
+from saccade.tokens.words import WordMap
 
-SAMPart: TypeAlias = Literal["sam"]
+FilePart: TypeAlias = Literal["sam", "detection", "instance", "caption"]
+"""What is taken of a file that holds several things: all of a SAM, or one of ViSFT's heads."""
 
 
 @dataclass(kw_only=True)
@@ -69,6 +79,7 @@ class Conversion:
         report: What became of every key.
         allowed: Patterns of keys that this kind of file cannot have.
         made: Our name to the tensor, where it is computed (a base added).
+        lora: Low-rank updates that are among the tensors.
     """
 
     file: TensorFile
@@ -79,6 +90,7 @@ class Conversion:
     report: MappingReport
     allowed: tuple[str, ...] = field(default=())
     made: Callable[[str], Tensor] | None = None
+    lora: LoRAConfig | None = None
 
 
 def convert_file(
@@ -87,7 +99,7 @@ def convert_file(
     out: str | Path,
     preset: str | None = None,
     base: str | Path | None = None,
-    part: SAMPart | None = None,
+    part: FilePart | None = None,
     vocabulary: str | Path | None = None,
     shard_bytes: int = SHARD_BYTES,
 ) -> MappingReport:
@@ -103,11 +115,11 @@ def convert_file(
             safe.
         out: The folder to write.
         preset: A name of :data:`saccade.models.git.presets.PRESETS`; None finds it from the shapes.
-        base: The LLaMA that a LLaVA is the difference from, where it was released so.
+        base: The LLaMA that a LLaVA is the difference from, where it was released so; the backbone of ViSFT's heads.
         part: ``sam`` takes all of a SAM file, for GSVA; None its image encoder alone, for GiT, where the file is one in
-            Segment Anything's names.
-        vocabulary: The ``vocab.txt`` (of GSVA the ``tokenizer.model``) that belongs to the word table; without it the
-            checkpoint cannot predict yet.
+            Segment Anything's names. The name of a head takes that one of a file with several.
+        vocabulary: The ``vocab.txt`` (of GSVA the ``tokenizer.model``, of ViSFT the ``WORDMAP_*.json``) that belongs to
+            the word table; without it the checkpoint cannot predict yet.
         shard_bytes: Weights of more bytes than this are written as several files; no more than one of them is in memory
             at a time.
 
@@ -125,7 +137,7 @@ def convert_file(
 
 
 def map_file(
-    path: str | Path, *, preset: str | None = None, base: str | Path | None = None, part: SAMPart | None = None
+    path: str | Path, *, preset: str | None = None, base: str | Path | None = None, part: FilePart | None = None
 ) -> Conversion:
     """Reads and maps an official file without writing anything; the report may have gaps.
 
@@ -139,13 +151,21 @@ def map_file(
     file = read_weight_set(path)
     if all(key.startswith("module.") for key in file.tensors):
         file.tensors = {key.removeprefix("module."): value for key, value in file.tensors.items()}
+    if is_visft(file.tensors):
+        head = None if part == "sam" else part
+        visual = map_visft(file, preset, base=base, part=head)
+        known = visual.report.dropped
+        visual.report.dropped |= {key: reason for key, reason in file.skipped.items() if key not in known}
+        return Conversion(file=file, **vars(visual))
     whole_sam = gsva.is_sam(file.tensors)
+    if part is not None and part != "sam":
+        raise UsageError(f"the file has no {part} head of ViSFT", where=file.path, fix="leave out --part")
     if part == "sam" and not whole_sam:
         raise UsageError("no whole SAM", where=file.path, why="it has no mask decoder", fix="leave out --part sam")
     llava = gsva.is_llava(file.tensors) and not gsva.is_gsva(file.tensors)
     if base is not None and not llava:
         raise UsageError(
-            "only a LLaVA is released as the difference from another model",
+            "only a LLaVA is released as the difference from another model, and only ViSFT's heads without a backbone",
             where=file.path,
             why="this is no LLaVA v1.1: it has no linear projector, or is a whole GSVA",
             fix="name the difference first and its LLaMA as --base, or leave out --base",
@@ -312,24 +332,34 @@ def write_conversion(
         _write_start(found, folder, shard_bytes)
         return folder
     if isinstance(found.config, GSVAConfig):
-        pieces = None if vocabulary is None else PieceVocabulary(vocabulary, found.config.language.vocab_size)
-        if pieces is None:
+        sentence = None if vocabulary is None else PieceVocabulary(vocabulary, found.config.language.vocab_size)
+        if sentence is None:
             found.report.notes.append(
                 f"no tokenizer was given: to predict, copy that of the language model to {folder / PIECES}"
             )
-        return _write_plain(found, folder, found.config, pieces, shard_bytes)
+        return _write_plain(found, folder, found.config, sentence, shard_bytes)
+    if isinstance(found.config, CLIPPairConfig):
+        merges = None if vocabulary is None else CLIPPieces(vocabulary)
+        return _write_plain(found, folder, found.config, merges, shard_bytes)
+    if isinstance(found.config, ViSFTConfig) and found.config.caption is not None:
+        words = None if vocabulary is None else WordMap.load(vocabulary)
+        if words is None:
+            found.report.notes.append(
+                f"no map of words was given: to caption, copy the WORDMAP_*.json of the training to {folder / WORDS}"
+            )
+        return _write_plain(found, folder, found.config, words, shard_bytes)
     if not isinstance(found.config, GiTConfig):
         if vocabulary is not None:
             raise UsageError("this model reads no text", where="--vocabulary", fix="leave it out")
         return _write_plain(found, folder, found.config, None, shard_bytes)
-    words = None if vocabulary is None else TextVocabulary(vocabulary)
-    if words is not None and len(words) != found.config.vocab_size:
+    pieces = None if vocabulary is None else TextVocabulary(vocabulary)
+    if pieces is not None and len(pieces) != found.config.vocab_size:
         raise UsageError(
-            f"the vocabulary has {len(words)} pieces, the word table {found.config.vocab_size} rows",
+            f"the vocabulary has {len(pieces)} pieces, the word table {found.config.vocab_size} rows",
             where=vocabulary,
             fix="use the vocabulary that the weights were trained with",
         )
-    if words is None:
+    if pieces is None:
         found.report.notes.append(
             f"no vocabulary was given: to predict, copy the vocab.txt of {found.config.vocab_size} rows (for released "
             f"weights: that of bert-base-uncased) to {folder / VOCABULARY}"
@@ -345,7 +375,7 @@ def write_conversion(
         classes={task: listed for task, listed in _released_classes().items() if task in model.tasks},
         preprocessing={task: model.preprocess(task) for task in model.tasks},
         provenance=provenance,
-        vocabulary=words,
+        vocabulary=pieces,
     )
 
 
@@ -356,6 +386,7 @@ def _write_start(found: Conversion, folder: Path, shard_bytes: int) -> None:
         "text": ("text_init", TEXT),
         "sam": ("init_from", ""),
         "language": ("language_init", ""),
+        "heads": (" and ".join(f"{head}_init" for head in getattr(found.config, "heads", ())), HEADS_FILE),
     }[found.kind]
     with written_whole(folder.absolute()) as temporary:
         if file:
@@ -367,7 +398,7 @@ def _write_start(found: Conversion, folder: Path, shard_bytes: int) -> None:
 
 
 def _write_plain(
-    found: Conversion, folder: Path, config: ModelConfig, vocabulary: PieceVocabulary | None, shard_bytes: int
+    found: Conversion, folder: Path, config: ModelConfig, vocabulary: Vocabulary | None, shard_bytes: int
 ) -> Path:
     with torch.device("meta"):
         model = build(config, vocabulary)
@@ -384,6 +415,7 @@ def _write_plain(
         vocabulary=vocabulary,
         shard_bytes=shard_bytes,
         written=found.file.release,
+        lora=found.lora,
     )
 
 
@@ -435,6 +467,16 @@ def export_official(folder: str | Path, out: str | Path) -> MappingReport:
         official = gsva.to_official(state)
         _write_official(official, target, wrapper=None)
         return MappingReport(source=str(card.folder), matched=dict(zip(state, official, strict=True)))
+    if isinstance(card.config, CLIPPairConfig):
+        official = to_eva_clip(state, card.config)
+        _write_official(official, target, wrapper=None)
+        return MappingReport(source=str(card.folder), matched={key: key for key in official})
+    if isinstance(card.config, ViSFTConfig):
+        official = visft.to_official(state, card.config)
+        _write_official(official, target, wrapper=None)
+        report = MappingReport(source=str(card.folder), matched={key: key for key in official})
+        report.notes.append("the position of the class token, which ViSFT never uses, is written as zeros")
+        return report
     if isinstance(card.config, ViTDetConfig):
         return _export_detector(state, card.config, card.folder, target)
     if isinstance(card.config, AiTConfig):
@@ -491,7 +533,8 @@ def _kind(file: TensorFile) -> Kind:
         return "text"
     first = ", ".join(list(keys)[:4])
     raise CheckpointError(
-        "no released checkpoint of GiT, ViTDet, ViTAE, AiT or GSVA, no SAM, no LLaVA v1.1 and no text embedding",
+        "no released checkpoint of GiT, ViTDet, ViTAE, AiT, GSVA or ViSFT, no EVA, no SAM, no LLaVA v1.1 and no text "
+        "embedding",
         where=file.path,
         why=f"its keys are {first} ...; {vitdet.describe(file.tensors)}",
         fix="see `saccade models list` for the files that can be converted; a training loads a pre-trained backbone "

@@ -96,8 +96,7 @@ def fetch_checkpoint(entry: ZooEntry) -> Path:
         UsageError: The entry is not a whole model.
     """
     if entry.kind != "checkpoint":
-        field = "init_from" if entry.kind == "backbone" else "text_init"
-        raise UsageError(f"'{entry.name}' is not a whole model", fix=f"use it in training: {field}={entry.name}")
+        raise UsageError(f"'{entry.name}' is not a whole model", fix=f"use it {entry.use}")
     folder = cache_folder() / entry.name
     if (folder / CONFIG).is_file():
         return folder
@@ -178,8 +177,9 @@ def _from_hub(repo: str, file: str, *, what: str, fix: str) -> Path:
 
 def _by_hand(entry: ZooEntry) -> str:
     if entry.kind != "checkpoint":
-        field = "init_from" if entry.kind == "backbone" else "text_init"
-        return f"fetch {entry.source} on a machine with network, and train with {field}=PATH/{entry.file}"
+        use = entry.use.replace(f"={entry.name}", f"=PATH/{entry.file}").removeprefix("in training: ")
+        way = use if entry.kind == "lora" else f"train with {use}"
+        return f"fetch {entry.source} on a machine with network, and {way}"
     if entry.system != "git":
         words = " --vocabulary tokenizer.model" if entry.system == "gsva" else ""
         return (

@@ -18,8 +18,8 @@ from saccade.models.git.model import GiT
 from saccade.models.git.presets import PRESETS
 from saccade.tokens.vocabulary import TextVocabulary
 
-Kind: TypeAlias = Literal["checkpoint", "backbone", "text", "sam", "language"]
-"""A whole model, or what training starts from: a backbone, a text embedding, or GSVA's SAM or language model."""
+Kind: TypeAlias = Literal["checkpoint", "backbone", "text", "sam", "language", "heads"]
+"""A whole model, or what training starts from: a backbone, a text embedding, GSVA's SAM or language model, or heads."""
 
 
 def skeleton(config: GiTConfig) -> GiT:

@@ -23,11 +23,15 @@ from saccade.models.polar.centers import CenterPredictor
 from saccade.models.polar.model import PolarSegmenter
 from saccade.models.polar.segmenter import Segmenter
 from saccade.models.systems import Model
+from saccade.models.visft import convert as visft
+from saccade.models.visft.clip import CLIPPair
+from saccade.models.visft.config import Head
+from saccade.models.visft.model import ViSFT
 from saccade.models.vitdet import convert as vitdet
 from saccade.models.vitdet.model import ViTDet
 
-BACKBONE, TEXT = "backbone.safetensors", "text_embed.safetensors"
-"""Names of the files that a converted backbone and text embedding have in their folders."""
+BACKBONE, TEXT, HEADS_FILE = "backbone.safetensors", "text_embed.safetensors", "heads.safetensors"
+"""Names of the files that a converted backbone, text embedding and heads have in their folders."""
 
 
 def load_backbone(model: Model, path: str | Path) -> MappingReport:
@@ -58,12 +62,14 @@ def load_backbone(model: Model, path: str | Path) -> MappingReport:
             file.tensors,
             expected=expected,
             rename=lambda key: key,
-            drop=lambda key: None if key.startswith("backbone.") else "not part of the backbone",
+            drop=lambda key: _left_out(key, expected),
             resize=git.resize_table,
             source=str(file.path),
         )
     elif isinstance(model, AiT):
         mapped, report = ait.from_backbone(file.tensors, expected, source=str(file.path))
+    elif isinstance(model, ViSFT | CLIPPair):
+        mapped, report = visft.from_official(file.tensors, expected, heads=(), source=str(file.path))
     elif isinstance(model, ViTDet):
         mapped, report = vitdet.from_backbone(
             file.tensors, expected, head_dim=model.config.vit.width // model.config.vit.heads, source=str(file.path)
@@ -73,12 +79,53 @@ def load_backbone(model: Model, path: str | Path) -> MappingReport:
     if isinstance(model, AiT):
         # The norm of the last stage is not in files that name theirs otherwise.
         allowed = ["backbone.norms.*", "transformer.*"]
+    elif isinstance(model, ViSFT | CLIPPair):
+        # Some files have no last norm; it then starts as the identity.
+        allowed = ["backbone.norm.*", "backbone.class_*"]
+        if "backbone.norm.weight" in report.missing:
+            report.notes.append("the file has no last norm: it starts as the identity")
     elif isinstance(model, ViTDet):
         allowed = ["backbone.blocks.*.attn.rel_pos_?", "backbone.blocks.*.residual.*"]
     else:
         allowed = [f"backbone.blocks.{index}.*" for index in range(depth, model.config.vit.depth)]
         report.notes += variant_notes(file.tensors, model.config)
     report.check(allow=allowed)
+    _copy_into(model, mapped)
+    return report
+
+
+def _left_out(key: str, expected: Mapping[str, object]) -> str | None:
+    """Why a tensor of a model of ours is not taken for a backbone."""
+    if key.startswith("backbone.class_") and key not in expected:
+        return "the model has no class token"
+    return None if key.startswith("backbone.") else "not part of the backbone"
+
+
+def load_head(model: ViSFT, head: Head, path: str | Path) -> MappingReport:
+    """Copies a trained head into a model (``detection_init`` and the like); other heads of the file are left out.
+
+    Args:
+        model: Its head is overwritten.
+        head: Which one.
+        path: A checkpoint or a released file of the authors, or a folder or file of ours.
+
+    Raises:
+        CheckpointError: The file is damaged, or a tensor of the head is missing or has another shape (a caption head
+            of another vocabulary, say).
+    """
+    file, _ = _read_part(path, HEADS_FILE)
+    expected = {k: tuple(v.shape) for k, v in model.state_dict().items() if k.startswith(f"{head}.")}
+    if visft.is_heads(file.tensors):
+        mapped, report = visft.from_official(file.tensors, expected, heads=(head,), source=str(file.path))
+    else:
+        mapped, report = apply_mapping(
+            file.tensors,
+            expected=expected,
+            rename=lambda key: key,
+            drop=lambda key: None if key.startswith(f"{head}.") else "not part of the head",
+            source=str(file.path),
+        )
+    report.check()
     _copy_into(model, mapped)
     return report
 

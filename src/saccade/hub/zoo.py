@@ -12,6 +12,7 @@ from saccade.errors import UsageError, nearest
 from saccade.hub.zoo_ait import ENTRIES as AIT_ENTRIES
 from saccade.hub.zoo_entry import Published, ZooEntry
 from saccade.hub.zoo_gsva import ENTRIES as GSVA_ENTRIES
+from saccade.hub.zoo_visft import ENTRIES as VISFT_ENTRIES
 from saccade.hub.zoo_vitdet import ENTRIES as VITDET_ENTRIES
 from saccade.tasks import Task
 
@@ -196,6 +197,7 @@ _ENTRIES: tuple[ZooEntry, ...] = (
     *VITDET_ENTRIES,
     *AIT_ENTRIES,
     *GSVA_ENTRIES,
+    *VISFT_ENTRIES,
 )
 
 ZOO: dict[str, ZooEntry] = {entry.name: entry for entry in _ENTRIES}

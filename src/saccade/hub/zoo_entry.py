@@ -36,7 +36,8 @@ class ZooEntry:
     Attributes:
         name: The name users type.
         system: ``git``, ``vitdet``, or the system whose training starts from this file.
-        kind: ``checkpoint`` (a whole model), ``backbone`` (``init_from``) or ``text`` (``text_init``).
+        kind: ``checkpoint`` (a whole model), ``backbone`` (``init_from``), ``text`` (``text_init``), ``head``
+            (``detection_init`` and the like, of ViSFT) or ``lora`` (low-rank updates).
         preset: The size it fits.
         file: Name of the released file.
         repo: Repository of the Hugging Face hub, or empty.
@@ -55,7 +56,7 @@ class ZooEntry:
 
     name: str
     system: str
-    kind: Literal["checkpoint", "backbone", "text"]
+    kind: Literal["checkpoint", "backbone", "text", "head", "lora"]
     preset: str
     file: str
     summary: str
@@ -70,6 +71,15 @@ class ZooEntry:
     licence: str = "not stated"
     recipe: str = ""
     results: tuple[Published, ...] = ()
+
+    @property
+    def use(self) -> str:
+        """How a file that is no whole model is used, for people."""
+        if self.kind == "lora":
+            return f"saccade lora merge BACKBONE {self.file} --out FILE"
+        head = {Task.DETECTION: "detection", Task.INSTANCE: "instance", Task.CAPTION: "caption"}
+        field = {"backbone": "init_from", "text": "text_init"}.get(self.kind)
+        return f"in training: {field or f'{head[self.tasks[0]]}_init'}={self.name}"
 
     @property
     def source(self) -> str:

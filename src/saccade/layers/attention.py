@@ -75,6 +75,14 @@ def decomposed_bias(
     return rel_h.flatten(2, 3), rel_w.flatten(2, 3)
 
 
+class QKVProjection(nn.Linear):
+    """A linear layer that takes another bias than its own where it is given one."""
+
+    def forward(self, input: Tensor, bias: Tensor | None = None) -> Tensor:
+        """``[..., C]`` to ``[..., 3 C]``."""
+        return F.linear(input, self.weight, self.bias if bias is None else bias)
+
+
 class Attention(nn.Module):
     """Self-attention over tokens; the parts are exposed so that a model can add keys of its own.
 
@@ -89,7 +97,7 @@ class Attention(nn.Module):
         super().__init__()
         self.heads = heads
         self.head_dim = width // heads
-        self.qkv = nn.Linear(width, 3 * width, bias=qkv_bias == "full")
+        self.qkv = QKVProjection(width, 3 * width, bias=qkv_bias == "full")
         if qkv_bias == "qv":
             self.q_bias = nn.Parameter(torch.zeros(width))
             self.v_bias = nn.Parameter(torch.zeros(width))
@@ -102,11 +110,10 @@ class Attention(nn.Module):
 
     def split_heads(self, x_BNC: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Queries, keys and values, each ``[B, n, N, d]``."""
+        bias = None
         if self.qkv_bias == "qv":
             bias = torch.cat([self.q_bias, torch.zeros_like(self.q_bias), self.v_bias])
-            qkv = F.linear(x_BNC, self.qkv.weight, bias)
-        else:
-            qkv = self.qkv(x_BNC)
+        qkv = self.qkv(x_BNC, bias)
         q, k, v = qkv.unflatten(-1, (3, self.heads, self.head_dim)).permute(2, 0, 3, 1, 4)
         return q, k, v
 

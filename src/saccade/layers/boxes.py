@@ -27,6 +27,23 @@ def box_iou(a_N4: Tensor, b_M4: Tensor) -> Tensor:
     return shared / (area(a_N4)[:, None] + area(b_M4)[None] - shared).clamp(min=1e-6)
 
 
+def generalized_iou(a: Tensor, b: Tensor) -> Tensor:
+    """Overlap less the share of the smallest box around both that neither covers (Rezatofighi et al., 2019).
+
+    Args:
+        a: ``[..., 4]`` in any unit.
+        b: Of a shape that broadcasts with it.
+
+    Returns:
+        ``[...]`` in -1..1; two boxes without area have 0.
+    """
+    tiny = torch.finfo(a.dtype).tiny
+    shared = (torch.minimum(a[..., 2:], b[..., 2:]) - torch.maximum(a[..., :2], b[..., :2])).clamp(min=0).prod(-1)
+    around = (torch.maximum(a[..., 2:], b[..., 2:]) - torch.minimum(a[..., :2], b[..., :2])).prod(-1)
+    union = area(a) + area(b) - shared
+    return shared / union.clamp(min=tiny) - (around - union) / around.clamp(min=tiny)
+
+
 def area(boxes: Tensor) -> Tensor:
     """Areas ``[...]`` of boxes ``[..., 4]``."""
     return (boxes[..., 2] - boxes[..., 0]) * (boxes[..., 3] - boxes[..., 1])

@@ -1,11 +1,12 @@
-"""Which box learns which ground truth: matching by overlap, and sampling of positives and negatives."""
+"""Which box learns which ground truth: matching by overlap or one to one, and sampling of positives and negatives."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Literal, TypeAlias
 
 import torch
+from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from saccade.layers.boxes import box_iou
@@ -100,3 +101,23 @@ def sample_labels(
     if len(negatives) > number - wanted:
         negatives = choose(negatives, number - wanted)
     return positives.sort().values, negatives.sort().values
+
+
+def assign(costs: Sequence[Tensor]) -> list[tuple[Tensor, Tensor]]:
+    """One-to-one assignments of least cost (Hungarian method); all tables cross over to the CPU at once.
+
+    Args:
+        costs: ``[Q, G]`` each, without gradient.
+
+    Returns:
+        For every table the rows that are chosen, ascending, and the column of each, on the device of the tables;
+        ``min(Q, G)`` of them.
+    """
+    if not costs:
+        return []
+    # A cost that is not finite would be refused here; the loss says better what is wrong.
+    joined = torch.cat([cost.float().flatten() for cost in costs]).nan_to_num().cpu()
+    parts = joined.split([cost.numel() for cost in costs])
+    pairs = [linear_sum_assignment(part.view(cost.shape).numpy()) for part, cost in zip(parts, costs, strict=True)]
+    device = costs[0].device
+    return [(torch.from_numpy(rows).to(device), torch.from_numpy(columns).to(device)) for rows, columns in pairs]

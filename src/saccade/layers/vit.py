@@ -46,6 +46,9 @@ class ViTConfig:
         norm: Norm before each branch (``pre``) or after it (``post``: EVA-E).
         norm_eps: LayerNorm epsilon.
         final_norm: A LayerNorm over the last map.
+        class_token: A learned token before the patches, with a position of its own (CLIP). Every block must be global.
+        ragged: What becomes of rows and columns of pixels that fill no patch, at the bottom and right: ``refuse`` such
+            an image, or ``drop`` them (EVA in ViSFT).
         layer_scale: Initial value of the branch scales; 0 = none.
         drop_path: Greatest stochastic-depth rate, reached linearly at the last block.
         drop_path_attention: Stochastic depth on the attention branch too (GiT has it on the MLP only).
@@ -70,6 +73,8 @@ class ViTConfig:
     norm: Literal["pre", "post"] = "pre"
     norm_eps: float = 1e-6
     final_norm: bool = False
+    class_token: bool = False
+    ragged: Literal["refuse", "drop"] = "refuse"
     layer_scale: float = 0.0
     drop_path: float = 0.1
     drop_path_attention: bool = False
@@ -81,6 +86,14 @@ class ViTConfig:
             raise ConfigError(
                 f"image_size {self.image_size} is not a multiple of patch_size {self.patch_size}",
                 where="vit.image_size",
+            )
+        maps_only = self.rel_pos or self.conv_blocks or self.parallel_conv != "none" or not self.abs_pos
+        if self.class_token and (maps_only or set(self.global_blocks) != set(range(self.depth))):
+            raise ConfigError(
+                "a class token has no place on a map",
+                where="vit.class_token",
+                why="windows, convolutions and relative positions need one",
+                fix="make every block global, with absolute positions alone",
             )
 
     @property
@@ -236,7 +249,7 @@ def resize_position(table: Tensor, size_hw: tuple[int, int]) -> Tensor:
 
 
 class PlainViT(nn.Module):
-    """Patches, positions and blocks; no class token.
+    """Patches, positions and blocks; with a class token where the configuration has one.
 
     Args:
         config: Sizes and choices.
@@ -250,6 +263,11 @@ class PlainViT(nn.Module):
             side = config.position_size or config.grid_size
             self.pos_embed = nn.Parameter(torch.zeros(1, side, side, config.width))
             nn.init.trunc_normal_(self.pos_embed, std=0.02)
+        if config.class_token:
+            self.class_token = nn.Parameter(torch.zeros(1, 1, config.width))
+            self.class_position = nn.Parameter(torch.zeros(1, 1, config.width))
+            nn.init.trunc_normal_(self.class_token, std=0.02)
+            nn.init.trunc_normal_(self.class_position, std=0.02)
         self.blocks = nn.ModuleList(Block(config, index) for index in range(config.depth))
         self.norm = nn.LayerNorm(config.width, eps=config.norm_eps) if config.final_norm else None
         self.activation_checkpointing = False
@@ -262,10 +280,12 @@ class PlainViT(nn.Module):
         """Patch embedding plus position: ``[B, 3, H, W]`` normalised pixels to ``[B, H / p, W / p, C]``.
 
         Raises:
-            UsageError: The image is not a whole number of patches.
+            UsageError: The image is smaller than a patch, or is not a whole number of them and must be.
         """
         height, width, patch = images_B3HW.shape[2], images_B3HW.shape[3], self.config.patch_size
-        if height % patch or width % patch:
+        if min(height, width) < patch:
+            raise UsageError(f"an image of {height}x{width} pixels has no whole patch of {patch}", where="plain ViT")
+        if self.config.ragged == "refuse" and (height % patch or width % patch):
             raise UsageError(
                 f"an image of {height}x{width} pixels is not a whole number of {patch}x{patch} patches",
                 where="plain ViT",
@@ -283,7 +303,29 @@ class PlainViT(nn.Module):
 
     def maps(self, images_B3HW: Tensor, after: Sequence[int]) -> list[Tensor]:
         """Image maps after the given blocks (0-based), each ``[B, H / p, W / p, C]``; the last block's is normed."""
-        return run_blocks(self, self.embed(images_B3HW), self.norm, after, checkpointing=self.activation_checkpointing)
+        x_BHWC = self.embed(images_B3HW)
+        if not self.config.class_token:
+            return self._run(x_BHWC, after)
+        size_hw = (x_BHWC.shape[1], x_BHWC.shape[2])
+        return [row_B1NC[:, 0, 1:].unflatten(1, size_hw) for row_B1NC in self._run(self._with_class(x_BHWC), after)]
+
+    def tokens(self, images_B3HW: Tensor) -> Tensor:
+        """All tokens after the last block (and norm), ``[B, 1 + H W / p^2, C]``, the class token first.
+
+        Raises:
+            UsageError: The configuration has no class token.
+        """
+        if not self.config.class_token:
+            raise UsageError("this backbone has no class token", where="plain ViT", fix="set vit.class_token=true")
+        return self._run(self._with_class(self.embed(images_B3HW)), [self.config.depth - 1])[0][:, 0]
+
+    def _with_class(self, x_BHWC: Tensor) -> Tensor:
+        """The class token and the patches as one row, ``[B, 1, 1 + N, C]``: to a global block it is a map like any."""
+        first_11C = self.class_token + self.class_position
+        return torch.cat([first_11C.expand(len(x_BHWC), -1, -1), x_BHWC.flatten(1, 2)], dim=1)[:, None]
+
+    def _run(self, x_BHWC: Tensor, after: Sequence[int]) -> list[Tensor]:
+        return run_blocks(self, x_BHWC, self.norm, after, checkpointing=self.activation_checkpointing)
 
 
 def run_blocks(

@@ -24,19 +24,36 @@ from saccade.models.polar.centers import CenterPredictor
 from saccade.models.polar.config import CentersConfig, LibraryConfig, PolarConfig, SegmenterConfig, ViTPixelsConfig
 from saccade.models.polar.model import PolarSegmenter
 from saccade.models.polar.segmenter import Segmenter
+from saccade.models.visft.clip import CLIPPair, CLIPPairConfig
+from saccade.models.visft.config import ViSFTConfig
+from saccade.models.visft.model import HEAD_OF, ViSFT
 from saccade.models.vitdet.config import SoftNMS, ViTDetConfig
 from saccade.models.vitdet.model import ViTDet
 from saccade.samples import ClassList
 from saccade.tasks import Task
+from saccade.tokens.clip_pieces import CLIPPieces
 from saccade.tokens.pieces import PieceVocabulary
 from saccade.tokens.vocabulary import TextVocabulary
+from saccade.tokens.words import WordMap
 
-Model: TypeAlias = GiT | ViTDet | AiT | MapVQVAE | GSVA | Segmenter | CenterPredictor | PolarSegmenter
-ModelConfig: TypeAlias = (
-    GiTConfig | ViTDetConfig | AiTConfig | MapVQVAEConfig | GSVAConfig | SegmenterConfig | CentersConfig | PolarConfig
+Model: TypeAlias = (
+    GiT | ViTDet | AiT | MapVQVAE | GSVA | ViSFT | CLIPPair | Segmenter | CenterPredictor | PolarSegmenter
 )
-Vocabulary: TypeAlias = TextVocabulary | PieceVocabulary
-"""What makes ids of words, in the systems that read them: GiT's WordPiece, and GSVA's SentencePiece."""
+ModelConfig: TypeAlias = (
+    GiTConfig
+    | ViTDetConfig
+    | AiTConfig
+    | MapVQVAEConfig
+    | GSVAConfig
+    | ViSFTConfig
+    | CLIPPairConfig
+    | SegmenterConfig
+    | CentersConfig
+    | PolarConfig
+)
+Vocabulary: TypeAlias = TextVocabulary | PieceVocabulary | WordMap | CLIPPieces
+"""What makes ids of words, in the systems that read or write them: GiT's WordPiece, GSVA's SentencePiece, the whole
+words of ViSFT's caption head, and CLIP's byte pairs."""
 
 CONFIGS: dict[str, type[ModelConfig]] = {
     GiT.system: GiTConfig,
@@ -44,6 +61,8 @@ CONFIGS: dict[str, type[ModelConfig]] = {
     AiT.system: AiTConfig,
     MapVQVAE.system: MapVQVAEConfig,
     GSVA.system: GSVAConfig,
+    ViSFT.system: ViSFTConfig,
+    CLIPPair.system: CLIPPairConfig,
     Segmenter.system: SegmenterConfig,
     CenterPredictor.system: CentersConfig,
     PolarSegmenter.system: PolarConfig,
@@ -76,9 +95,17 @@ def build(config: ModelConfig, vocabulary: Vocabulary | None = None) -> Model:
     if isinstance(config, MapVQVAEConfig):
         return MapVQVAE(config)
     if isinstance(config, GSVAConfig):
-        if isinstance(vocabulary, TextVocabulary):
+        if not isinstance(vocabulary, PieceVocabulary | None):
             raise ConfigError("GSVA reads pieces of a SentencePiece model", where="vocabulary")
         return GSVA(config, vocabulary)
+    if isinstance(config, ViSFTConfig):
+        if not isinstance(vocabulary, WordMap | None):
+            raise ConfigError("ViSFT's caption head says whole words of a map", where="vocabulary")
+        return ViSFT(config, vocabulary)
+    if isinstance(config, CLIPPairConfig):
+        if not isinstance(vocabulary, CLIPPieces | TextVocabulary | None):
+            raise ConfigError("a pair of towers reads CLIP's byte pairs, or word pieces", where="vocabulary")
+        return CLIPPair(config, vocabulary)
     if isinstance(config, SegmenterConfig):
         return Segmenter(config)
     if isinstance(config, CentersConfig):
@@ -112,6 +139,10 @@ def offers(config: ModelConfig, task: Task) -> bool:
         return task is config.task
     if isinstance(config, GSVAConfig):
         return task is Task.REFERRING
+    if isinstance(config, ViSFTConfig):
+        return HEAD_OF.get(task) in config.heads
+    if isinstance(config, CLIPPairConfig):
+        return task is Task.CAPTION
     if isinstance(config, SegmenterConfig | PolarConfig):
         return task is Task.SEMANTIC
     if isinstance(config, CentersConfig):
@@ -160,6 +191,10 @@ def input_size(config: ModelConfig, task: Task) -> int:
         return config.vqvae.size
     if isinstance(config, GSVAConfig):
         return config.sam.vit.image_size
+    if isinstance(config, ViSFTConfig):
+        return int(getattr(config, f"{HEAD_OF[task]}_size"))
+    if isinstance(config, CLIPPairConfig):
+        return config.vit.image_size
     if isinstance(config, AiTConfig):
         if task is Task.DEPTH and config.depth is not None:
             return config.depth.depth.size
@@ -240,23 +275,25 @@ def fixed_classes(model: Model) -> ClassList | None:
     """The named classes that the heads of a model know; None where names are free text, or are given later."""
     if isinstance(model, PolarSegmenter):
         return fixed_classes(cast(Model, model.segmenter))
+    if isinstance(model, ViSFT):
+        return model.classes
     if isinstance(model, ViTDet | AiT | Segmenter | CenterPredictor) and model.config.classes:
         return model.classes
     return None
 
 
-def reader_of(model: Model | nn.Module) -> GiT | GSVA | None:
-    """The part of a model that reads words, and has a vocabulary; None where there is none."""
+def reader_of(model: Model | nn.Module) -> GiT | GSVA | ViSFT | CLIPPair | None:
+    """The part of a model that reads or writes words, and has a vocabulary; None where there is none."""
     if isinstance(model, PolarSegmenter):
         return reader_of(model.segmenter) or (None if model.finder is None else reader_of(model.finder))
-    return model if isinstance(model, GiT | GSVA) else None
+    return model if isinstance(model, GiT | GSVA | ViSFT | CLIPPair) else None
 
 
-def reading_config(config: ModelConfig) -> GiTConfig | GSVAConfig | None:
+def reading_config(config: ModelConfig) -> GiTConfig | GSVAConfig | ViSFTConfig | CLIPPairConfig | None:
     """The configuration of :func:`reader_of`."""
     if isinstance(config, PolarConfig):
         return reading_config(config.segmenter) or (None if config.finder is None else reading_config(config.finder))
-    return config if isinstance(config, GiTConfig | GSVAConfig) else None
+    return config if isinstance(config, GiTConfig | GSVAConfig | ViSFTConfig | CLIPPairConfig) else None
 
 
 def set_finder(model: Model, finder: Model) -> None:

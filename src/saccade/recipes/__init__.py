@@ -11,7 +11,8 @@ from functools import partial
 
 from saccade.errors import UsageError, nearest
 from saccade.models.git.config import GIT_TASKS
-from saccade.recipes import ait, ait_scenes, git, gsva, polar, vitdet
+from saccade.models.visft.config import HEADS
+from saccade.recipes import ait, ait_scenes, git, gsva, polar, visft, visft_scenes, vitdet
 from saccade.recipes.finetune import finetune as _finetune
 from saccade.recipes.git import multi_fivetask
 from saccade.recipes.git_scenes import nano_scenes, nano_scenes_single
@@ -41,6 +42,7 @@ _FORMS: tuple[vitdet.Form, ...] = ("vit-b", "vitae-b", "vitae-s")
 _LETTERS: tuple[vitdet.Size, ...] = ("b", "l", "h")
 
 _DEPTH: tuple[ait.DepthForm, ...] = ("depth-b", "depth-b-hard", "depth-b-parallel", "depth-l", "depth-l-parallel")
+_EVAS: tuple[visft.Size, ...] = ("g", "e")
 _BASES: tuple[gsva.Base, ...] = ("7b", "13b", "llama2-13b")
 _NETWORKS: tuple[polar.Network, ...] = ("unet", "unetplusplus", "deeplabv3plus", "vit")
 _INSTANCE: tuple[ait.InstanceForm, ...] = ("instance-b", "instance-b-hard")
@@ -83,6 +85,15 @@ RECIPES: dict[str, Recipe] = {
     **{f"gsva.pretrain_{base.replace('-', '_')}": partial(gsva.pretrain, base) for base in _BASES},
     **{f"gsva.finetune_gres_{base.replace('-', '_')}": partial(gsva.finetune_gres, base) for base in _BASES},
     "gsva.nano_scenes": gsva.nano_scenes,
+    **{
+        f"visft.{head}_{size}": partial(visft.first_stage, head, size, images=32 if head == "caption" else 1)
+        for head in HEADS
+        for size in _EVAS
+    },
+    **{f"visft.lora_{size}": partial(visft.second_stage, size) for size in _EVAS},
+    "visft.nano_clip": visft_scenes.nano_clip,
+    **{f"visft.nano_{head}": partial(visft_scenes.nano_first_stage, head) for head in HEADS},
+    "visft.nano_lora": visft_scenes.nano_lora,
     **{f"polar.{network}": partial(polar.segmenter, network) for network in _NETWORKS},
     "polar.centers": polar.centers,
     "polar.git": polar.git,

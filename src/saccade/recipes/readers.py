@@ -12,7 +12,6 @@ LATER_READERS: dict[str, str] = {
     "ccs": "CC3M, CC12M and SBU with BLIP's filtered captions",
     "visual_genome": "Visual Genome captions",
     "flickr30k": "Flickr30k phrases with boxes",
-    "nocaps": "nocaps captions",
 }
 """Readers that published recipes name and that come later, to the data they will read."""
 

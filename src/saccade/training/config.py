@@ -11,6 +11,7 @@ from typing import Literal, TypeVar
 from saccade.data.augment import Augment
 from saccade.data.sources.spec import SourceSpec
 from saccade.errors import ConfigError, nearest
+from saccade.layers.lora import LoRAConfig
 from saccade.layers.precision import Precision
 from saccade.metrics.center import SCORE_NAMES as CENTER_SCORES
 from saccade.metrics.depth import SCORE_NAMES as DEPTH_SCORES
@@ -20,6 +21,7 @@ from saccade.models.ait.config import AiTConfig
 from saccade.models.gsva.config import GSVAConfig
 from saccade.models.polar.config import PolarConfig
 from saccade.models.systems import ModelConfig, offers
+from saccade.models.visft.config import ViSFTConfig
 from saccade.tasks import Task
 
 S = TypeVar("S")
@@ -119,10 +121,13 @@ class OptimConfig:
         no_decay: Shell patterns of further parameters without weight decay.
         clip_norm: Greatest L2 norm of all gradients (0 = no clipping).
         layer_rates: Per-layer multipliers; None = 1 everywhere.
+        adam: How AdamW treats decay and epsilon: as ``torch`` does, or as ``transformers`` did
+            (:class:`saccade.training.adam.TransformersAdamW`).
         schedule: ``cosine`` to ``min_lr``, ``constant``, ``steps``: a factor (a tenth) from every milestone on,
-            ``linear``: down to a hundredth of itself at the end, the warm-up counted in (mmcv), or ``deepspeed``:
-            behind the warm-up linearly to 0, one step late (the first step has the full rate, the second none), as
-            DeepSpeed's engine applies its WarmupDecayLR.
+            ``linear``: down to a hundredth of itself at the end, the warm-up counted in (mmcv), ``deepspeed``: behind
+            the warm-up linearly to 0, one step late (the first step has the full rate, the second none), as DeepSpeed's
+            engine applies its WarmupDecayLR, or ``transformers``: a cosine to 0 behind a warm-up that begins with 0, so
+            that the first step changes nothing.
         milestones: Steps (0-based) of the schedule ``steps``.
         milestone_factor: What the rate is multiplied by at each of them.
         warmup_steps: Linear warm-up.
@@ -139,7 +144,8 @@ class OptimConfig:
     clip_norm: float = 0.1
     no_decay: tuple[str, ...] = ()
     layer_rates: LayerRates | LayerDecay | None = None
-    schedule: Literal["cosine", "constant", "steps", "linear", "deepspeed"] = "cosine"
+    adam: Literal["torch", "transformers"] = "torch"
+    schedule: Literal["cosine", "constant", "steps", "linear", "deepspeed", "transformers"] = "cosine"
     milestones: tuple[int, ...] = ()
     milestone_factor: float = 0.1
     warmup_steps: int = 0
@@ -159,6 +165,8 @@ class TrainConfig:
         val: What is evaluated, each with the metric of its task.
         steps: Optimiser steps. 0 with an empty mixture only evaluates ``val``.
         optim: Optimiser and schedule.
+        lora: Low-rank updates that are trained instead of the model, and what is trained beside them; None = the model
+            itself is trained.
         initialise: Fresh weights: ``plain`` as published, or ``local`` for training without any pre-training
             (:func:`saccade.layers.local_start.start_local`).
         weights: A checkpoint folder or zoo name whose whole model is the start (fine-tuning).
@@ -167,14 +175,18 @@ class TrainConfig:
         mask_vqvae: A trained VQ-VAE of masks, whose codes AiT learns to say: a checkpoint folder, or a released file.
         depth_vqvae: The same of depth.
         finder: A trained centre predictor or segmenter that finds centres for a polar segmenter: a checkpoint folder.
+        detection_init: A trained detection head, the start of ViSFT's: a file of the authors or of ours.
+        instance_init: The same of its segmentation head.
+        caption_init: The same of its caption head.
         language_init: A LLaVA with a linear projector, the start of GSVA's language model: a file, or a folder of some.
         language_base: The LLaMA that ``language_init`` is the difference from, where it was released so (a delta).
         clip_init: A CLIP, the start of what GSVA's language model sees with.
         text_init: A BERT embedding file for ``text_embed`` (GiT's ``bert_embed*.pt``).
-        vocabulary: A WordPiece vocabulary file (GiT) or a SentencePiece model (GSVA); empty = that of ``weights``, or
-            the bundled one that fits.
+        vocabulary: A WordPiece vocabulary file (GiT), a SentencePiece model (GSVA), a map of words (ViSFT) or CLIP's
+            merges; empty = that of ``weights``, or the bundled one that fits.
         mixture: ``drawn``: every batch comes from one source, drawn by weight, and gradients are the mean over the
-            batches of a step; ``mixed``: every sample of a batch does (for models whose batches may mix sources);
+            batches of a step; ``stepwise``: the same, but all batches of a step come from one source; ``mixed``: every
+            sample of a batch is drawn by itself (for models whose batches may mix sources);
             ``together``: every step takes ``per_step`` batches of every source, the losses of
             different tasks are added, and those of one task averaged.
         parallel: Several processes: ``replicate``: each holds the whole model (DDP); ``shard``: the weights are spread
@@ -206,18 +218,22 @@ class TrainConfig:
     steps: int
     val: tuple[SourceConfig, ...] = ()
     optim: OptimConfig = field(default_factory=OptimConfig)
+    lora: LoRAConfig | None = None
     initialise: Literal["plain", "local"] = "plain"
     weights: str = ""
     init_from: str = ""
     mask_vqvae: str = ""
     depth_vqvae: str = ""
     finder: str = ""
+    detection_init: str = ""
+    instance_init: str = ""
+    caption_init: str = ""
     language_init: str = ""
     language_base: str = ""
     clip_init: str = ""
     text_init: str = ""
     vocabulary: str = ""
-    mixture: Literal["drawn", "mixed", "together"] = "drawn"
+    mixture: Literal["drawn", "stepwise", "mixed", "together"] = "drawn"
     parallel: Literal["replicate", "shard"] = "replicate"
     missing: Literal["refuse", "leave_out"] = "refuse"
     accumulate: int = 1
@@ -310,7 +326,8 @@ def validate(config: TrainConfig) -> None:
         raise ConfigError("a run of 0 steps evaluates, but nothing is to be evaluated", where="val")
     if not config.train and not only_evaluates:
         raise ConfigError("the mixture has no source", where="train", fix="add at least one source to train")
-    parts = [name for name in ("init_from", "language_init", "clip_init") if getattr(config, name)]
+    heads = ("detection_init", "instance_init", "caption_init")
+    parts = [name for name in ("init_from", "language_init", "clip_init", *heads) if getattr(config, name)]
     if config.weights and parts:
         raise ConfigError(
             f"weights and {parts[0]} both say what the model starts from",
@@ -334,6 +351,17 @@ def validate(config: TrainConfig) -> None:
     for name in ("language_init", "language_base", "clip_init"):
         if getattr(config, name) and not isinstance(config.model, GSVAConfig):
             raise ConfigError("only GSVA has such a part", where=name, fix="leave it out")
+    for name in heads:
+        if getattr(config, name) and getattr(config.model, name.removesuffix("_init"), None) is None:
+            raise ConfigError("the model has no such head", where=name, fix="leave it out")
+        if getattr(config, name) and not isinstance(config.model, ViSFTConfig):
+            raise ConfigError("only ViSFT takes heads from elsewhere", where=name, fix="leave it out")
+    if config.lora is not None and isinstance(config.model, GSVAConfig):
+        raise ConfigError(
+            "GSVA has low-rank updates of its own",
+            where="lora",
+            fix="set model.lora.rank and model.trainable instead",
+        )
     if config.language_base and not config.language_init:
         raise ConfigError("a base without the difference that is added to it", where="language_base")
     if config.parallel == "shard" and (config.ema_decay or not isinstance(config.model, GSVAConfig)):

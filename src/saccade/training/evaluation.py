@@ -11,6 +11,7 @@ from typing import Any, Literal, TypeAlias
 from saccade.data.loader import EvalLoader
 from saccade.data.sources.base import Source, select_range
 from saccade.errors import SaccadeError, UsageError
+from saccade.layers.lora import updates_of
 from saccade.layers.precision import Precision, autocast
 from saccade.metrics import (
     DETECTION_PROTOCOLS,
@@ -196,6 +197,7 @@ def evaluate(
             "notes": [*metric.notes, *_answer_notes(metric, answer)],
             "input_hw": list(declared.size_hw),
             "precision": precision,
+            **_lora_stamp(model),
             **_answer_stamp(model, source.task, answer),
             **({"centers": centers} if isinstance(model, PolarSegmenter) else {}),
             "checkpoint": checkpoint,
@@ -207,6 +209,12 @@ def _answer_notes(metric: object, answer: Answering) -> list[str]:
     if answer == "given" or not isinstance(metric, ReferringMetric):
         return []
     return [f"answers: {answer}: what the model rejects has no mask, and overlaps with nothing, in every protocol"]
+
+
+def _lora_stamp(model: Model) -> dict[str, Any]:
+    """How often low-rank updates counted, where there are some."""
+    updates = [update for _, update in updates_of(model).values()]
+    return {"lora": {"rank": updates[0].config.rank, "multiplier": updates[0].multiplier}} if updates else {}
 
 
 def _answer_stamp(model: Model, task: Task, answer: str) -> dict[str, Any]:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from saccade.errors import CheckpointError, ConfigError
+from saccade.training.adam import TransformersAdamW
 from saccade.training.config import LayerDecay, LayerRates, OptimConfig
 from saccade.training.sharding import part_of
 
@@ -107,14 +108,17 @@ def _is_table(name: str) -> bool:
     return any(part in name for part in ("pos_embed", "rel_pos", "positions.", "words."))
 
 
-def build_optimizer(model: nn.Module, optim: OptimConfig) -> torch.optim.AdamW:
+def build_optimizer(model: nn.Module, optim: OptimConfig) -> torch.optim.Optimizer:
     """AdamW over :func:`parameter_groups` of the model; learning rates are set before every step by the engine.
 
     Parameters that took no part in a step keep ``grad = None`` and are left alone by that step: neither moved nor
     decayed, and their moments stay (PyTorch's rule, which the official recipes rely on with one task per batch).
     """
+    groups = parameter_groups(model.named_parameters(), optim)
+    if optim.adam == "transformers":
+        return TransformersAdamW(groups, lr=optim.lr, betas=optim.betas, eps=optim.eps)
     return torch.optim.AdamW(
-        parameter_groups(model.named_parameters(), optim),
+        groups,
         lr=optim.lr,
         betas=optim.betas,
         eps=optim.eps,

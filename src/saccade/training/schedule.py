@@ -17,7 +17,7 @@ def learning_rate(step: int, *, steps: int, optim: OptimConfig, multiplier: floa
     absolute: groups with a small multiplier end at the same rate as the others. With warm-up the first ``warmup_steps``
     steps rise linearly to ``base`` and the cosine spans the rest (or the whole, with ``warmup_counted``). With
     ``warmup_start`` the rise is that of mmcv and detectron2: it begins with that share and reaches ``base`` at step
-    ``warmup_steps``. The schedule ``deepspeed`` has its own warm-up, from 0.
+    ``warmup_steps``. The schedules ``deepspeed`` and ``transformers`` have their own warm-up, from 0.
 
     Args:
         step: 0-based optimiser step.
@@ -31,6 +31,10 @@ def learning_rate(step: int, *, steps: int, optim: OptimConfig, multiplier: floa
         late = step - 1  # its scheduler first acts behind the first step
         rise = 1.0 if late < 0 else late / warmup if late < warmup else 1.0
         return base * min(rise, max(0.0, (steps - max(late, 0)) / max(1, steps - warmup)))
+    if optim.schedule == "transformers":
+        if step < warmup:
+            return base * step / warmup
+        return base * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup))) / 2
     drops = sum(step >= milestone for milestone in optim.milestones) if optim.schedule == "steps" else 0
     base *= optim.milestone_factor**drops
     if optim.schedule == "linear":

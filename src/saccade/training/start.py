@@ -17,9 +17,10 @@ from saccade.hub.convert import map_file
 from saccade.hub.convert_gsva import load_parts
 from saccade.hub.resolve import ASSETS, bundled_checkpoints, fetch_file, load_model, resolve
 from saccade.hub.shards import fill, no_weights
-from saccade.hub.starts import load_backbone, load_text_embedding
+from saccade.hub.starts import load_backbone, load_head, load_text_embedding
 from saccade.hub.zoo import ZOO
 from saccade.layers.local_start import start_local
+from saccade.layers.lora import add_lora, fold
 from saccade.layers.vit import PlainViT
 from saccade.mapping import MappingReport
 from saccade.models.ait.adapt import adapted_state
@@ -37,13 +38,21 @@ from saccade.models.polar.config import PolarConfig
 from saccade.models.polar.model import PolarSegmenter
 from saccade.models.polar.segmenter import Segmenter, ViTPixels
 from saccade.models.systems import Model, Vocabulary, build, reading_config, system_of
+from saccade.models.visft.clip import CLIPPair, CLIPPairConfig
+from saccade.models.visft.config import HEADS, ViSFTConfig
+from saccade.models.visft.initialise import initialise_published as initialise_eva
+from saccade.models.visft.model import ViSFT
 from saccade.models.vitdet.initialise import initialise_published
 from saccade.models.vitdet.model import ViTDet
 from saccade.tasks import Task
+from saccade.tokens.clip_pieces import FILE as MERGES
+from saccade.tokens.clip_pieces import CLIPPieces
 from saccade.tokens.codebook import VQVAEConfig
 from saccade.tokens.pieces import FILE as PIECES
 from saccade.tokens.pieces import PieceVocabulary
 from saccade.tokens.vocabulary import TextVocabulary
+from saccade.tokens.words import FILE as WORDS
+from saccade.tokens.words import WordMap
 from saccade.training.config import TrainConfig
 
 # What a detector must learn anew for other classes: outputs per class, and mask heads that only one of two models has.
@@ -69,16 +78,25 @@ def build_model(config: TrainConfig, *, resumed: Path | None = None) -> tuple[Mo
     """
     if resumed is not None:
         return load_folder(resumed).model, []
+    model, reports = _started(config)
+    _load_vqvaes(model, config)
+    _load_finder(model, config)
+    if config.lora is not None:
+        add_lora(model, config.lora)
+    return model, reports
+
+
+def _started(config: TrainConfig) -> tuple[Model, list[MappingReport]]:
+    """The model of a new run, but for what is put on it."""
     if config.weights:
-        model = _whole_model(config)
-        _load_vqvaes(model, config)
-        _load_finder(model, config)
-        return model, []
+        return _whole_model(config), []
     model = build(config.model, vocabulary_of(config))
     if config.initialise == "local":
         _start_local(model)
     elif isinstance(model, ViTDet):
         initialise_published(model)
+    elif isinstance(model, ViSFT | CLIPPair):
+        initialise_eva(model.backbone)
     reports: list[MappingReport] = []
     if isinstance(model, GSVA):
         given = {"sam": config.init_from, "llava": config.language_init, "clip": config.clip_init}
@@ -91,14 +109,16 @@ def build_model(config: TrainConfig, *, resumed: Path | None = None) -> tuple[Mo
         if not isinstance(model, GiT):
             raise ConfigError(f"a {model.system} model has no text embedding", where="text_init")
         reports.append(load_text_embedding(model, _file(config.text_init)))
-    _load_vqvaes(model, config)
-    _load_finder(model, config)
+    if isinstance(model, ViSFT):
+        heads = {"detection": config.detection_init, "instance": config.instance_init, "caption": config.caption_init}
+        reports += [load_head(model, head, _file(heads[head])) for head in HEADS if heads[head]]
     return model, reports
 
 
 def start_of(config: TrainConfig) -> str:
     """What a run starts from, as its checkpoints tell it: a whole model, parts of one, or fresh weights."""
-    parts = (config.language_init, config.language_base, config.clip_init, config.init_from, config.text_init)
+    parts = [config.language_init, config.language_base, config.clip_init, config.init_from, config.text_init]
+    parts += [config.detection_init, config.instance_init, config.caption_init]
     return config.weights or ", ".join(filter(None, parts)) or "fresh weights"
 
 
@@ -212,12 +232,14 @@ def _start_local(model: Model) -> None:
 def _whole_model(config: TrainConfig) -> Model:
     """``weights``: every tensor must find its place in the configured model.
 
-    A detector with other classes than those of ``weights`` keeps fresh what depends on the classes; AiT keeps what both
+    Low-rank updates of the loaded one become part of its weights. A detector with other classes than those of
+    ``weights`` keeps fresh what depends on the classes; AiT keeps what both
     know (:func:`saccade.models.ait.adapt.adapted_state`).
     """
     if isinstance(config.model, GSVAConfig):
         return _large_model(config)
     loaded = load_model(config.weights).model
+    fold(loaded)
     model = build(config.model, vocabulary_of(config))
     state = loaded.state_dict()
     if isinstance(model, AiT) and isinstance(loaded, AiT):
@@ -300,21 +322,58 @@ def vocabulary_of(config: TrainConfig) -> Vocabulary | None:
     if isinstance(config.model, GSVAConfig):
         return _pieces_of(config, config.model.language.vocab_size)
     reading = reading_config(config.model)
+    if isinstance(reading, ViSFTConfig):
+        return None if reading.caption is None else _words_of(config, reading.caption.speaker.vocabulary)
+    if isinstance(reading, CLIPPairConfig):
+        return _pair_vocabulary(config, reading.text.vocab_size)
     if not isinstance(reading, GiTConfig):
         return None
     if config.vocabulary:
         return TextVocabulary(config.vocabulary)
     if config.weights:
         return TextVocabulary(resolve(config.weights) / VOCABULARY)
-    for path in sorted(ASSETS.rglob(VOCABULARY)):
-        bundled = TextVocabulary(path)
-        if len(bundled) == reading.vocab_size:
-            return bundled
-    raise ConfigError(
-        f"no bundled vocabulary has {reading.vocab_size} pieces",
-        where="vocabulary",
+    return _bundled_pieces(
+        reading.vocab_size,
         fix="pass vocabulary=PATH/vocab.txt (for the published sizes of GiT: that of bert-base-uncased)",
     )
+
+
+def _bundled_pieces(rows: int, *, fix: str) -> TextVocabulary:
+    for path in sorted(ASSETS.rglob(VOCABULARY)):
+        bundled = TextVocabulary(path)
+        if len(bundled) == rows:
+            return bundled
+    raise ConfigError(f"no bundled vocabulary has {rows} pieces", where="vocabulary", fix=fix)
+
+
+def _words_of(config: TrainConfig, words: int) -> WordMap:
+    """The words of a caption head: those named, those it was trained with, or the bundled ones."""
+    named = config.vocabulary or config.weights or config.caption_init
+    if config.vocabulary:
+        return WordMap.load(config.vocabulary)
+    if named:
+        folder = resolve(named)
+        return WordMap.load(folder if folder.is_dir() else folder.parent)
+    for path in sorted(ASSETS.rglob(WORDS)):
+        bundled = WordMap.load(path)
+        if len(bundled) == words:
+            return bundled
+    raise ConfigError(
+        f"no bundled map has {words} words",
+        where="vocabulary",
+        fix="pass vocabulary=PATH/WORDMAP_....json, that which the captions were written with",
+    )
+
+
+def _pair_vocabulary(config: TrainConfig, rows: int) -> CLIPPieces | TextVocabulary:
+    """Word pieces, or CLIP's byte pairs, of a pair of towers."""
+    given = config.vocabulary or config.weights
+    if not given:
+        return _bundled_pieces(rows, fix="pass vocabulary=PATH/bpe_simple_vocab_16e6.txt.gz, or a vocab.txt")
+    path = Path(config.vocabulary) if config.vocabulary else resolve(config.weights)
+    if path.is_dir():
+        path = path / (MERGES if (path / MERGES).is_file() else VOCABULARY)
+    return TextVocabulary(path) if path.name == VOCABULARY else CLIPPieces(path)
 
 
 def _pieces_of(config: TrainConfig, rows: int) -> PieceVocabulary:

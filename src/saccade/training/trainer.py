@@ -195,6 +195,7 @@ class _Run:
             workers=self.config.workers,
             start_step=self.step * self.config.batches_per_step,
             rounds=[given.per_step for given, _ in self.train] if self.config.mixture == "together" else None,
+            repeat=self.config.accumulate if self.config.mixture == "stepwise" else 1,
             mixed=self.config.mixture == "mixed",
             pin_memory=self.world.device.type == "cuda",
         )

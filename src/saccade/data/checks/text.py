@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
 from saccade.data.checks.coco import check_segmentation
 from saccade.data.checks.report import ImageEntry, Report, add_unsayable, check_box
+from saccade.data.sources.caption_hdf5 import CaptionHdf5Source
 from saccade.data.sources.karpathy import caption_image_folders, find_captions, read_captions
 from saccade.data.sources.layout import find_images, read_json
+from saccade.data.sources.nocaps import nocaps_annotations
 from saccade.data.sources.refcoco import (
     PATTERNS,
     chosen_references,
@@ -60,6 +63,25 @@ def check_captions(spec: SourceSpec, root: Path, report: Report) -> list[ImageEn
     except UsageError as error:
         report.add("missing_image", f"{error.what}: {error.why}")
         return []
+
+
+def check_caption_hdf5(spec: SourceSpec, root: Path, report: Report) -> list[ImageEntry]:
+    """Looks at the captions of a split in HDF5; its images lie in one file, so that none is listed.
+
+    Raises:
+        DataError: Images, captions and words do not belong together.
+    """
+    source = CaptionHdf5Source(dataclasses.replace(spec, per_caption=False))
+    captions = [len(source.captions(index)) for index in range(len(source))]
+    report.counts |= {"images": len(captions), "annotations": sum(captions)}
+    return []
+
+
+def check_nocaps(spec: SourceSpec, root: Path, report: Report) -> list[ImageEntry]:
+    """Looks at the caption file of nocaps, which has the form of COCO's; returns the images that it names."""
+    return check_captions(
+        dataclasses.replace(spec, annotations=nocaps_annotations(root, spec.annotations)), root, report
+    )
 
 
 def _check_coco_captions(content: dict[str, Any], report: Report) -> None:

@@ -6,8 +6,9 @@ clearly does not. A phrase about which any object is in doubt is not used.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 
 from saccade.data.scenes.words import COLOURS, MATERIALS, NUMBERS, PLURALS, SEMANTIC_CLASSES, SIZES, THING_CLASSES
 
@@ -16,6 +17,8 @@ _FUNCTION_WORDS = (
     *("object", "objects", "of", "on", "right", "the", "with"),
 )
 _SUPERLATIVES = ("leftmost", "rightmost", "nearest", "farthest", "biggest", "smallest")
+_SINGLE_SHARES = (0.55, 0.2, 0.25)  # more than half of the phrases need looks alone; the rest need comparison
+_MISSING_SHARES = (0.35, 0.1, 0.1, 0.05, 0.2, 0.2)  # about as often as a phrase with targets has such a form
 RELATIONS: tuple[str, ...] = ("left of", "right of", "in front of", "behind")
 
 VOCABULARY: tuple[str, ...] = tuple(
@@ -143,10 +146,7 @@ def _caption_relation(one: Thing, two: Thing) -> str:
 
 def single_phrases(things: Sequence[Thing]) -> tuple[list[Phrase], list[Phrase], list[Phrase]]:
     """Every expression that describes exactly one object: by its looks, by a superlative, by a relation."""
-    looks: dict[str, list[int]] = {}
-    for index, thing in enumerate(things):
-        for text in _looks(thing):
-            looks.setdefault(text, []).append(index)
+    looks = _members(things, _looks)
     plain = [Phrase(text=f"the {text}", targets=(found[0],)) for text, found in looks.items() if len(found) == 1]
     extreme: list[Phrase] = []
     for noun, members in _groups(things):
@@ -166,22 +166,8 @@ def single_phrases(things: Sequence[Thing]) -> tuple[list[Phrase], list[Phrase],
 
 def several_phrases(things: Sequence[Thing]) -> list[Phrase]:
     """Every expression that describes two or more objects."""
-    looks: dict[str, list[int]] = {}
-    groups: dict[str, list[int]] = {}
-    for index, thing in enumerate(things):
-        plural = PLURALS[thing.name]
-        for text in (
-            plural,
-            f"{thing.colour} {plural}",
-            f"{thing.material} {plural}",
-            f"{thing.size} {plural}",
-            f"{thing.colour} objects",
-            f"{thing.material} objects",
-        ):
-            groups.setdefault(text, []).append(index)
-        for text in _looks(thing):
-            looks.setdefault(text, []).append(index)
-    found = [Phrase(text=f"all {text}", targets=tuple(all_)) for text, all_ in groups.items() if len(all_) > 1]
+    looks, groups = _members(things, _looks), _members(things, _kinds)
+    found = [Phrase(text=f"all {_plural(text)}", targets=tuple(all_)) for text, all_ in groups.items() if len(all_) > 1]
     anchors = _anchors(things, looks)
     found += [
         Phrase(text=f"the {one} and the {two}", targets=(min(i, j), max(i, j)))
@@ -197,24 +183,55 @@ def several_phrases(things: Sequence[Thing]) -> list[Phrase]:
     return found
 
 
-def missing_phrases(things: Sequence[Thing]) -> list[Phrase]:
-    """Expressions that describe nothing in the scene, though most of their words fit something in it."""
-    looks: dict[str, list[int]] = {}
+def missing_phrases(things: Sequence[Thing]) -> tuple[list[Phrase], ...]:
+    """Expressions that describe nothing in the scene, though most of their words fit something in it.
+
+    They have every form of those that describe something, with a word exchanged or a relation that does not hold: who
+    wants to know whether there is such an object has to look at the picture, for the form does not tell.
+
+    Returns:
+        By looks; by a superlative; by a relation that does not hold; by a relation of what is not there; all of a kind;
+        two objects.
+    """
+    looks, groups, nouns = _members(things, _looks), _members(things, _kinds), dict(_groups(things))
+    anchors = _anchors(things, looks)
+    related = list(_related(things, anchors))
+    absent = _exchanged(nouns, nouns)
+    pairs = _exchanged([text for _, text in anchors], looks)
+    texts = (
+        [f"the {text}" for text in _exchanged([text for text, all_ in looks.items() if len(all_) == 1], looks)],
+        [f"the {word} {noun}" for word in _SUPERLATIVES for noun in absent],
+        [f"the {noun} {where}" for noun, where, found in related if not found],
+        [f"the {noun} {where}" for where in dict.fromkeys(where for _, where, _ in related) for noun in absent],
+        [
+            f"all {_plural(text)}"
+            for text in _exchanged([text for text, all_ in groups.items() if len(all_) > 1], groups)
+        ],
+        [f"the {one} and the {two}" for one, two in zip(pairs, pairs[len(pairs) // 2 :], strict=False)],
+    )
+    return tuple([Phrase(text=text, targets=()) for text in kind] for kind in texts)
+
+
+def _members(things: Sequence[Thing], describe: Callable[[Thing], tuple[str, ...]]) -> dict[str, list[int]]:
+    """Every description of every object, and the objects that it fits."""
+    found: dict[str, list[int]] = {}
     for index, thing in enumerate(things):
-        for text in _looks(thing):
-            looks.setdefault(text, []).append(index)
-    names = {thing.name for thing in things}
-    colours = {thing.colour for thing in things}
-    texts = [
-        f"{c} {n}" for n in THING_CLASSES for c in COLOURS if (n in names or c in colours) and f"{c} {n}" not in looks
-    ]
-    found = [Phrase(text=f"the {text}", targets=()) for text in texts]
-    found += [
-        Phrase(text=f"the {noun} {where}", targets=())
-        for noun, where, targets in _related(things, _anchors(things, looks))
-        if not targets
-    ]
+        for text in describe(thing):
+            found.setdefault(text, []).append(index)
     return found
+
+
+def _exchanged(texts: Iterable[str], present: Container[str]) -> list[str]:
+    """The descriptions with one word exchanged for another of its kind, where nothing present fits them then."""
+    changed = {
+        " ".join((*words[:place], other, *words[place + 1 :])): None
+        for words in (text.split() for text in texts)
+        for place, word in enumerate(words)
+        for kind in (THING_CLASSES, tuple(COLOURS), tuple(SIZES), MATERIALS)
+        if word in kind
+        for other in kind
+    }
+    return [text for text in changed if text not in present]
 
 
 def _looks(thing: Thing) -> tuple[str, ...]:
@@ -227,6 +244,18 @@ def _looks(thing: Thing) -> tuple[str, ...]:
         f"{thing.material} {thing.name}",
         f"{thing.material} {thing.colour} {thing.name}",
         f"{thing.colour} object",
+    )
+
+
+def _kinds(thing: Thing) -> tuple[str, ...]:
+    """Descriptions of the kinds that one object belongs to, in the singular."""
+    return (
+        thing.name,
+        f"{thing.colour} {thing.name}",
+        f"{thing.material} {thing.name}",
+        f"{thing.size} {thing.name}",
+        f"{thing.colour} object",
+        f"{thing.material} object",
     )
 
 
@@ -297,17 +326,25 @@ def choose_phrases(things: Sequence[Thing], units: Sequence[float]) -> tuple[Phr
     chosen: list[Phrase] = []
     kinds = single_phrases(things)
     for unit in units[:3]:
-        # More than half of the phrases need looks alone; the rest need comparison.
-        kind, share = (
-            (0, unit / 0.55) if unit < 0.55 else (1, (unit - 0.55) / 0.2) if unit < 0.75 else (2, (unit - 0.75) * 4)
-        )
+        kind, share = _divide(unit, _SINGLE_SHARES)
         _add(chosen, kinds[kind] or kinds[0], share)
     several, missing = several_phrases(things), missing_phrases(things)
     for unit in units[3:5]:
         _add(chosen, several, unit)
     for unit in units[5:7]:
-        _add(chosen, missing, unit)
+        kind, share = _divide(unit, _MISSING_SHARES)
+        _add(chosen, missing[kind] or missing[0], share)
     return tuple(chosen)
+
+
+def _divide(unit: float, shares: tuple[float, ...]) -> tuple[int, float]:
+    """The part of [0, 1) that a number falls in, and where it lies in that part."""
+    begin = 0.0
+    for index, end in enumerate(accumulate(shares)):
+        if unit < end or index == len(shares) - 1:
+            return index, (unit - begin) / (end - begin)
+        begin = end
+    raise AssertionError("a division has parts")
 
 
 def _add(chosen: list[Phrase], options: list[Phrase], unit: float) -> None:

@@ -7,6 +7,7 @@ from functools import partial
 
 from saccade.data.sources.base import Source, balance_classes, select_range
 from saccade.data.sources.bdd100k import open_bdd100k
+from saccade.data.sources.caption_hdf5 import CaptionHdf5Source
 from saccade.data.sources.cityscapes import open_cityscapes
 from saccade.data.sources.class_phrases import ClassPhrases, open_coco_stuff, open_mapillary
 from saccade.data.sources.coco import open_coco
@@ -18,6 +19,7 @@ from saccade.data.sources.lits import open_lits
 from saccade.data.sources.llava import LlavaInstructSource
 from saccade.data.sources.mask_crops import MaskCropsSource
 from saccade.data.sources.mask_folder import MaskFolderSource, ade20k_source
+from saccade.data.sources.nocaps import NocapsSource
 from saccade.data.sources.nuimages import open_nuimages
 from saccade.data.sources.nyu import open_nyu
 from saccade.data.sources.object_masks import open_cvc_clinicdb, open_isic2018
@@ -104,6 +106,8 @@ READERS: dict[str, Callable[[SourceSpec], Source]] = {
     "mask_folder": _open_mask_folder,
     "ade20k": _open_ade20k,
     "karpathy": _open_karpathy,
+    "caption_hdf5": CaptionHdf5Source,
+    "nocaps": NocapsSource,
     "refcoco": partial(_open_references, patterns=PATTERNS),
     "grefcoco": partial(_open_references, patterns=GREFCOCO_PATTERNS),
     "refzom": partial(_open_references, patterns=REFZOM_PATTERNS),
@@ -138,7 +142,7 @@ DRAWN = frozenset({"scenes", "scene_dialogues"})
 
 ONE_SPLIT_FILES = frozenset(READERS) - DRAWN - {
     "voc", "mask_folder", "ade20k", "refcoco", "grefcoco", "refzom", "reasonseg",
-    "coco_stuff", "mapillary", "depth_folder", "mask_crops",
+    "coco_stuff", "mapillary", "depth_folder", "mask_crops", "caption_hdf5",
     "isic2018", "cvc_clinicdb", "lits",
 }  # fmt: skip
 """Readers of which ``annotations`` names the file of a single split."""

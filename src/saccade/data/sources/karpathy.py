@@ -76,6 +76,10 @@ class KarpathySource:
     def __len__(self) -> int:
         return len(self._records)
 
+    def captions_of(self, index: int) -> tuple[str, ...]:
+        """The captions of a sample, without its image."""
+        return tuple(self._records[index][2])
+
     def __getitem__(self, index: int) -> Sample:
         """Reads one image with its captions."""
         file, image_id, captions = self._records[index]

@@ -35,6 +35,8 @@ class SourceSpec:
         min_box: Boxes with a side below this, in pixels, are ignored regions (GiT: 17 in WIDER FACE, 32 in VOC); read
             by COCO and by formats that list plain boxes.
         depth_scale: What the whole numbers of depth maps are divided by to give metres (1000: millimetres; TUM: 5000).
+        soft_masks: Polygons are drawn at four times the size and reduced, so that masks are soft at their outline
+            (ViSFT's training; read by COCO).
         per_caption: One sample per caption instead of one per image.
     """
 
@@ -59,4 +61,5 @@ class SourceSpec:
     min_side: int = 0
     min_box: float = 0.0
     depth_scale: float = 1000.0
+    soft_masks: bool = False
     per_caption: bool = False

@@ -1,0 +1,97 @@
+"""``saccade lora``: low-rank updates taken out of checkpoints, and added to the weights that they belong to."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from saccade.cli.parser import Verbs, add_json, comma_list
+from saccade.errors import UsageError
+
+
+def add(verbs: Verbs) -> None:
+    """Adds the verb."""
+    parser = verbs.add(
+        "lora",
+        summary="Take low-rank updates out of a checkpoint, or add them to weights for good.",
+        examples=[
+            "saccade lora extract runs/visft/lora_g/checkpoints/last --out eva_g_lora.pt",
+            "saccade lora extract runs/cells/checkpoints/last --form peft --out adapter",
+            "saccade lora merge runs/cells/checkpoints/last --out cells",
+            "saccade lora merge eva_vit_g.pth eva_g_lora_50000.pt --out eva_vit_g_visft.pth",
+            "saccade lora merge blip2_pretrained.pth eva_g_lora_50000.pt --leave-out 39 --out blip2_visft.pth",
+        ],
+    )
+    words = Verbs(parser)
+    extract = words.add(
+        "extract",
+        summary="Write the low-rank updates of a checkpoint by themselves.",
+        examples=["saccade lora extract model_50000.ckpt --out eva_g_lora_50000.pt"],
+        run=_extract,
+    )
+    extract.add_argument("source", type=Path, metavar="CHECKPOINT", help="a folder of ours, or the authors' checkpoint")
+    extract.add_argument("--out", type=Path, required=True, metavar="PATH", help="a file (peft: a folder) to write")
+    extract.add_argument(
+        "--form", choices=("official", "peft"), default="official", help="as ViSFT's authors, or for peft"
+    )
+    add_json(extract)
+    merge = words.add(
+        "merge",
+        summary="Add low-rank updates to the weights; the result has the form that the weights had.",
+        examples=["saccade lora merge eva_vit_g.pth eva_g_lora_50000.pt --out eva_vit_g_visft.pth"],
+        run=_merge,
+    )
+    merge.add_argument(
+        "base", type=Path, metavar="WEIGHTS", help="a checkpoint folder of ours, or an official file with a backbone"
+    )
+    merge.add_argument("updates", type=Path, nargs="?", metavar="UPDATES", help="an official file, or a checkpoint")
+    merge.add_argument("--out", type=Path, required=True, metavar="PATH", help="the folder or file to write")
+    merge.add_argument(
+        "--multiplier",
+        type=int,
+        choices=(1, 2),
+        default=1,
+        help="2: updates count twice, as in the official code in evaluation mode (default: 1)",
+    )
+    merge.add_argument(
+        "--leave-out", type=comma_list, default=(), metavar="N,N", help="blocks that the weights do not have"
+    )
+    add_json(merge)
+
+
+def _extract(arguments: argparse.Namespace) -> int:
+    from saccade.cli import screen
+    from saccade.hub.lora import extract
+
+    layers = extract(arguments.source, arguments.out, form=arguments.form)
+    screen.write_json(arguments.json, {"written": arguments.out, "layers": layers})
+    screen.note(f"wrote the updates of {layers} layers to {arguments.out}")
+    return 0
+
+
+def _merge(arguments: argparse.Namespace) -> int:
+    from saccade.cli import screen
+    from saccade.hub.lora import merge_files
+
+    if not all(block.isdigit() for block in arguments.leave_out):
+        raise UsageError("blocks are whole numbers", where="--leave-out", fix="--leave-out 39")
+    merged = merge_files(
+        arguments.base,
+        arguments.updates,
+        arguments.out,
+        multiplier=arguments.multiplier,
+        leave_out=map(int, arguments.leave_out),
+    )
+    told = {
+        "written": merged.path,
+        "blocks": list(merged.blocks),
+        "left_out": list(merged.left_out),
+        "multiplier": arguments.multiplier,
+        "scale": merged.scale,
+    }
+    screen.write_json(arguments.json, told)
+    screen.note(
+        f"wrote {merged.path}: {len(merged.blocks)} blocks changed, B A counts {merged.scale:g} "
+        f"(multiplier {arguments.multiplier})"
+    )
+    return 0

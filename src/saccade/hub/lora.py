@@ -1,0 +1,341 @@
+"""Low-rank updates as files: taken out of checkpoints, written in other forms, added to the weights they belong to.
+
+Three forms are read: checkpoints of ours, the authors' files and checkpoints of ViSFT (``visual.blocks.*.lora_A``), and
+what :func:`extract` writes. peft's form is written, and read by peft.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, TypeAlias
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from saccade.errors import CheckpointError, UsageError
+from saccade.hub.checkpoint import is_checkpoint, load_folder, save_model
+from saccade.hub.unpickle import read_tensor_file
+from saccade.hub.weight_sets import read_weight_set
+from saccade.layers.lora import LoRAConfig, Multiplier, add_lora, fold, lora_of, set_multiplier, updates_of
+from saccade.models.visft import convert as visft
+
+LoRAForm: TypeAlias = Literal["official", "peft"]
+
+PEFT_CONFIG, PEFT_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+_PEFT_PREFIX = "base_model.model."
+
+
+@dataclass(kw_only=True, frozen=True)
+class Merged:
+    """What :func:`merge_files` did.
+
+    Attributes:
+        path: What was written.
+        blocks: Blocks whose weights were changed.
+        left_out: Blocks of the updates that were left out on request.
+        scale: What the product of the two factors counted, the multiplier included.
+    """
+
+    path: Path
+    blocks: tuple[int, ...]
+    left_out: tuple[int, ...]
+    scale: float
+
+
+def load_lora(model: nn.Module, state: Mapping[str, Tensor], *, source: str = "") -> None:
+    """Gives the updates of a model the values of an official file.
+
+    Args:
+        model: With updates of queries and values of its backbone's blocks (:func:`saccade.layers.lora.add_lora`).
+        state: Official names to tensors; what is no update is not looked at.
+        source: Where they came from, for messages.
+
+    Raises:
+        CheckpointError: Updates of another backbone, of another rank, or not of every block.
+    """
+    own = {int(name.split(".")[2]): update for name, (_, update) in updates_of(model).items()}
+    found, _ = visft.lora_form(state)
+    config = lora_of(model)
+    assert config is not None
+    width = next(iter(own.values())).A.shape[1]
+    _check(found, blocks=own, width=width, source=source, rank=config.rank)
+    with torch.no_grad():
+        for block, (down, up) in found.items():
+            own[block].A.copy_(down)
+            own[block].B.copy_(up)
+
+
+def extract(source: str | Path, out: str | Path, *, form: LoRAForm = "official") -> int:
+    """Writes the updates of a checkpoint by themselves.
+
+    Args:
+        source: A checkpoint folder of ours, or a checkpoint of the authors' second stage.
+        out: ``official``: a ``.pt`` or ``.safetensors`` file; ``peft``: a folder.
+        form: The form.
+
+    Returns:
+        Layers that have an update.
+
+    Raises:
+        CheckpointError: There are no updates, or (in the official form) others than of a ViSFT.
+        UsageError: What is to be written exists.
+    """
+    target = Path(out)
+    if target.exists():
+        raise UsageError("will not write over what is there", where=target, fix="choose another name")
+    if is_checkpoint(Path(source)):
+        model = load_folder(source).model
+        if lora_of(model) is None:
+            raise CheckpointError("the checkpoint has no low-rank updates", where=source)
+        if form == "peft":
+            return _write_peft(model, target)
+        official = _official(model, source)
+    else:
+        official = {k: v for k, v in read_tensor_file(Path(source)).tensors.items() if ".lora_" in k}
+        if not visft.is_lora(official):
+            raise CheckpointError("the file has no low-rank updates of queries and values", where=source)
+        if form == "peft":
+            raise UsageError(
+                "peft's form is written from a checkpoint of ours",
+                where=source,
+                fix="convert the file first: saccade convert FILE --base BACKBONE --out FOLDER",
+            )
+        blocks, _ = visft.lora_form(official)
+        official = _named(blocks)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    whole = {key: value.detach().contiguous().clone() for key, value in official.items()}
+    if target.suffix == ".safetensors":
+        save_file(whole, target, metadata={"format": "pt"})
+    else:
+        torch.save(whole, target)
+    return len(whole) // 2
+
+
+def merge_files(
+    base: str | Path,
+    updates: str | Path | None,
+    out: str | Path,
+    *,
+    multiplier: Multiplier = 1,
+    leave_out: Iterable[int] = (),
+) -> Merged:
+    """Adds updates to weights and writes the result in the form that the weights had.
+
+    Args:
+        base: A checkpoint folder of ours, or an official file that holds a backbone of the EVA family under any of its
+            names (``eva_vit_g.pth``, EVA-CLIP, BLIP-2, ViSFT): whatever else it holds is written as it was.
+        updates: An official file, or a checkpoint of ours that has some; None = those that ``base`` holds.
+        out: A folder, or a ``.pt``, ``.pth`` or ``.safetensors`` file.
+        multiplier: How often the updates count (:data:`saccade.layers.lora.Multiplier`).
+        leave_out: Blocks of the updates that ``base`` has not (39 for BLIP-2, which stops a block earlier).
+
+    Raises:
+        CheckpointError: The updates belong to another backbone, or do not cover its blocks.
+        UsageError: What is to be written exists, or there are no updates.
+    """
+    target = Path(out)
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise UsageError("will not write over what is there", where=target, fix="choose another name")
+    if is_checkpoint(Path(base)):
+        return _merge_checkpoint(Path(base), updates, target, multiplier)
+    return _merge_official(base, updates, target, multiplier, tuple(leave_out))
+
+
+def _merge_checkpoint(base: Path, updates: str | Path | None, target: Path, multiplier: Multiplier) -> Merged:
+    loaded = load_folder(base)
+    model = loaded.model
+    if updates is not None:
+        if lora_of(model) is not None:
+            raise UsageError("the checkpoint has updates of its own", where=base, fix="leave the second file out")
+        state, config = _read_updates(updates)
+        add_lora(model, config)
+        load_lora(model, state, source=str(updates))
+    held = updates_of(model)
+    if not held:
+        raise UsageError("the checkpoint has no low-rank updates", where=base, fix="name a file of them")
+    set_multiplier(model, multiplier)
+    scale = next(update.scale for _, update in held.values())
+    blocks = tuple(sorted({int(part) for name in held for part in name.split(".") if part.isdigit()}))
+    fold(model)
+    told = {"merged": str(updates or base), "lora_multiplier": multiplier}
+    save_model(model, target, classes=loaded.classes, provenance={**loaded.card.provenance, **told})
+    return Merged(path=target, blocks=blocks, left_out=(), scale=scale)
+
+
+def _merge_official(
+    base: str | Path, updates: str | Path | None, target: Path, multiplier: Multiplier, leave_out: tuple[int, ...]
+) -> Merged:
+    tensors = dict(read_weight_set(base).tensors)
+    prefix = visft.prefix_of(tensors)
+    if prefix is None:
+        raise CheckpointError("the file has no backbone of the EVA family", where=base, why=visft.describe(tensors))
+    held = {key: tensors.pop(key) for key in list(tensors) if ".lora_" in key}
+    if held and updates is not None:
+        raise UsageError("the file has updates of its own", where=base, fix="leave the second file out")
+    if not held and updates is None:
+        raise UsageError("the file has no low-rank updates", where=base, fix="name a file of them")
+    state, config = (held, None) if updates is None else _read_updates(updates)
+    found, _ = visft.lora_form(state)
+    found = {block: pair for block, pair in found.items() if block not in leave_out}
+    weight = f"{prefix}blocks.{{}}.attn.qkv.weight"
+    own = [block for block in range(len(tensors)) if weight.format(block) in tensors]
+    width = tensors[weight.format(0)].shape[1]
+    _check(found, blocks=own, width=width, source=str(updates or base))
+    scale = (config or _published_form(found)).scale * multiplier
+    for block, (down, up) in found.items():
+        old = tensors[weight.format(block)]
+        new = old.float()
+        for third, part_down, part_up in zip((0, 2), down.float().chunk(2), up.float().chunk(2), strict=True):
+            new[third * width : (third + 1) * width] += scale * part_up @ part_down
+        tensors[weight.format(block)] = new.to(old.dtype)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    if target.suffix == ".safetensors":
+        save_file({key: value.contiguous() for key, value in tensors.items()}, target, metadata={"format": "pt"})
+    else:
+        torch.save(tensors, target)
+    return Merged(path=target, blocks=tuple(found), left_out=leave_out, scale=scale)
+
+
+def _read_updates(path: str | Path) -> tuple[dict[str, Tensor], LoRAConfig]:
+    """Updates under official names, and their scale: that of a checkpoint of ours, or the published one."""
+    if not is_checkpoint(Path(path)):
+        tensors = read_tensor_file(Path(path)).tensors
+        return tensors, _published_form(visft.lora_form(tensors)[0])
+    model = load_folder(path).model
+    config = lora_of(model)
+    if config is None:
+        raise CheckpointError("the checkpoint has no low-rank updates", where=path)
+    return _named(_blocks(model, path)), LoRAConfig(rank=config.rank, alpha=config.alpha)
+
+
+def _published_form(found: Mapping[int, tuple[Tensor, Tensor]]) -> LoRAConfig:
+    rank = next(iter(found.values()))[1].shape[1] if found else visft.PUBLISHED_LORA.rank
+    return LoRAConfig(rank=rank, alpha=visft.PUBLISHED_LORA.alpha)
+
+
+def _check(
+    found: Mapping[int, tuple[Tensor, Tensor]],
+    *,
+    blocks: Iterable[int],
+    width: int,
+    source: str,
+    rank: int | None = None,
+) -> None:
+    """Whether updates belong to a backbone of so many blocks and such a width.
+
+    Raises:
+        CheckpointError: They do not; it says whose they are.
+    """
+    if not found:
+        raise CheckpointError("the file has no low-rank updates of queries and values", where=source)
+    told = f"the updates have {len(found)} blocks of width {next(iter(found.values()))[0].shape[1]}"
+    own = sorted(blocks)
+    for block, (down, up) in found.items():
+        if down.shape[1] != width or up.shape[0] != 2 * width:
+            raise CheckpointError(
+                "low-rank updates of another backbone",
+                where=source,
+                why=f"{told}, the backbone has {len(own)} of width {width}",
+                fix="take those of its size: eva_g_lora_*.pt have width 1408, eva_e_lora_*.pt width 1792",
+            )
+        given = up.shape[1]
+        if down.shape[0] != 2 * given or (rank is not None and given != rank):
+            wanted = f"not {rank}" if rank is not None and given != rank else f"but A has {down.shape[0]} rows"
+            raise CheckpointError(f"low-rank updates of rank {given}, {wanted}", where=f"{source}, block {block}")
+    missing, extra = sorted(set(own) - set(found)), sorted(set(found) - set(own))
+    if missing:
+        raise CheckpointError(
+            f"the updates lack {len(missing)} of {len(own)} blocks", where=source, why=f"blocks {_listed(missing)}"
+        )
+    if extra:
+        raise CheckpointError(
+            f"the updates have blocks that the backbone has not: {_listed(extra)}",
+            where=source,
+            why=told,
+            fix=f"leave them out by name: --leave-out {','.join(map(str, extra))} (BLIP-2 stops before the last block)",
+        )
+
+
+def _official(model: nn.Module, source: str | Path) -> dict[str, Tensor]:
+    """The updates of one of our models in the form of the authors' files."""
+    config = lora_of(model)
+    assert config is not None
+    if config.scale * config.rank != visft.PUBLISHED_LORA.alpha:
+        raise CheckpointError(
+            "the official form has a scale of 1 / rank, which it does not tell",
+            where=source,
+            why=f"the scale is {config.scale:g}, the rank {config.rank}",
+            fix="write peft's form: --form peft",
+        )
+    return _named(_blocks(model, source))
+
+
+def _blocks(model: nn.Module, source: str | Path) -> dict[int, tuple[Tensor, Tensor]]:
+    """The updates of queries and values by block."""
+    blocks: dict[int, tuple[Tensor, Tensor]] = {}
+    for name, (layer, update) in updates_of(model).items():
+        parts, width = name.split("."), layer.in_features
+        qv = ((0, width), (2 * width, 3 * width))
+        if parts[:2] != ["backbone", "blocks"] or parts[3:] != ["attn", "qkv"] or update.rows != qv:
+            raise CheckpointError(
+                "the official form knows updates of queries and values of a plain backbone alone",
+                where=source,
+                why=f"'{name}' has others",
+                fix="write peft's form (--form peft), or merge the checkpoint by itself",
+            )
+        blocks[int(parts[2])] = update.A.detach(), update.B.detach()
+    return blocks
+
+
+def _named(blocks: Mapping[int, tuple[Tensor, Tensor]]) -> dict[str, Tensor]:
+    return {
+        f"visual.blocks.{block}.attn.qkv.lora_{side}": tensor
+        for block, pair in sorted(blocks.items())
+        for side, tensor in zip("AB", pair, strict=True)
+    }
+
+
+def _write_peft(model: nn.Module, folder: Path) -> int:
+    """An adapter that peft adds to a model with our names.
+
+    Updates of several thirds become one of the joined rank, in which each third has zeros for the others.
+    """
+    held = updates_of(model)
+    tensors: dict[str, Tensor] = {}
+    ranks, alphas = {}, {}
+    for name, (layer, update) in held.items():
+        groups, rank = len(update.rows), update.config.rank
+        up = update.B.new_zeros(layer.out_features, groups * rank)
+        first = 0
+        for group, (begin, end) in enumerate(update.rows):
+            up[begin:end, group * rank : (group + 1) * rank] = update.B[first : first + end - begin]
+            first += end - begin
+        tensors[f"{_PEFT_PREFIX}{name}.lora_A.weight"] = update.A.detach().contiguous().clone()
+        tensors[f"{_PEFT_PREFIX}{name}.lora_B.weight"] = up.detach()
+        ranks[name] = groups * rank
+        alphas[name] = update.scale * groups * rank
+    config = {
+        "peft_type": "LORA",
+        "r": next(iter(ranks.values())),
+        "lora_alpha": next(iter(alphas.values())),
+        "rank_pattern": ranks,
+        "alpha_pattern": alphas,
+        "target_modules": sorted(ranks),
+        "lora_dropout": 0.0,
+        "bias": "none",
+        "fan_in_fan_out": False,
+        "task_type": None,
+        "inference_mode": True,
+    }
+    folder.mkdir(parents=True)
+    save_file(tensors, folder / PEFT_WEIGHTS, metadata={"format": "pt"})
+    (folder / PEFT_CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    return len(held)
+
+
+def _listed(numbers: list[int], most: int = 8) -> str:
+    return ", ".join(map(str, numbers[:most])) + (f" ... ({len(numbers)} in all)" if len(numbers) > most else "")

@@ -1,0 +1,62 @@
+"""Configuration of ViSFT: a plain backbone, up to three heads on its last map, and which of them are trained."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal, TypeAlias
+
+from saccade.errors import ConfigError
+from saccade.layers.vit import ViTConfig
+from saccade.models.visft.caption import CaptionHeadConfig
+from saccade.models.visft.detection import DetectionHeadConfig
+from saccade.models.visft.segmentation import SegmentationHeadConfig
+
+Head: TypeAlias = Literal["detection", "instance", "caption"]
+Part: TypeAlias = Literal["backbone", "detection", "instance", "caption"]
+HEADS: tuple[Head, ...] = ("detection", "instance", "caption")
+
+
+@dataclass(kw_only=True)
+class ViSFTConfig:
+    """Heads on one map of a plain ViT.
+
+    Attributes:
+        vit: The backbone.
+        detection: The detection head; None = none.
+        instance: The segmentation head; None = none.
+        caption: The caption head; None = none.
+        trained: What is trained; all else keeps its values. Low-rank updates (``lora`` of a training run) freeze all of
+            it and are trained instead.
+        frozen_dropout: Dropout acts in frozen heads, too, as in the authors' second stage.
+        detection_size: Greatest side of the network input of detection in pixels.
+        instance_size: The same of instance segmentation.
+        caption_size: Side of the square input of captioning; pictures are resized to it whatever their form.
+    """
+
+    vit: ViTConfig
+    detection: DetectionHeadConfig | None = field(default_factory=DetectionHeadConfig)
+    instance: SegmentationHeadConfig | None = field(default_factory=SegmentationHeadConfig)
+    caption: CaptionHeadConfig | None = field(default_factory=CaptionHeadConfig)
+    trained: tuple[Part, ...] = HEADS
+    frozen_dropout: bool = False
+    detection_size: int = 672
+    instance_size: int = 1024
+    caption_size: int = 256
+
+    def __post_init__(self) -> None:
+        if not self.vit.final_norm:
+            raise ConfigError("the heads read a map behind a norm", where="vit.final_norm", fix="set it to true")
+        if self.instance is not None and self.instance.stride != self.vit.patch_size:
+            raise ConfigError(
+                f"a map of patches of {self.vit.patch_size} pixels for a head of stride {self.instance.stride}",
+                where="instance.stride",
+                fix=f"set it to {self.vit.patch_size}",
+            )
+        for name in ("detection_size", "instance_size", "caption_size"):
+            if getattr(self, name) < self.vit.patch_size:
+                raise ConfigError(f"{getattr(self, name)} pixels hold no patch", where=name)
+
+    @property
+    def heads(self) -> tuple[Head, ...]:
+        """The heads that there are."""
+        return tuple(name for name in HEADS if getattr(self, name) is not None)

@@ -1,0 +1,121 @@
+"""ViSFT at a scale that a desk computer trains: a backbone from captions of drawn scenes, heads, low-rank updates."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+from saccade.data.augment import CaptionAugment
+from saccade.data.scenes import THING_CLASSES, VOCABULARY
+from saccade.layers.lora import LoRAConfig
+from saccade.layers.show_attend_tell import SpeakerConfig
+from saccade.models.git.presets import PRESETS as GIT_PRESETS
+from saccade.models.visft.caption import CaptionHeadConfig
+from saccade.models.visft.config import Head, ViSFTConfig
+from saccade.models.visft.presets import nano, nano_pair
+from saccade.recipes.small import scratch_optim
+from saccade.recipes.visft import TASK_OF, only
+from saccade.tasks import Task
+from saccade.training.config import OptimConfig, SourceConfig, TrainConfig
+
+SIDE = 112
+_WORDS = len(VOCABULARY) + 4  # and <pad>, <unk>, <start>, <end>
+# Scenes never end, and captions speak of left and right: nothing is flipped or cut.
+_CAPTIONS = CaptionAugment(flip=0.0, min_area=1.0)
+_WEIGHTS: dict[Head, float] = {"caption": 0.4, "instance": 0.3, "detection": 0.3}
+
+
+def nano_clip(*, steps: int = 4_000, images: int = 64) -> TrainConfig:
+    """The backbone with a class token and a text tower, contrastively on images and captions.
+
+    Args:
+        steps: Steps.
+        images: Images of a step; each is told from all others of it.
+    """
+    return _run(
+        "nano_clip",
+        steps=steps,
+        model=nano_pair(GIT_PRESETS["nano"]().vocab_size),
+        train=(_source("caption", batch_size=images),),
+        optim=dataclasses.replace(scratch_optim(steps), lr=5e-4, no_decay=("log_scale",)),
+    )
+
+
+def nano_first_stage(head: Head, *, backbone: str = "", steps: int = 2_000) -> TrainConfig:
+    """One head on the frozen backbone.
+
+    Args:
+        head: Which one.
+        backbone: The checkpoint of :func:`nano_clip`; empty = fresh weights.
+        steps: Steps.
+    """
+    return _run(
+        f"nano_{head}",
+        steps=steps,
+        model=only(_model(), head),
+        init_from=backbone,
+        train=(_source(head, batch_size=16),),
+        val=(_source(head, batch_size=16, split="val"),),
+        optim=dataclasses.replace(scratch_optim(steps), betas=(0.9, 0.999), lr=5e-4, weight_decay=1e-4, clip_norm=0.1),
+    )
+
+
+def nano_lora(
+    *, backbone: str = "", detection: str = "", instance: str = "", caption: str = "", steps: int = 1_000
+) -> TrainConfig:
+    """Low-rank updates of queries and values, one task per step.
+
+    Args:
+        backbone: The checkpoint of :func:`nano_clip`; empty = fresh weights.
+        detection: The checkpoint of its head; empty = fresh weights.
+        instance: The same for masks.
+        caption: The same for captions.
+        steps: Steps.
+    """
+    return _run(
+        "nano_lora",
+        steps=steps,
+        model=_model(),
+        init_from=backbone,
+        detection_init=detection,
+        instance_init=instance,
+        caption_init=caption,
+        lora=LoRAConfig(rank=8),
+        train=tuple(
+            dataclasses.replace(_source(head, batch_size=16), weight=weight) for head, weight in _WEIGHTS.items()
+        ),
+        mixture="stepwise",
+        val=tuple(_source(head, batch_size=16, split="val") for head in _WEIGHTS),
+        optim=OptimConfig(lr=2e-4, weight_decay=1e-4, clip_norm=0.1, warmup_steps=min(100, steps // 10), min_lr=0.0),
+    )
+
+
+def _model() -> ViSFTConfig:
+    speaker = SpeakerConfig(attention_width=128, embed_width=96, state_width=192, vocabulary=_WORDS)
+    config = nano(words=CaptionHeadConfig(speaker=speaker, cells=8), classes=len(THING_CLASSES))
+    detection, instance = config.detection, config.instance
+    assert detection is not None and instance is not None
+    return dataclasses.replace(
+        config,
+        detection=dataclasses.replace(detection, classes=THING_CLASSES),
+        instance=dataclasses.replace(instance, classes=THING_CLASSES),
+    )
+
+
+def _source(head: Head, *, batch_size: int, split: str = "train") -> SourceConfig:
+    training = split == "train"
+    return SourceConfig(
+        task=TASK_OF[head],
+        reader="scenes",
+        split=split,
+        size=SIDE,
+        limit=0 if training else 300,
+        batch_size=batch_size,
+        augment=_CAPTIONS if training and TASK_OF[head] is Task.CAPTION else None,
+    )
+
+
+def _run(name: str, *, steps: int, **settings: Any) -> TrainConfig:
+    return TrainConfig(
+        name=f"visft/{name}", steps=steps, precision="bf16", save_every=250, log_every=50, workers=1, **settings
+    )

@@ -1,0 +1,115 @@
+"""Zero-shot retrieval between images and their captions."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from saccade.data.sources.base import Source, select_range
+from saccade.data.sources.karpathy import KarpathySource
+from saccade.data.sources.layout import first_existing
+from saccade.metrics.ranking import recall_at_k
+from saccade.suites.base import SuiteOptions, SuiteResult
+from saccade.suites.features import extract
+from saccade.suites.pictures import CentreCrop, Pictures
+from saccade.suites.towers import Tower
+from saccade.tasks import Task
+
+Retrieval = Literal["flickr30k", "coco"]
+
+CAPTIONS = 5
+"""Captions of an image that count; a few images of COCO have more."""
+
+_FLICKR = ("dataset_flickr30k.json", "annotations/dataset_flickr30k.json", "flickr30k_test.json")
+_FLICKR_IMAGES = ("flickr30k-images", "flickr30k_images", "images")
+
+
+class SourcePictures:
+    """The pictures of a source.
+
+    Args:
+        source: Any.
+    """
+
+    def __init__(self, source: Source) -> None:
+        self._source = source
+
+    def __len__(self) -> int:
+        return len(self._source)
+
+    def __getitem__(self, index: int) -> Tensor:
+        return self._source[index].image.as_subclass(Tensor)
+
+
+def open_captioned(root: Path, which: Retrieval) -> KarpathySource:
+    """Karpathy's test split of Flickr30k (1,000 images) or of COCO (5,000)."""
+    if which == "coco":
+        return KarpathySource(task=Task.CAPTION, root=root, split="test")
+    annotations, images = first_existing(root, _FLICKR), first_existing(root, _FLICKR_IMAGES)
+    return KarpathySource(
+        task=Task.CAPTION,
+        root=root,
+        split="test",
+        annotations="" if annotations is None else annotations.relative_to(root).as_posix(),
+        images="" if images is None else images.relative_to(root).as_posix(),
+    )
+
+
+def retrieve(tower: Tower, options: SuiteOptions, *, which: Retrieval) -> SuiteResult:
+    """Recall at 1, 5 and 10 in both directions.
+
+    Args:
+        tower: With its text tower.
+        options: The folder of the set, and the rest.
+        which: The set.
+    """
+    source = open_captioned(options.root, which)
+    chosen = select_range(source, limit=options.limit)
+    captions = [source.captions_of(index) for index in range(len(chosen))]
+    data = f"{source.name} {options.root.resolve()}"
+    return SuiteResult(
+        metrics=retrieval_of(tower, SourcePictures(chosen), captions, options, data=data),
+        items=len(chosen),
+        notes=[f"the first {CAPTIONS} captions of every image"],
+        left_out=source.skipped,
+    )
+
+
+def retrieval_of(
+    tower: Tower, pictures: Pictures, captions: Sequence[Sequence[str]], options: SuiteOptions, *, data: str
+) -> dict[str, float]:
+    """Recall of any captioned pictures.
+
+    Args:
+        tower: With its text tower.
+        pictures: The pictures.
+        captions: Of each picture; the first five count.
+        options: Batch size, precision, cache, progress.
+        data: What the pictures are, for kept features.
+    """
+    pair = tower.require_pair()
+    texts = [text for own in captions for text in own[:CAPTIONS]]
+    image_of = [index for index, own in enumerate(captions) for _ in own[:CAPTIONS]]
+    points = []
+    for start in range(0, len(texts), options.batch_size):
+        with torch.inference_mode():
+            points.append(pair.encode_texts(texts[start : start + options.batch_size]).float().cpu())
+        options.progress("captions", min(start + options.batch_size, len(texts)), len(texts))
+    images = extract(
+        pair.encode_images,
+        pictures,
+        CentreCrop(side=tower.side, mean=tower.mean, std=tower.std),
+        options=options,
+        device=tower.device,
+        about={"tower": tower.identity, "data": data, "what": "points"},
+    )
+    return recall_at_k(images, torch.cat(points), torch.tensor(image_of))
+
+
+RETRIEVAL = {"flickr30k": partial(retrieve, which="flickr30k"), "coco_retrieval": partial(retrieve, which="coco")}
+"""Name of a suite to what runs it."""

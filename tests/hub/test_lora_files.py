@@ -1,0 +1,252 @@
+"""Files of low-rank updates: out of checkpoints, into weights, into peft, and what does not fit."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from peft import LoraConfig, inject_adapter_in_model, set_peft_model_state_dict
+from safetensors.torch import load_file
+from torch import Tensor
+
+from saccade.cli import main
+from saccade.errors import CheckpointError, UsageError
+from saccade.hub.checkpoint import load_folder, save_model
+from saccade.hub.convert import convert_file, export_official
+from saccade.hub.lora import PEFT_CONFIG, PEFT_WEIGHTS, extract, load_lora, merge_files
+from saccade.hub.starts import load_backbone, load_head
+from saccade.layers.lora import LoRAConfig, add_lora, fold, lora_of, set_multiplier, updates_of
+from saccade.models.visft.convert import to_official
+from saccade.models.visft.model import ViSFT
+from saccade.models.visft.presets import PRESETS
+from saccade.tasks import Task
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "models/visft"))
+from helpers_visft import SIZE, batch, tiny_config, tiny_words
+
+IMAGES = torch.randn(1, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(1))
+LORA = LoRAConfig(rank=4, alpha=1.0)
+QUERIES = "visft_heads.query_embeds.detection.detection_coco.weight"
+
+
+def make(*, lora: LoRAConfig | None = LORA, seed: int = 0, **changes: object) -> ViSFT:
+    torch.manual_seed(seed)
+    model = ViSFT(tiny_config(**changes), tiny_words())
+    for parameter in model.backbone.parameters():
+        torch.nn.init.normal_(parameter, std=0.2)
+    if lora is not None:
+        add_lora(model, lora)
+        for _, update in updates_of(model).values():
+            torch.nn.init.normal_(update.B, std=0.5)
+    return model.eval()
+
+
+def saved(model: ViSFT, folder: Path) -> Path:
+    return save_model(model, folder, classes={}, provenance={})
+
+
+def official_updates(model: ViSFT) -> dict[str, Tensor]:
+    state = {key: value for key, value in model.state_dict().items() if ".lora." in key}
+    return {k.replace("visft_heads.backbone.0.", "visual."): v for k, v in to_official(state, model.config).items()}
+
+
+def test_updates_leave_a_checkpoint_and_come_back(tmp_path: Path) -> None:
+    model = make()
+    folder = saved(model, tmp_path / "model")
+    assert extract(folder, tmp_path / "lora.pt") == 3
+    held = torch.load(tmp_path / "lora.pt")
+    assert held.keys() == official_updates(model).keys()
+    assert all(torch.equal(value, held[key]) for key, value in official_updates(model).items())
+    other = make(lora=None)
+    other.load_state_dict({key: value for key, value in model.state_dict().items() if ".lora." not in key})
+    add_lora(other, LORA)
+    load_lora(other, held)
+    assert torch.equal(other.features(IMAGES), model.features(IMAGES))
+
+
+@pytest.mark.parametrize("prefix", ["", "visual.", "visual_encoder.", "visft_heads.backbone.0."])
+@pytest.mark.parametrize("multiplier", [1, 2])
+def test_updates_are_added_to_official_weights_under_any_name(tmp_path: Path, prefix: str, multiplier: int) -> None:
+    model = make()
+    state = {key: value for key, value in model.state_dict().items() if ".lora." not in key}
+    backbone = {k: v for k, v in to_official(state, model.config).items() if k.startswith("visft_heads.backbone.0.")}
+    renamed = {k.replace("visft_heads.backbone.0.", prefix): v.half() for k, v in backbone.items()}
+    rest = {"logit_scale": torch.tensor(3.0)} if prefix == "visual." else {}
+    torch.save(renamed | rest, tmp_path / "base.pth")
+    torch.save(official_updates(model), tmp_path / "lora.pt")
+    merged = merge_files(tmp_path / "base.pth", tmp_path / "lora.pt", tmp_path / "out.pth", multiplier=multiplier)
+    assert merged.scale == 0.25 * multiplier and merged.blocks == (0, 1, 2)
+    found = torch.load(tmp_path / "out.pth")
+    set_multiplier(model, multiplier)
+    fold(model)
+    expected = to_official(model.state_dict(), model.config)
+    assert found.keys() == (renamed | rest).keys()
+    for key, value in renamed.items():
+        wanted = expected[
+            key.replace(prefix, "visft_heads.backbone.0.", 1) if prefix else f"visft_heads.backbone.0.{key}"
+        ]
+        assert found[key].dtype == torch.float16
+        torch.testing.assert_close(found[key].float(), wanted, rtol=2e-3, atol=2e-3)
+        if "qkv" not in key:
+            assert torch.equal(found[key], value)
+
+
+def test_a_checkpoint_takes_its_own_updates_or_those_of_a_file(tmp_path: Path) -> None:
+    model = make()
+    with_own = saved(model, tmp_path / "own")
+    plain = make(lora=None)
+    plain.load_state_dict({key: value for key, value in model.state_dict().items() if ".lora." not in key})
+    without = saved(plain, tmp_path / "plain")
+    torch.save(official_updates(model), tmp_path / "lora.pt")
+    merge_files(with_own, None, tmp_path / "a")
+    merge_files(without, tmp_path / "lora.pt", tmp_path / "b")
+    expected = model.features(IMAGES)
+    for name in "ab":
+        merged = load_folder(tmp_path / name).model
+        assert lora_of(merged) is None
+        torch.testing.assert_close(merged.features(IMAGES), expected, rtol=1e-4, atol=1e-5)
+    with pytest.raises(UsageError, match="updates of its own"):
+        merge_files(with_own, tmp_path / "lora.pt", tmp_path / "c")
+    with pytest.raises(UsageError, match="no low-rank updates"):
+        merge_files(without, None, tmp_path / "c")
+    with pytest.raises(CheckpointError, match="no low-rank updates"):
+        extract(without, tmp_path / "c.pt")
+
+
+@pytest.mark.parametrize("targets", [("backbone.*.qkv:qv",), ("backbone.*.qkv:k", "*.fc1"), ("*.qkv",)])
+def test_peft_reads_what_is_written_for_it(tmp_path: Path, targets: tuple[str, ...]) -> None:
+    model = make(lora=LoRAConfig(rank=3, alpha=2.0, targets=targets))
+    extract(saved(model, tmp_path / "model"), tmp_path / "adapter", form="peft")
+    plain = make(lora=None)
+    plain.load_state_dict({key: value for key, value in model.state_dict().items() if ".lora." not in key})
+    config = LoraConfig(**json.loads((tmp_path / "adapter" / PEFT_CONFIG).read_text()))
+    inject_adapter_in_model(config, plain)
+    loaded = set_peft_model_state_dict(plain, load_file(tmp_path / "adapter" / PEFT_WEIGHTS))
+    assert not loaded.unexpected_keys and not [key for key in loaded.missing_keys if "lora" in key]
+    torch.testing.assert_close(plain.features(IMAGES), model.features(IMAGES), rtol=1e-4, atol=1e-5)
+
+
+def broken(kind: str) -> dict[str, Tensor]:
+    held = official_updates(make())
+    if kind == "another backbone":
+        held = {k: torch.zeros(8, 20) if k.endswith("A") else torch.zeros(40, 4) for k in held}
+    elif kind == "missing blocks":
+        held = {k: v for k, v in held.items() if ".1." not in k}
+    elif kind == "more blocks":
+        held |= {k.replace(".2.", ".3."): v for k, v in held.items() if ".2." in k}
+    elif kind == "sides of different rank":
+        held = {k: v[:6] if k.endswith("A") else v for k, v in held.items()}
+    elif kind == "nothing":
+        held = {"x": torch.zeros(1)}
+    return held
+
+
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [
+        ("another backbone", r"(?s)another backbone.*width 20.*width 16"),
+        ("missing blocks", r"(?s)lack 1 of 3 blocks.*blocks 1"),
+        ("more blocks", r"(?s)has not: 3.*--leave-out 3"),
+        ("sides of different rank", "rank 4, but A has 6 rows"),
+        ("nothing", "no low-rank updates"),
+    ],
+)
+@pytest.mark.parametrize("official", [False, True])
+def test_what_does_not_fit_is_one_clear_error(tmp_path: Path, kind: str, message: str, official: bool) -> None:
+    torch.save(broken(kind), tmp_path / "lora.pt")
+    model = make(lora=None)
+    if official:
+        base = tmp_path / "base.pth"
+        torch.save(to_official(model.state_dict(), model.config), base)
+    else:
+        base = saved(model, tmp_path / "model")
+    with pytest.raises(CheckpointError, match=message):
+        merge_files(base, tmp_path / "lora.pt", tmp_path / "out.pth")
+    assert not (tmp_path / "out.pth").exists()
+
+
+def test_another_rank_than_the_models_is_refused() -> None:
+    model = make(lora=dataclasses.replace(LORA, rank=8))
+    with pytest.raises(CheckpointError, match="rank 4, not 8"):
+        load_lora(model, official_updates(make()))
+
+
+def test_blocks_are_left_out_by_name(tmp_path: Path) -> None:
+    model = make(lora=None)
+    torch.save(to_official(model.state_dict(), model.config), tmp_path / "base.pth")
+    torch.save(broken("more blocks"), tmp_path / "lora.pt")
+    arguments = ["lora", "merge", str(tmp_path / "base.pth"), str(tmp_path / "lora.pt"), "--leave-out", "3"]
+    assert main([*arguments, "--out", str(tmp_path / "out.pth"), "--json", str(tmp_path / "told.json")]) == 0
+    told = json.loads((tmp_path / "told.json").read_text())
+    assert (told["blocks"], told["left_out"], told["multiplier"]) == ([0, 1, 2], [3], 1)
+
+
+def test_the_commands(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = saved(make(), tmp_path / "model")
+    assert main(["lora", "extract", str(folder), "--out", str(tmp_path / "lora.safetensors")]) == 0
+    assert len(load_file(tmp_path / "lora.safetensors")) == 6
+    assert main(["lora", "merge", str(folder), "--out", str(tmp_path / "merged")]) == 0
+    assert main(["lora", "merge", str(folder), "--out", str(tmp_path / "merged")]) == 2
+    assert "will not write over" in capsys.readouterr().err
+
+
+def test_other_scales_have_no_official_form(tmp_path: Path) -> None:
+    folder = saved(make(lora=LoRAConfig(rank=4)), tmp_path / "model")
+    with pytest.raises(CheckpointError, match="scale is 1, the rank 4"):
+        extract(folder, tmp_path / "lora.pt")
+
+
+def test_a_checkpoint_with_updates_is_written_in_official_names_and_read_again(tmp_path: Path) -> None:
+    model = make()
+    folder = saved(model, tmp_path / "model")
+    export_official(folder, tmp_path / "model.pth")
+    assert extract(tmp_path / "model.pth", tmp_path / "lora.pt") == 3
+    other = ViSFT(tiny_config(), tiny_words())
+    with pytest.raises(CheckpointError, match="saccade lora merge"):
+        load_backbone(other, tmp_path / "model.pth")
+    with pytest.raises(UsageError, match="updates of its own"):
+        merge_files(tmp_path / "model.pth", tmp_path / "lora.pt", tmp_path / "merged.pth")
+    merge_files(tmp_path / "model.pth", None, tmp_path / "merged.pth")
+    load_backbone(other, tmp_path / "merged.pth")
+    torch.testing.assert_close(other.features(IMAGES), model.features(IMAGES))
+    load_head(other, "detection", tmp_path / "model.pth")
+    load_head(other, "caption", folder)
+    for key, value in other.state_dict().items():
+        if key.startswith(("detection.", "caption.")):
+            assert torch.equal(value, model.state_dict()[key]), key
+
+
+def test_a_file_of_heads_becomes_a_start_or_with_its_backbone_a_model(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The published sizes would take a gigabyte: a small one is given a name."""
+    monkeypatch.setitem(PRESETS, "tiny", tiny_config)
+    monkeypatch.setattr("saccade.models.visft.convert.PUBLISHED_LORA", LORA)
+    model = make()
+    official = to_official(model.state_dict(), model.config)
+    heads = {key: value for key, value in official.items() if "backbone" not in key}
+    torch.save({"model": heads, "num_updates": 5}, tmp_path / "model_5.ckpt")  # as the authors write it
+    convert_file(tmp_path / "model_5.ckpt", out=tmp_path / "heads", preset="tiny", part="detection")
+    other = ViSFT(tiny_config(), tiny_words())
+    load_head(other, "detection", tmp_path / "heads")
+    assert torch.equal(other.state_dict()["detection.query_embed.weight"], heads[QUERIES])
+    with pytest.raises(CheckpointError, match="missing"):
+        load_head(other, "caption", tmp_path / "heads")
+
+    updates = {key: value for key, value in official.items() if ".lora_" in key}
+    torch.save({"model": heads | updates}, tmp_path / "stage2.ckpt")
+    plain = {k.removeprefix("visft_heads.backbone.0."): v for k, v in official.items() if "backbone.0." in k}
+    torch.save({k: v for k, v in plain.items() if ".lora_" not in k}, tmp_path / "eva.pth")
+    words = tiny_words().save(tmp_path)
+    convert_file(
+        tmp_path / "stage2.ckpt", out=tmp_path / "whole", preset="tiny", base=tmp_path / "eva.pth", vocabulary=words
+    )
+    whole = load_folder(tmp_path / "whole").model
+    assert lora_of(whole) == LORA and isinstance(whole, ViSFT)
+    torch.testing.assert_close(whole.features(IMAGES), model.features(IMAGES))
+    answers = whole.predict(batch(Task.CAPTION))
+    assert [one.text for one in answers] == [one.text for one in model.predict(batch(Task.CAPTION))]
