@@ -6,6 +6,7 @@ On drawn scenes; those of ``polar`` on real photographs of lesions (../shared/da
     python benchmarks/claims.py ait --jobs 2            two trainings at a time
     python benchmarks/claims.py ait --only depth,depth-hard --seeds 0
     python benchmarks/claims.py ait --show              the table of what is there
+    python benchmarks/claims.py lora                    updates or a whole fine-tuning, on cells (../shared/data/bccd)
     python benchmarks/claims.py polar --only unet,unet-polar,unet-polar-pass
 
 Runs lie in ``runs/claims/SYSTEM/VARIANT-SEED``; what was stopped goes on. The figures of a finished run are kept in
@@ -21,7 +22,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -73,6 +74,21 @@ _LESIONS = {
 }
 _PLACES = {"centre error px": "center/distance_px", "within 5 %": "center/within"}
 
+_CELLS = "recipe=finetune data.root=../shared/data/bccd task=detection model=git-nano device=cpu"
+_SPENT = {"AP": "detection/AP", "AP50": "detection/AP50", "GB": "run/memory_gb", "images/s": "run/images_per_s"}
+
+_PROBES = {
+    "colour": "suite/mean/zero_shot/colour",
+    "shape": "suite/mean/zero_shot/shape",
+    "ground": "suite/mean/zero_shot/ground",
+    "image to text R@5": "suite/mean/retrieval/i2t/R@5",
+    "text to image R@5": "suite/mean/retrieval/t2i/R@5",
+    "counting": "suite/mean/counting",
+    "box class": "suite/mean/box_class",
+}
+_TOWER = "{runs}/clip-{seed}/checkpoints/last"
+_HEADS = " ".join(f"{head}={{runs}}/{head}-{{seed}}/checkpoints/last" for head in ("detection", "instance", "caption"))
+
 _DETECTOR = (
     "recipe=vitdet.nano_scenes size=192 model.input_size=192 model.backbone.image_size=192 model.backbone.width=128 "
     "model.backbone.heads=2 model.backbone.mlp_width=448 model.backbone.window_size=3 model.roi.mask=none "
@@ -105,6 +121,12 @@ def _measured(says: str, model: str, centers: str) -> Variant:
         columns=_LESIONS,
         evaluates=True,
     )
+
+
+def _head(head: str, columns: dict[str, str]) -> Variant:
+    """The first stage of ViSFT for one head."""
+    words = f"recipe=visft.nano_{head} steps=1000 backbone={_TOWER}"
+    return Variant(says=f"first stage: {head}", words=words, needs=("clip",), columns=columns)
 
 
 def _detector(says: str, words: str) -> Variant:
@@ -178,6 +200,47 @@ CLAIMS: dict[str, dict[str, Variant]] = {
             columns=_METRES | _MASKS,
         ),
     },
+    "visft": {
+        "clip": Variant(says="", words="recipe=visft.nano_clip steps=1500 images=32", columns={}),
+        "detection": _head("detection", {"box AP": "detection/AP"}),
+        "instance": _head("instance", {"mask AP": "instance_segmentation/mask_AP"}),
+        "caption": _head("caption", {"CIDEr": "caption/CIDEr"}),
+        "lora": Variant(
+            says="second stage: updates through all three heads",
+            words=f"recipe=visft.nano_lora steps=600 backbone={_TOWER} {_HEADS}",
+            needs=("clip", "detection", "instance", "caption"),
+            columns={
+                "box AP": "detection/AP",
+                "mask AP": "instance_segmentation/mask_AP",
+                "CIDEr": "caption/CIDEr",
+            },
+        ),
+        "before": Variant(
+            says="the pair as it was pre-trained",
+            words=f"{_TOWER} --suite visft.scenes --seed {{seed}}",
+            needs=("clip",),
+            columns=_PROBES,
+            evaluates=True,
+        ),
+        "after": Variant(
+            says="the same with the updates",
+            words=f"{_TOWER} --suite visft.scenes --seed {{seed}} --lora {{runs}}/lora-{{seed}}/checkpoints/last",
+            needs=("clip", "lora"),
+            columns=_PROBES,
+            evaluates=True,
+        ),
+    },
+    "lora": {
+        "full": Variant(says="all parameters", words=_CELLS, columns=_SPENT),
+        "rank16": Variant(
+            says="updates of queries and values, rank 16", words=f"{_CELLS} lora.rank=16", columns=_SPENT
+        ),
+        "rank16-all": Variant(
+            says="updates of all linear layers of the blocks, rank 16",
+            words=f"{_CELLS} lora.rank=16 lora.targets=backbone.blocks.*",
+            columns=_SPENT,
+        ),
+    },
     "polar": {
         "unet": Variant(says="U-Net, plain pictures", words=_UNET, columns=_LESIONS),
         "centers": Variant(
@@ -220,13 +283,16 @@ def metrics_of(folder: Path) -> dict[str, float]:
     """
     alone = folder.with_suffix(".json")
     if alone.is_file():
-        return _flat(json.loads(alone.read_text()))
+        told = json.loads(alone.read_text())
+        return _flat({"suite": told} if "metrics" in told else told)
     path = folder / "metrics.jsonl"
     if not path.is_file():
         return {}
     lines = [json.loads(line) for line in path.read_text().splitlines()]
     steps = json.loads((folder / "config.json").read_text())["steps"]
-    return _flat({line["source"]: line for line in lines if line["kind"] == "eval" and line["step"] == steps})
+    found = _flat({line["source"]: line for line in lines if line["kind"] == "eval" and line["step"] == steps})
+    spent = {name: [line[name] for line in lines if line["kind"] == "train"] for name in ("memory_gb", "images_per_s")}
+    return found | {f"run/{name}": statistics.median(values) for name, values in spent.items() if found and values}
 
 
 def _flat(results: dict[str, dict[str, Any]]) -> dict[str, float]:
@@ -255,8 +321,17 @@ def record(system: str, run: str, values: dict[str, float]) -> None:
         (MEASURED / f"{system}.json").write_text(json.dumps(dict(sorted(kept.items())), indent=1) + "\n")
 
 
-def train(system: str, name: str, seed: int) -> None:
-    """Trains one variant, unless it is finished; its lines go to a text file beside the run folder."""
+def train(system: str, name: str, seed: int, needs: Sequence[Future[None]]) -> None:
+    """Trains one variant, unless it is finished; its lines go to a text file beside the run folder.
+
+    Args:
+        system: Whose claims.
+        name: The variant.
+        seed: Of everything drawn.
+        needs: Trainings that must have ended; they were begun before.
+    """
+    for need in needs:
+        need.result()
     folder = RUNS / system / f"{name}-{seed}"
     if values := metrics_of(folder):
         record(system, folder.name, values)
@@ -280,6 +355,8 @@ def table(system: str, seeds: Sequence[int]) -> str:
     lines = [f"| {system} | seeds | {' | '.join(headings)} |", "|---" * (len(headings) + 2) + "|"]
     kept = measured(system)
     for name, variant in CLAIMS[system].items():
+        if not variant.columns:
+            continue
         found = [kept[run] for seed in seeds if (run := f"{name}-{seed}") in kept]
         cells = []
         for heading in headings:
@@ -301,17 +378,23 @@ def main() -> None:
     asked = parser.parse_args()
     variants = CLAIMS[asked.system]
     wanted = asked.only.split(",") if asked.only else list(variants)
-    shared = {name for name, variant in variants.items() if variant.shared}
     if not asked.show:
-        kept = measured(asked.system)
-        runs = [(name, 0 if name in shared else seed) for seed in asked.seeds for name in wanted]
-        todo = [(name, seed) for name, seed in dict.fromkeys(runs) if f"{name}-{seed}" not in kept]
-        needed = [(need, 0 if need in shared else seed) for name, seed in todo for need in variants[name].needs]
-        first = list(dict.fromkeys(needed))
-        for part in (first, [job for job in todo if job not in first]):
-            with ThreadPoolExecutor(asked.jobs) as pool:
-                for one in [pool.submit(train, asked.system, *job) for job in part]:
-                    one.result()
+        kept, jobs = measured(asked.system), {}
+
+        def submit(name: str, seed: int, pool: ThreadPoolExecutor) -> Future[None]:
+            seed = 0 if variants[name].shared else seed
+            if (name, seed) not in jobs:
+                needs = [submit(need, seed, pool) for need in variants[name].needs]
+                jobs[name, seed] = pool.submit(train, asked.system, name, seed, needs)
+            return jobs[name, seed]
+
+        with ThreadPoolExecutor(asked.jobs) as pool:
+            for seed in asked.seeds:
+                for name in wanted:
+                    if f"{name}-{0 if variants[name].shared else seed}" not in kept:
+                        submit(name, seed, pool)
+        for job in jobs.values():
+            job.result()
     print(table(asked.system, asked.seeds))
 
 

@@ -157,6 +157,7 @@ class _Run:
             *val_left_out,
             *(text for report in reports for text in (str(report), *report.notes)),
             *_skipped([source for _, source in self.train + self.val]),
+            *_trains(self.model),
         ]:
             self._note(text)
 
@@ -393,6 +394,13 @@ def _entry(config: SourceConfig, source: Source, model: Model) -> SourceEntry:
         batch_size=config.batch_size,
         extra=extra_of(model),
     )
+
+
+def _trains(model: Model) -> list[str]:
+    """How many parameters are trained, where it is not all of them."""
+    sizes = [(parameter.numel(), parameter.requires_grad) for parameter in model.parameters()]
+    trained, total = sum(size for size, learns in sizes if learns), sum(size for size, _ in sizes)
+    return [f"{trained:,} of {total:,} parameters are trained"] if trained < total else []
 
 
 def _skipped(sources: list[Source]) -> list[str]:
