@@ -31,7 +31,8 @@ _FIRST: dict[Head, tuple[int, int, float]] = {
 }
 # Of the second: the share of a task, and images of a step where it is drawn.
 _SECOND: dict[Head, tuple[float, int]] = {"caption": (0.4, 64), "instance": (0.3, 8), "detection": (0.3, 8)}
-_AUGMENT: dict[Head, Augment] = {"detection": DETRAugment(), "instance": LargeScaleJitterAugment()}
+# Masks are trained on squares and predicted at 800 x 1333 at most.
+_AUGMENT: dict[Head, Augment] = {"detection": DETRAugment(), "instance": LargeScaleJitterAugment(size=1024)}
 
 
 def first_stage(
