@@ -51,6 +51,13 @@ def test_what_is_smaller_is_padded_with_grey_at_the_bottom_and_right() -> None:
     assert not done.target.masks[:, 25:].any() and not done.target.masks[:, :, 50:].any()
 
 
+def test_the_size_is_its_own_or_that_of_the_network_input() -> None:
+    for augment, side in ((LargeScaleJitterAugment(), 64), (LargeScaleJitterAugment(size=48), 48)):
+        done = augment.build(64)(make_sample(1, Task.INSTANCE), np.random.default_rng(0))
+        assert done.size_hw == (side, side) and done.target.masks is not None
+        assert done.target.masks.shape[1:] == (side, side)
+
+
 def test_objects_that_are_cut_away_and_crowds_go_but_the_picture_stays() -> None:
     sample = make_sample(2, Task.INSTANCE)
     assert sample.target.boxes is not None

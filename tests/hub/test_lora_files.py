@@ -175,14 +175,31 @@ def test_another_rank_than_the_models_is_refused() -> None:
         load_lora(model, official_updates(make()))
 
 
-def test_blocks_are_left_out_by_name(tmp_path: Path) -> None:
+@pytest.mark.parametrize("official", [False, True])
+def test_blocks_are_left_out_by_name(tmp_path: Path, official: bool) -> None:
     model = make(lora=None)
-    torch.save(to_official(model.state_dict(), model.config), tmp_path / "base.pth")
+    base = tmp_path / "base.pth"
+    if official:
+        torch.save(to_official(model.state_dict(), model.config), base)
+    else:
+        base = saved(model, tmp_path / "model")
     torch.save(broken("more blocks"), tmp_path / "lora.pt")
-    arguments = ["lora", "merge", str(tmp_path / "base.pth"), str(tmp_path / "lora.pt"), "--leave-out", "3"]
+    arguments = ["lora", "merge", str(base), str(tmp_path / "lora.pt"), "--leave-out", "3"]
     assert main([*arguments, "--out", str(tmp_path / "out.pth"), "--json", str(tmp_path / "told.json")]) == 0
     told = json.loads((tmp_path / "told.json").read_text())
     assert (told["blocks"], told["left_out"], told["multiplier"]) == ([0, 1, 2], [3], 1)
+
+
+def test_what_merging_cannot_do_is_said(tmp_path: Path) -> None:
+    model = make()
+    with pytest.raises(UsageError, match="as a whole"):
+        merge_files(saved(model, tmp_path / "own"), None, tmp_path / "a", leave_out=(1,))
+    plain = {key: value for key, value in model.state_dict().items() if ".lora." not in key}
+    torch.save(to_official(plain, model.config), tmp_path / "base.pth")
+    torch.save(official_updates(model), tmp_path / "lora.pt")
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(UsageError, match="written to a file"):
+        merge_files(tmp_path / "base.pth", tmp_path / "lora.pt", tmp_path / "folder")
 
 
 def test_the_commands(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -12,6 +12,7 @@ import pytest
 from rich.console import Console
 
 from saccade.data.depth_augment import DepthAugment
+from saccade.data.large_scale_jitter import LargeScaleJitterAugment
 from saccade.data.scenes import THING_CLASSES, VOCABULARY
 from saccade.hub.checkpoint import save_model
 from saccade.layers.swin import SwinV2Config
@@ -243,6 +244,8 @@ def _scenes(source: SourceConfig, split: str) -> SourceConfig:
     augment = source.augment
     if isinstance(augment, DepthAugment):
         augment = dataclasses.replace(augment, columns="all")  # of NYU, whose pictures have 640
+    if isinstance(augment, LargeScaleJitterAugment):
+        augment = dataclasses.replace(augment, size=SIDE)
     return SourceConfig(
         task=source.task,
         reader="scenes",

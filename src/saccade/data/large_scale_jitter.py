@@ -22,17 +22,24 @@ class LargeScaleJitterAugment:
     background is learned from. The padding is part of the picture that the network gets.
 
     Attributes:
+        size: Side of the result in pixels; 0 = that of the network input.
         flip: Probability of the horizontal flip.
         scales: Least and greatest factor, 1 = the picture fits the network input.
         pad_value: Grey level of the padding, 0..255.
     """
 
+    size: int = 0
     flip: float = 0.5
     scales: tuple[float, float] = (0.1, 2.0)
     pad_value: int = 128
 
     def build(self, size: int) -> Transform:
-        """A function from a sample and a generator to a sample of ``size`` x ``size`` pixels."""
+        """A function from a sample and a generator to a square sample.
+
+        Args:
+            size: Its side in pixels, where the settings have none.
+        """
+        size = self.size or size
 
         def transform(sample: Sample, rng: np.random.Generator) -> Sample:
             target = sample.target

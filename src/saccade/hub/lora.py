@@ -141,11 +141,15 @@ def merge_files(
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise UsageError("will not write over what is there", where=target, fix="choose another name")
     if is_checkpoint(Path(base)):
-        return _merge_checkpoint(Path(base), updates, target, multiplier)
+        return _merge_checkpoint(Path(base), updates, target, multiplier, tuple(leave_out))
+    if target.is_dir():
+        raise UsageError("official weights are written to a file", where=target, fix="--out NAME.pth")
     return _merge_official(base, updates, target, multiplier, tuple(leave_out))
 
 
-def _merge_checkpoint(base: Path, updates: str | Path | None, target: Path, multiplier: Multiplier) -> Merged:
+def _merge_checkpoint(
+    base: Path, updates: str | Path | None, target: Path, multiplier: Multiplier, leave_out: tuple[int, ...]
+) -> Merged:
     loaded = load_folder(base)
     model = loaded.model
     if updates is not None:
@@ -153,7 +157,10 @@ def _merge_checkpoint(base: Path, updates: str | Path | None, target: Path, mult
             raise UsageError("the checkpoint has updates of its own", where=base, fix="leave the second file out")
         state, config = _read_updates(updates)
         add_lora(model, config)
-        load_lora(model, state, source=str(updates))
+        kept = {block: pair for block, pair in visft.lora_form(state)[0].items() if block not in leave_out}
+        load_lora(model, _named(kept), source=str(updates))
+    elif leave_out:
+        raise UsageError("a checkpoint's own updates are added as a whole", where="--leave-out", fix="leave it out")
     held = updates_of(model)
     if not held:
         raise UsageError("the checkpoint has no low-rank updates", where=base, fix="name a file of them")
@@ -163,7 +170,7 @@ def _merge_checkpoint(base: Path, updates: str | Path | None, target: Path, mult
     fold(model)
     told = {"merged": str(updates or base), "lora_multiplier": multiplier}
     save_model(model, target, classes=loaded.classes, provenance={**loaded.card.provenance, **told})
-    return Merged(path=target, blocks=blocks, left_out=(), scale=scale)
+    return Merged(path=target, blocks=blocks, left_out=leave_out, scale=scale)
 
 
 def _merge_official(
@@ -185,7 +192,7 @@ def _merge_official(
     own = [block for block in range(len(tensors)) if weight.format(block) in tensors]
     width = tensors[weight.format(0)].shape[1]
     _check(found, blocks=own, width=width, source=str(updates or base))
-    scale = (config or _published_form(found)).scale * multiplier
+    scale = (config or published_form(found)).scale * multiplier
     for block, (down, up) in found.items():
         old = tensors[weight.format(block)]
         new = old.float()
@@ -204,7 +211,7 @@ def _read_updates(path: str | Path) -> tuple[dict[str, Tensor], LoRAConfig]:
     """Updates under official names, and their scale: that of a checkpoint of ours, or the published one."""
     if not is_checkpoint(Path(path)):
         tensors = read_tensor_file(Path(path)).tensors
-        return tensors, _published_form(visft.lora_form(tensors)[0])
+        return tensors, published_form(visft.lora_form(tensors)[0])
     model = load_folder(path).model
     config = lora_of(model)
     if config is None:
@@ -212,7 +219,12 @@ def _read_updates(path: str | Path) -> tuple[dict[str, Tensor], LoRAConfig]:
     return _named(_blocks(model, path)), LoRAConfig(rank=config.rank, alpha=config.alpha)
 
 
-def _published_form(found: Mapping[int, tuple[Tensor, Tensor]]) -> LoRAConfig:
+def published_form(found: Mapping[int, tuple[Tensor, Tensor]]) -> LoRAConfig:
+    """The form of an official file's updates, which tells their rank alone: the scale is 1 / rank.
+
+    Args:
+        found: A and B by block (:func:`saccade.models.visft.convert.lora_form`).
+    """
     rank = next(iter(found.values()))[1].shape[1] if found else visft.PUBLISHED_LORA.rank
     return LoRAConfig(rank=rank, alpha=visft.PUBLISHED_LORA.alpha)
 
@@ -256,7 +268,7 @@ def _check(
             f"the updates have blocks that the backbone has not: {_listed(extra)}",
             where=source,
             why=told,
-            fix=f"leave them out by name: --leave-out {','.join(map(str, extra))} (BLIP-2 stops before the last block)",
+            fix=f"saccade lora merge ... --leave-out {','.join(map(str, extra))} (BLIP-2 stops before the last block)",
         )
 
 

@@ -1,7 +1,8 @@
 """ViSFT as published (specs/visft.md 8): heads on a frozen backbone, then low-rank updates through frozen heads.
 
 ``data`` is a folder with ``coco`` (images and annotations of 2017) and ``coco_captions`` (HDF5 files of the Karpathy
-split, ``saccade data convert`` writes them). Precision is bf16 where the authors had fp16 with a loss scale.
+split, :func:`saccade.data.sources.caption_hdf5.write_caption_hdf5` writes them). Precision is bf16 where the authors
+had fp16 with a loss scale.
 """
 
 from __future__ import annotations
@@ -31,7 +32,8 @@ _FIRST: dict[Head, tuple[int, int, float]] = {
 }
 # Of the second: the share of a task, and images of a step where it is drawn.
 _SECOND: dict[Head, tuple[float, int]] = {"caption": (0.4, 64), "instance": (0.3, 8), "detection": (0.3, 8)}
-_AUGMENT: dict[Head, Augment] = {"detection": DETRAugment(), "instance": LargeScaleJitterAugment()}
+# Masks are trained on squares and predicted at 800 x 1333 at most.
+_AUGMENT: dict[Head, Augment] = {"detection": DETRAugment(), "instance": LargeScaleJitterAugment(size=1024)}
 
 
 def first_stage(

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from saccade.errors import CheckpointError, UsageError
 from saccade.hub.checkpoint import read_card
 from saccade.hub.convert_visft import map_visft
+from saccade.hub.lora import load_lora, published_form
 from saccade.hub.resolve import load_model, resolve
 from saccade.hub.shards import read_weights
 from saccade.hub.unpickle import TensorFile, read_tensor_file
@@ -21,7 +22,7 @@ from saccade.layers.vit import PlainViT, ViTConfig
 from saccade.mapping import MappingReport, apply_mapping
 from saccade.models.systems import backbone_of
 from saccade.models.visft.clip import CLIP_MEAN, CLIP_STD, CLIPPair, CLIPPairConfig
-from saccade.models.visft.convert import PUBLISHED_LORA, describe, from_official, is_lora, lora_form, prefix_of
+from saccade.models.visft.convert import describe, from_official, is_lora, lora_form, prefix_of
 from saccade.models.visft.presets import eva_e, eva_g
 from saccade.tokens.clip_pieces import CLIPPieces
 
@@ -234,24 +235,19 @@ def _update(tower: Tower, path: Path) -> None:
         if config is None:
             raise CheckpointError("the checkpoint has no low-rank updates", where=path)
         add_lora(tower.model, dataclasses.replace(config, trained=()))
+        state = tower.model.state_dict()
         mapped, report = apply_mapping(
             read_weights(path),
-            expected=_updates_of(tower),
+            expected={key: tuple(value.shape) for key, value in state.items() if f".{CHILD}." in key},
             rename=lambda key: key,
             drop=lambda key: None if f".{CHILD}." in key else "no low-rank update",
             source=str(path),
         )
+        report.check()
+        tower.model.load_state_dict(state | mapped)
     else:
         file = read_tensor_file(path)
         if not is_lora(file.tensors):
             raise CheckpointError("not a file of low-rank updates", where=path, why=describe(file.tensors))
-        blocks, _ = lora_form(file.tensors)
-        rank = next((down.shape[0] // 2 for down, _ in blocks.values()), PUBLISHED_LORA.rank)
-        add_lora(tower.model, dataclasses.replace(PUBLISHED_LORA, rank=rank))
-        mapped, report = from_official(file.tensors, _updates_of(tower), heads=(), source=str(path))
-    report.check()
-    tower.model.load_state_dict(tower.model.state_dict() | mapped)
-
-
-def _updates_of(tower: Tower) -> dict[str, tuple[int, ...]]:
-    return {key: tuple(value.shape) for key, value in tower.model.state_dict().items() if f".{CHILD}." in key}
+        add_lora(tower.model, published_form(lora_form(file.tensors)[0]))
+        load_lora(tower.model, file.tensors, source=str(path))

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 from torch.multiprocessing.reductions import StorageWeakRef
 
+from saccade.data.large_scale_jitter import LargeScaleJitterAugment
 from saccade.data.loader import SourceEntry, TrainLoader
 from saccade.data.sources import SourceSpec, open_source
 from saccade.errors import UsageError
@@ -71,18 +72,24 @@ def measure_memory(config: TrainConfig, *, images: int = 1, derive: bool = False
         (_derived if derive else _kept)(config, list(first.values()), images, checkpointing)
         for checkpointing in (False, True)
     ]
-    sizes = (input_size(config.model, task) for task in first)
     return [
         MemoryRow(
-            task=task,
-            input_hw=(size, size),
+            task=source.task,
+            input_hw=(_side(config, source),) * 2,
             images=images,
             gb_per_image=plain,
             checkpointed_gb_per_image=checkpointed,
             how="derived" if derive else "measured",
         )
-        for task, size, plain, checkpointed in zip(first, sizes, *kept, strict=True)
+        for source, plain, checkpointed in zip(first.values(), *kept, strict=True)
     ]
+
+
+def _side(config: TrainConfig, source: SourceConfig) -> int:
+    """Side of what the model is trained on: that of the augmentation, where it has one of its own."""
+    augment = source.augment
+    own = augment.size if isinstance(augment, LargeScaleJitterAugment) else 0
+    return own or input_size(config.model, source.task)
 
 
 def _kept(config: TrainConfig, sources: list[SourceConfig], images: int, checkpointing: bool) -> list[float]:

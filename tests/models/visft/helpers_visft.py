@@ -53,7 +53,9 @@ def tiny_config(**changes: Any) -> ViSFTConfig:
             beams=2,
         ),
         detection_size=SIZE,
+        detection_short_side=0,
         instance_size=SIZE,
+        instance_short_side=0,
         caption_size=SIZE,
     )
     return dataclasses.replace(config, **changes)

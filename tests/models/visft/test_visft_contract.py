@@ -8,19 +8,24 @@ from pathlib import Path
 import pytest
 import torch
 from helpers_visft import CLASSES, SIZE, batch, tiny_config, tiny_words
+from PIL import Image
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
+from torchvision import tv_tensors
 
 from saccade.configs import from_dict, to_dict
+from saccade.data.transforms import collate, preprocess
 from saccade.errors import ConfigError, UsageError
 from saccade.hub.checkpoint import load_folder, save_model
 from saccade.layers.lora import LoRAConfig, add_lora
 from saccade.models.systems import backbone_of, build, fixed_classes, input_size, offers, system_of
+from saccade.models.visft.caption import CaptionHeadConfig
 from saccade.models.visft.config import ViSFTConfig
 from saccade.models.visft.initialise import initialise_published
 from saccade.models.visft.model import ViSFT
-from saccade.models.visft.presets import PRESETS, eva, nano_pair, nano_vit
+from saccade.models.visft.presets import PRESETS, eva, nano, nano_pair, nano_vit
 from saccade.results import Caption, Instances
+from saccade.samples import Origin, Preprocess, Sample, Target
 from saccade.tasks import Task
 
 TASKS = (Task.DETECTION, Task.INSTANCE, Task.CAPTION)
@@ -162,8 +167,53 @@ def test_the_published_sizes() -> None:
     assert nano_vit().grid_size == 8 and nano_pair(500).vit.class_token
 
 
+def test_published_predictions_have_the_published_network_input() -> None:
+    """specs/visft.md 7.2 and 7.3; sizes of the pictures as torchvision's functions of the original give them."""
+    with torch.device("meta"):
+        net = ViSFT(dataclasses.replace(PRESETS["eva-g"](), vit=eva(width=16, depth=1, heads=2, mlp_width=8)))
+    assert net.preprocess(Task.DETECTION) == Preprocess(
+        size_hw=(672, 672), keep_ratio=True, short_side=800, interpolation="pillow"
+    )
+    assert net.preprocess(Task.INSTANCE) == Preprocess(
+        size_hw=(1333, 1333),
+        keep_ratio=True,
+        short_side=800,
+        short_rounding="down",
+        interpolation="pillow",
+        pad_multiple=32,
+        pad_value=128,
+    )
+    for size_hw, task, resized, padded in (
+        ((480, 640), Task.DETECTION, (504, 672), (504, 672)),
+        ((480, 640), Task.INSTANCE, (800, 1066), (800, 1088)),
+        ((640, 360), Task.INSTANCE, (1331, 749), (1344, 768)),
+    ):
+        declared = net.preprocess(task)
+        picture = Image.new("RGB", (size_hw[1], size_hw[0]))
+        sample = Sample(
+            image=tv_tensors.Image(picture),
+            task=task,
+            origin=Origin(dataset="t", image_id=0, path=None, size_hw=size_hw),
+            target=Target(),
+        )
+        done = preprocess(sample, declared)
+        assert done.size_hw == resized
+        images = collate([done], declared).images
+        assert images.shape[-2:] == padded
+        if padded != resized:
+            grey = (128 - torch.tensor(declared.mean)) / torch.tensor(declared.std)
+            assert torch.equal(images[0, :, -1, -1], grey)
+    small = nano(words=CaptionHeadConfig(), classes=3)
+    assert (small.detection_short_side, small.instance_short_side) == (0, 0)
+
+
 @pytest.mark.parametrize(
-    "change", [{"vit": eva(width=16, depth=1, heads=2, mlp_width=8, final_norm=False)}, {"caption_size": 8}]
+    "change",
+    [
+        {"detection_short_side": 8},
+        {"vit": eva(width=16, depth=1, heads=2, mlp_width=8, final_norm=False)},
+        {"caption_size": 8},
+    ],
 )
 def test_what_contradicts_itself_is_refused(change: dict[str, object]) -> None:
     with pytest.raises(ConfigError):

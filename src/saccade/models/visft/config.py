@@ -29,7 +29,11 @@ class ViSFTConfig:
             it and are trained instead.
         frozen_dropout: Dropout acts in frozen heads, too, as in the authors' second stage.
         detection_size: Greatest side of the network input of detection in pixels.
-        instance_size: The same of instance segmentation.
+        detection_short_side: The shorter side becomes as long as this where the longer still fits; 0 = as large as
+            fits.
+        instance_size: Greatest side of instance segmentation. Its training may have another size of its own, as the
+            published one has (:class:`saccade.data.large_scale_jitter.LargeScaleJitterAugment`).
+        instance_short_side: As ``detection_short_side``.
         caption_size: Side of the square input of captioning; pictures are resized to it whatever their form.
     """
 
@@ -40,7 +44,9 @@ class ViSFTConfig:
     trained: tuple[Part, ...] = HEADS
     frozen_dropout: bool = False
     detection_size: int = 672
-    instance_size: int = 1024
+    detection_short_side: int = 800
+    instance_size: int = 1333
+    instance_short_side: int = 800
     caption_size: int = 256
 
     def __post_init__(self) -> None:
@@ -55,6 +61,9 @@ class ViSFTConfig:
         for name in ("detection_size", "instance_size", "caption_size"):
             if getattr(self, name) < self.vit.patch_size:
                 raise ConfigError(f"{getattr(self, name)} pixels hold no patch", where=name)
+        for name in ("detection_short_side", "instance_short_side"):
+            if (side := getattr(self, name)) != 0 and side < self.vit.patch_size:
+                raise ConfigError(f"{side} pixels hold no patch", where=name, fix="0 leaves it to the longer side")
 
     @property
     def heads(self) -> tuple[Head, ...]:

@@ -25,6 +25,8 @@ from saccade.tokens.words import WordMap
 HEAD_OF: dict[Task, Head] = {Task.DETECTION: "detection", Task.INSTANCE: "instance", Task.CAPTION: "caption"}
 """The head that a task is for."""
 
+_GREY = 128  # of the padding of instance segmentation, in training and after it
+
 
 class ViSFT(nn.Module):
     """A backbone with up to three heads.
@@ -65,19 +67,27 @@ class ViSFT(nn.Module):
         return None if head is None else KnownClasses(head.classes, head.category_ids, head.num_classes).listed
 
     def preprocess(self, task: Task) -> Preprocess:
-        """The network input: the longer side to a fixed size, zero padding; of captions a square."""
+        """The network input: the shorter side to one size where the longer fits into another; of captions a square."""
         require_task(self.tasks, task)
         config = self.config
         if task is Task.CAPTION:
             return Preprocess(size_hw=(config.caption_size,) * 2, interpolation="pillow")
         if task is Task.DETECTION:
-            return Preprocess(size_hw=(config.detection_size,) * 2, keep_ratio=True, interpolation="pillow")
+            return Preprocess(
+                size_hw=(config.detection_size,) * 2,
+                keep_ratio=True,
+                short_side=config.detection_short_side,
+                interpolation="pillow",
+            )
         assert config.instance is not None
         return Preprocess(
             size_hw=(config.instance_size,) * 2,
             keep_ratio=True,
+            short_side=config.instance_short_side,
+            short_rounding="down",
             interpolation="pillow",
             pad_multiple=config.instance.pad_multiple,
+            pad_value=_GREY,
         )
 
     def loss(self, batch: Batch) -> dict[str, Tensor]:

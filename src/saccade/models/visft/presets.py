@@ -83,7 +83,9 @@ def nano(*, words: CaptionHeadConfig, classes: int) -> ViSFTConfig:
         ),
         caption=words,
         detection_size=112,
+        detection_short_side=0,
         instance_size=112,
+        instance_short_side=0,
         caption_size=112,
     )
 
