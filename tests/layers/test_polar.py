@@ -48,7 +48,7 @@ def test_a_rotation_becomes_a_shift(size_hw: tuple[int, int], columns: int) -> N
     center = torch.tensor([size_hw[1] / 2, size_hw[0] / 2])
     still = to_polar(waves(size_hw, center), center[None])
     turned = to_polar(waves(size_hw, center, turned=columns * 2 * math.pi / size_hw[0]), center[None])
-    radii = slice(size_hw[1] // 2, size_hw[1] - 4)  # rows from half the greatest radius inwards lie in the map
+    radii = slice((size_hw[1] + 1) // 2, size_hw[1] - 4)  # rows from half the greatest radius inwards lie in the map
     # A column to the right is an angle further on: the left column is the angle 0.
     assert torch.allclose(still.roll(columns, -1)[..., radii, :], turned[..., radii, :], atol=0.05)
 

@@ -170,5 +170,5 @@ def test_wrong_pairs() -> None:
     target.target.depth_m = None
     with pytest.raises(DataError, match="no depth map"):
         metric.update(target, prediction)
-    with pytest.raises(UsageError, match="detection, instance segmentation, phrases or depth, not caption"):
+    with pytest.raises(UsageError, match="detection, segmentation, phrases or depth, not caption"):
         build_metrics(Task.CAPTION, protocol="crop=none")

@@ -209,7 +209,7 @@ def test_a_class_list_with_frequencies_is_scored_as_lvis_and_others_are_not() ->
         build_metrics(Task.DETECTION, plain, protocol="lvis")
     with pytest.raises(UsageError, match=r"did you mean 'lvis'"):
         build_metrics(Task.DETECTION, plain, protocol="lvs")
-    with pytest.raises(UsageError, match="scores detection"):
+    with pytest.raises(UsageError, match="unknown protocol 'lvis'"):
         build_metrics(Task.SEMANTIC, plain, protocol="lvis")
     target = _sample([[1, 1, 30, 30]], [0])
     target.target.absent_class_ids = None

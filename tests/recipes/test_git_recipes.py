@@ -101,9 +101,12 @@ OUR_OWN = {
     *(f"ait.nano_{name}" for name in ("vqvae_masks", "vqvae_depth", "depth", "depth_plain", "instance", "joint")),
     "vitdet.nano_scenes",
     "gsva.nano_scenes",
+    *(f"visft.nano_{name}" for name in ("clip", "detection", "instance", "caption", "lora")),
+    "polar.git",
+    "polar.vit",
     *(f"git.nano_scenes_single_{task}" for task in ("detection", "instance", "semantic", "caption", "grounding")),
 }
-GIT = sorted(set(RECIPES) - {"finetune"})
+GIT = sorted(set(RECIPES) - {"finetune", "polar.git"})  # these two begin with the user's own data
 
 
 def test_names() -> None:
@@ -118,6 +121,8 @@ def test_names() -> None:
         | {f"ait.{form}" for form in ("detection_b", "instance_b", "instance_b_hard", "joint_b")}
         | {"ait.vqvae_masks", "ait.vqvae_depth"}
         | {f"gsva.{form}_{base}" for form in ("pretrain", "finetune_gres") for base in ("7b", "13b", "llama2_13b")}
+        | {f"visft.{part}_{size}" for part in ("detection", "instance", "caption", "lora") for size in "ge"}
+        | {f"polar.{name}" for name in ("unet", "unetplusplus", "deeplabv3plus", "centers")}
     )
     assert set(RECIPES) == published | OUR_OWN
     with pytest.raises(UsageError, match=r"did you mean 'git\.multi_fivetask_base'"):

@@ -32,7 +32,6 @@ class CenterPredictor(nn.Module):
         super().__init__()
         self.config = config
         self.network = StackedHourglass(config.network)
-        self.to(memory_format=torch.channels_last)
 
     @property
     def tasks(self) -> tuple[Task, ...]:
@@ -69,7 +68,7 @@ class CenterPredictor(nn.Module):
 
     def heatmaps(self, images_B3HW: Tensor) -> Tensor:
         """``[B, 3, H, W]`` to heatmaps ``[B, S, 1, h, w]`` float32, the last stack's the answer."""
-        return self.network(images_B3HW.contiguous(memory_format=torch.channels_last)).float()
+        return self.network(images_B3HW).float()
 
     def targets(self, batch: Batch) -> Tensor:
         """The heatmaps of a batch, ``[B, 1, h, w]``: drawn at the size of the input and resized bilinearly.
