@@ -48,7 +48,9 @@ def test_a_rotation_becomes_a_shift(size_hw: tuple[int, int], columns: int) -> N
     center = torch.tensor([size_hw[1] / 2, size_hw[0] / 2])
     still = to_polar(waves(size_hw, center), center[None])
     turned = to_polar(waves(size_hw, center, turned=columns * 2 * math.pi / size_hw[0]), center[None])
-    radii = slice((size_hw[1] + 1) // 2, size_hw[1] - 4)  # rows from half the greatest radius inwards lie in the map
+    # Rows whose circle, with the neighbours that it is mixed from, lies in the map.
+    share = (min(size_hw) / 2 - 1) / math.hypot(size_hw[0] / 2, size_hw[1] / 2)
+    radii = slice(size_hw[1] - 1 - int(share * size_hw[1]), size_hw[1] - 4)
     # A column to the right is an angle further on: the left column is the angle 0.
     assert torch.allclose(still.roll(columns, -1)[..., radii, :], turned[..., radii, :], atol=0.05)
 
