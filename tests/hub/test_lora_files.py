@@ -140,6 +140,8 @@ def broken(kind: str) -> dict[str, Tensor]:
         held |= {k.replace(".2.", ".3."): v for k, v in held.items() if ".2." in k}
     elif kind == "sides of different rank":
         held = {k: v[:6] if k.endswith("A") else v for k, v in held.items()}
+    elif kind == "half a block":
+        del held["visual.blocks.1.attn.qkv.lora_B"]
     elif kind == "nothing":
         held = {"x": torch.zeros(1)}
     return held
@@ -152,6 +154,7 @@ def broken(kind: str) -> dict[str, Tensor]:
         ("missing blocks", r"(?s)lack 1 of 3 blocks.*blocks 1"),
         ("more blocks", r"(?s)has not: 3.*--leave-out 3"),
         ("sides of different rank", "rank 4, but A has 6 rows"),
+        ("half a block", r"(?s)half a block.*only A.*blocks\.1\."),
         ("nothing", "no low-rank updates"),
     ],
 )
@@ -188,6 +191,16 @@ def test_blocks_are_left_out_by_name(tmp_path: Path, official: bool) -> None:
     assert main([*arguments, "--out", str(tmp_path / "out.pth"), "--json", str(tmp_path / "told.json")]) == 0
     told = json.loads((tmp_path / "told.json").read_text())
     assert (told["blocks"], told["left_out"], told["multiplier"]) == ([0, 1, 2], [3], 1)
+    with pytest.raises(UsageError, match="no block 7 that could be left out"):
+        merge_files(base, tmp_path / "lora.pt", tmp_path / "other.pth", leave_out=(3, 7))
+    assert not (tmp_path / "other.pth").exists()
+
+
+@pytest.mark.parametrize("targets", [("backbone.*.qkv:k",), ("detection.class_logits",)])
+def test_a_model_with_other_updates_takes_no_official_file(targets: tuple[str, ...]) -> None:
+    model = make(lora=dataclasses.replace(LORA, targets=targets))
+    with pytest.raises(CheckpointError, match="queries and values of a plain backbone alone"):
+        load_lora(model, official_updates(make()))
 
 
 def test_what_merging_cannot_do_is_said(tmp_path: Path) -> None:

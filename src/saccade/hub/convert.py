@@ -465,15 +465,15 @@ def export_official(folder: str | Path, out: str | Path) -> MappingReport:
     if isinstance(card.config, GSVAConfig):
         # As they are: the released files mix types, and exactness depends on it.
         official = gsva.to_official(state)
-        _write_official(official, target, wrapper=None)
+        write_official(official, target, wrapper=None)
         return MappingReport(source=str(card.folder), matched=dict(zip(state, official, strict=True)))
     if isinstance(card.config, CLIPPairConfig):
         official = to_eva_clip(state, card.config)
-        _write_official(official, target, wrapper=None)
+        write_official(official, target, wrapper=None)
         return MappingReport(source=str(card.folder), matched={key: key for key in official})
     if isinstance(card.config, ViSFTConfig):
         official = visft.to_official(state, card.config)
-        _write_official(official, target, wrapper=None)
+        write_official(official, target, wrapper=None)
         report = MappingReport(source=str(card.folder), matched={key: key for key in official})
         report.notes.append("the position of the class token, which ViSFT never uses, is written as zeros")
         return report
@@ -482,15 +482,15 @@ def export_official(folder: str | Path, out: str | Path) -> MappingReport:
     if isinstance(card.config, AiTConfig):
         whole = {key: value.float() for key, value in state.items()}
         official = ait.to_official(whole, card.config)
-        _write_official(official, target, wrapper="state_dict")
+        write_official(official, target, wrapper="state_dict")
         return MappingReport(source=str(card.folder), matched={key: str(ait.official_key(key)) for key in state})
     if isinstance(card.config, MapVQVAEConfig):
         official = ait.vqvae_to_official({key.removeprefix("vqvae."): value.float() for key, value in state.items()})
-        _write_official(official, target, wrapper="weights")
+        write_official(official, target, wrapper="weights")
         return MappingReport(source=str(card.folder), matched=dict(zip(state, official, strict=True)))
     if isinstance(card.config, SegmenterConfig | CentersConfig | PolarConfig):
         official, report = polar_official(state, card.config, card.folder)
-        _write_official(official, target, wrapper=None)
+        write_official(official, target, wrapper=None)
         return report
     unknown = [key for key in state if git.official_key(key) is None]
     if unknown:
@@ -498,7 +498,7 @@ def export_official(folder: str | Path, out: str | Path) -> MappingReport:
     official = git.to_official({key: value.float() for key, value in state.items()})
     report = MappingReport(source=str(card.folder), matched={key: cast(str, git.official_key(key)) for key in state})
     report.notes += [f"written by us: {key}" for key in official if key not in report.matched.values()]
-    _write_official(official, target, wrapper="state_dict")
+    write_official(official, target, wrapper="state_dict")
     return report
 
 
@@ -509,11 +509,18 @@ def _export_detector(state: dict[str, Tensor], config: ViTDetConfig, source: Pat
     official = vitdet.to_official(whole, config, family)
     report = MappingReport(source=str(source), matched={key: key for key in official})
     report.notes.append(f"written in the names of {family}")
-    _write_official(official, target, wrapper="model" if family == "detectron2" else "state_dict")
+    write_official(official, target, wrapper="model" if family == "detectron2" else "state_dict")
     return report
 
 
-def _write_official(official: dict[str, Tensor], target: Path, *, wrapper: str | None) -> None:
+def write_official(official: dict[str, Tensor], target: Path, *, wrapper: str | None = None) -> None:
+    """Writes tensors in the form that the name of the file asks for: safetensors, or as ``torch.save`` does.
+
+    Args:
+        official: The tensors.
+        target: The file; its folder is made.
+        wrapper: Key under which they stand in a ``torch.save`` file, beside an empty history; None = the file is they.
+    """
     target.parent.mkdir(parents=True, exist_ok=True)
     if target.suffix == ".safetensors":
         save_file({key: value.contiguous() for key, value in official.items()}, target, metadata={"format": "pt"})

@@ -12,18 +12,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, TypeAlias
 
-import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from saccade.errors import CheckpointError, UsageError
 from saccade.hub.checkpoint import is_checkpoint, load_folder, save_model
+from saccade.hub.convert import write_official
 from saccade.hub.unpickle import read_tensor_file
 from saccade.hub.weight_sets import read_weight_set
 from saccade.layers.lora import LoRAConfig, Multiplier, add_lora, fold, lora_of, set_multiplier, updates_of
 from saccade.models.visft import convert as visft
 
 LoRAForm: TypeAlias = Literal["official", "peft"]
+Pair: TypeAlias = tuple[Tensor, Tensor]
+"""A and B of one block."""
 
 PEFT_CONFIG, PEFT_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 _PEFT_PREFIX = "base_model.model."
@@ -55,18 +57,10 @@ def load_lora(model: nn.Module, state: Mapping[str, Tensor], *, source: str = ""
         source: Where they came from, for messages.
 
     Raises:
-        CheckpointError: Updates of another backbone, of another rank, or not of every block.
+        CheckpointError: Updates of another backbone, of another rank, or not of every block; or the model has others
+            than of queries and values.
     """
-    own = {int(name.split(".")[2]): update for name, (_, update) in updates_of(model).items()}
-    found, _ = visft.lora_form(state)
-    config = lora_of(model)
-    assert config is not None
-    width = next(iter(own.values())).A.shape[1]
-    _check(found, blocks=own, width=width, source=source, rank=config.rank)
-    with torch.no_grad():
-        for block, (down, up) in found.items():
-            own[block].A.copy_(down)
-            own[block].B.copy_(up)
+    _fill(model, visft.lora_form(state)[0], source=source)
 
 
 def extract(source: str | Path, out: str | Path, *, form: LoRAForm = "official") -> int:
@@ -106,13 +100,8 @@ def extract(source: str | Path, out: str | Path, *, form: LoRAForm = "official")
             )
         blocks, _ = visft.lora_form(official)
         official = _named(blocks)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    whole = {key: value.detach().contiguous().clone() for key, value in official.items()}
-    if target.suffix == ".safetensors":
-        save_file(whole, target, metadata={"format": "pt"})
-    else:
-        torch.save(whole, target)
-    return len(whole) // 2
+    write_official({key: value.detach().clone() for key, value in official.items()}, target)
+    return len(official) // 2
 
 
 def merge_files(
@@ -135,7 +124,7 @@ def merge_files(
 
     Raises:
         CheckpointError: The updates belong to another backbone, or do not cover its blocks.
-        UsageError: What is to be written exists, or there are no updates.
+        UsageError: What is to be written exists, there are no updates, or none of a block that is to be left out.
     """
     target = Path(out)
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
@@ -155,10 +144,9 @@ def _merge_checkpoint(
     if updates is not None:
         if lora_of(model) is not None:
             raise UsageError("the checkpoint has updates of its own", where=base, fix="leave the second file out")
-        state, config = _read_updates(updates)
+        found, config = _read_updates(updates)
         add_lora(model, config)
-        kept = {block: pair for block, pair in visft.lora_form(state)[0].items() if block not in leave_out}
-        load_lora(model, _named(kept), source=str(updates))
+        _fill(model, _without(found, leave_out, source=updates), source=str(updates))
     elif leave_out:
         raise UsageError("a checkpoint's own updates are added as a whole", where="--leave-out", fix="leave it out")
     held = updates_of(model)
@@ -185,41 +173,65 @@ def _merge_official(
         raise UsageError("the file has updates of its own", where=base, fix="leave the second file out")
     if not held and updates is None:
         raise UsageError("the file has no low-rank updates", where=base, fix="name a file of them")
-    state, config = (held, None) if updates is None else _read_updates(updates)
-    found, _ = visft.lora_form(state)
-    found = {block: pair for block, pair in found.items() if block not in leave_out}
+    found, config = _official_updates(held) if updates is None else _read_updates(updates)
+    found = _without(found, leave_out, source=updates or base)
     weight = f"{prefix}blocks.{{}}.attn.qkv.weight"
     own = [block for block in range(len(tensors)) if weight.format(block) in tensors]
     width = tensors[weight.format(0)].shape[1]
     _check(found, blocks=own, width=width, source=str(updates or base))
-    scale = (config or published_form(found)).scale * multiplier
+    scale = config.scale * multiplier
     for block, (down, up) in found.items():
         old = tensors[weight.format(block)]
         new = old.float()
         for third, part_down, part_up in zip((0, 2), down.float().chunk(2), up.float().chunk(2), strict=True):
             new[third * width : (third + 1) * width] += scale * part_up @ part_down
         tensors[weight.format(block)] = new.to(old.dtype)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    if target.suffix == ".safetensors":
-        save_file({key: value.contiguous() for key, value in tensors.items()}, target, metadata={"format": "pt"})
-    else:
-        torch.save(tensors, target)
+    write_official(tensors, target)
     return Merged(path=target, blocks=tuple(found), left_out=leave_out, scale=scale)
 
 
-def _read_updates(path: str | Path) -> tuple[dict[str, Tensor], LoRAConfig]:
-    """Updates under official names, and their scale: that of a checkpoint of ours, or the published one."""
+def _read_updates(path: str | Path) -> tuple[dict[int, Pair], LoRAConfig]:
+    """Updates by block, and their scale: that of a checkpoint of ours, or the published one."""
     if not is_checkpoint(Path(path)):
-        tensors = read_tensor_file(Path(path)).tensors
-        return tensors, published_form(visft.lora_form(tensors)[0])
+        return _official_updates(read_tensor_file(Path(path)).tensors)
     model = load_folder(path).model
     config = lora_of(model)
     if config is None:
         raise CheckpointError("the checkpoint has no low-rank updates", where=path)
-    return _named(_blocks(model, path)), LoRAConfig(rank=config.rank, alpha=config.alpha)
+    return _blocks(model, path), LoRAConfig(rank=config.rank, alpha=config.alpha)
 
 
-def published_form(found: Mapping[int, tuple[Tensor, Tensor]]) -> LoRAConfig:
+def _official_updates(state: Mapping[str, Tensor]) -> tuple[dict[int, Pair], LoRAConfig]:
+    found, _ = visft.lora_form(state)
+    return found, published_form(found)
+
+
+def _without(found: Mapping[int, Pair], leave_out: Iterable[int], *, source: str | Path) -> dict[int, Pair]:
+    """Updates less those that are to be left out.
+
+    Raises:
+        UsageError: A block that has no update is to be left out.
+    """
+    if idle := sorted(set(leave_out) - set(found)):
+        raise UsageError(
+            f"the updates have no block {_listed(idle)} that could be left out",
+            where=source,
+            fix="leave it out of --leave-out",
+        )
+    return {block: pair for block, pair in found.items() if block not in leave_out}
+
+
+def _fill(model: nn.Module, found: Mapping[int, Pair], *, source: str) -> None:
+    """Gives the updates of a model the values of others."""
+    own, config = _blocks(model, "the model"), lora_of(model)
+    assert config is not None
+    _check(found, blocks=own, width=next(iter(own.values()))[0].shape[1], source=source, rank=config.rank)
+    for block, pair in found.items():
+        for values, given in zip(own[block], pair, strict=True):
+            values.copy_(given)
+
+
+def published_form(found: Mapping[int, Pair]) -> LoRAConfig:
     """The form of an official file's updates, which tells their rank alone: the scale is 1 / rank.
 
     Args:
@@ -230,7 +242,7 @@ def published_form(found: Mapping[int, tuple[Tensor, Tensor]]) -> LoRAConfig:
 
 
 def _check(
-    found: Mapping[int, tuple[Tensor, Tensor]],
+    found: Mapping[int, Pair],
     *,
     blocks: Iterable[int],
     width: int,
@@ -286,9 +298,9 @@ def _official(model: nn.Module, source: str | Path) -> dict[str, Tensor]:
     return _named(_blocks(model, source))
 
 
-def _blocks(model: nn.Module, source: str | Path) -> dict[int, tuple[Tensor, Tensor]]:
-    """The updates of queries and values by block."""
-    blocks: dict[int, tuple[Tensor, Tensor]] = {}
+def _blocks(model: nn.Module, source: str | Path) -> dict[int, Pair]:
+    """The updates of queries and values by block, without gradients: what is written to them changes the model."""
+    blocks: dict[int, Pair] = {}
     for name, (layer, update) in updates_of(model).items():
         parts, width = name.split("."), layer.in_features
         qv = ((0, width), (2 * width, 3 * width))
@@ -303,7 +315,7 @@ def _blocks(model: nn.Module, source: str | Path) -> dict[int, tuple[Tensor, Ten
     return blocks
 
 
-def _named(blocks: Mapping[int, tuple[Tensor, Tensor]]) -> dict[str, Tensor]:
+def _named(blocks: Mapping[int, Pair]) -> dict[str, Tensor]:
     return {
         f"visual.blocks.{block}.attn.qkv.lora_{side}": tensor
         for block, pair in sorted(blocks.items())

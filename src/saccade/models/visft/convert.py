@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
+from saccade.errors import CheckpointError
 from saccade.layers.lora import LoRAConfig
 from saccade.mapping import MappingReport, Rule, apply_mapping, rename
 from saccade.models.visft import caption, detection, segmentation
@@ -168,14 +169,25 @@ def to_official(state: Mapping[str, Tensor], config: ViSFTConfig) -> dict[str, T
 
 
 def lora_form(state: Mapping[str, Tensor]) -> tuple[dict[int, tuple[Tensor, Tensor]], str]:
-    """The updates of a file by block, A and B, and the prefix of their names; other tensors are not looked at."""
+    """The updates of a file by block, A and B, and the prefix of their names; other tensors are not looked at.
+
+    Raises:
+        CheckpointError: A block has one of the two alone.
+    """
     sides: dict[int, dict[str, Tensor]] = {}
     prefix = ""
     for key, tensor in state.items():
         if found := _LORA_KEY.match(key):
             prefix = found["prefix"]
             sides.setdefault(int(found["block"]), {})[found["side"]] = tensor
-    return {block: (side["A"], side["B"]) for block, side in sorted(sides.items()) if len(side) == 2}, prefix
+    for block, side in sides.items():
+        if len(side) < 2:
+            raise CheckpointError(
+                f"half a block of low-rank updates: only {', '.join(side)}",
+                where=f"{prefix}blocks.{block}.attn.qkv",
+                fix="the file is truncated or was put together wrongly: copy it again",
+            )
+    return {block: (side["A"], side["B"]) for block, side in sorted(sides.items())}, prefix
 
 
 def describe(state: Mapping[str, Tensor]) -> str:
