@@ -5,8 +5,11 @@ from __future__ import annotations
 from collections.abc import Hashable, Sequence
 from typing import Any, Protocol, TypeVar
 
-from saccade.errors import DataError
-from saccade.results import Prediction
+import numpy as np
+from torch import Tensor
+
+from saccade.errors import DataError, UsageError
+from saccade.results import Prediction, SemanticMap
 from saccade.samples import ClassList, Sample
 
 Key = tuple[str, int | str]
@@ -94,3 +97,43 @@ def check_classes(expected: ClassList, got: ClassList | None, key: Key) -> None:
             why="class ids are positions in the class list: different lists cannot be compared",
             fix="build the metric, the data set and the model with the same class list",
         )
+
+
+def check_size(predicted: Sequence[int], true: Sequence[int], *, where: object = None) -> None:
+    """Refuses a predicted map of another size than the true one.
+
+    Raises:
+        DataError: The sizes differ.
+    """
+    if tuple(predicted) != tuple(true):
+        raise DataError(
+            f"the predicted map is {tuple(predicted)}, the true one {tuple(true)}",
+            where=where,
+            why="one of them is not in the frame of the original image",
+        )
+
+
+def label_maps(target: Sample, prediction: Prediction, classes: ClassList) -> tuple[Tensor, Tensor]:
+    """The true and the predicted label map of an image, ``[H, W]`` each, on the CPU.
+
+    Raises:
+        DataError: The maps have different sizes or classes, or the target has none.
+        UsageError: The prediction is of another task.
+    """
+    key = image_key(target)
+    if not isinstance(prediction, SemanticMap):
+        raise UsageError(f"label maps are scored on SemanticMap, not on {type(prediction).__name__}", where=key)
+    if target.target.semantic is None:
+        raise DataError("the target has no semantic map", where=key)
+    check_classes(classes, target.classes, key)
+    check_classes(classes, prediction.classes, key)
+    truth = target.target.semantic.as_subclass(Tensor).cpu()
+    truth = truth.reshape(truth.shape[-2:])
+    check_size(prediction.labels.shape, truth.shape, where=key)
+    return truth, prediction.labels.cpu()
+
+
+def mean_rows(rows: Sequence[Sequence[float]], names: Sequence[str]) -> dict[str, float]:
+    """The means over images, each a row of its scores, by name; NaN without an image."""
+    means = np.mean(rows, axis=0).tolist() if rows else [float("nan")] * len(names)
+    return dict(zip(names, means, strict=True))

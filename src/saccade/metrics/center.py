@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
-
 from saccade.errors import DataError, UsageError
 from saccade.labels import centroid, object_mask
-from saccade.metrics.base import Key, add_once, image_key, merge_records, repetition_notes
+from saccade.metrics.base import Key, add_once, image_key, mean_rows, merge_records, repetition_notes
 from saccade.results import Centers, Prediction
 from saccade.samples import Sample
 
@@ -27,7 +26,7 @@ class CenterMetric:
     """
 
     def __init__(self) -> None:
-        self.images: dict[Key, tuple[float, float] | None] = {}
+        self.images: dict[Key, tuple[float, float, bool] | None] = {}
         self.repetitions = 0
 
     @property
@@ -56,17 +55,13 @@ class CenterMetric:
         if truth is not None:
             dx, dy = (prediction.points_xy[0].cpu() - truth).tolist()
             squared = dx * dx + dy * dy
-            found = (squared, squared**0.5 / target.size_hw[0])
+            distance = math.sqrt(squared)
+            found = (squared, distance, distance / target.size_hw[0] <= _NEAR)
         self.repetitions += add_once(self.images, key, found)
 
     def compute(self) -> dict[str, float]:
         """The means by :data:`SCORE_NAMES`; NaN where no image has an object."""
-        scored = np.array([found for found in self.images.values() if found is not None]).reshape(-1, 2)
-        if not len(scored):
-            return dict.fromkeys(SCORE_NAMES, float("nan"))
-        squared, share = scored.T
-        means = (squared.mean(), np.sqrt(squared).mean(), (share <= _NEAR).mean())
-        return {name: float(value) for name, value in zip(SCORE_NAMES, means, strict=True)}
+        return mean_rows([found for found in self.images.values() if found is not None], SCORE_NAMES)
 
     def per_class(self) -> list[dict[str, Any]]:
         """Empty: a centre has no class."""

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from saccade.errors import DataError, UsageError, nearest
-from saccade.metrics.base import Key, add_once, image_key, merge_records, repetition_notes
+from saccade.metrics.base import Key, add_once, check_size, image_key, mean_rows, merge_records, repetition_notes
 from saccade.results import DepthMap, Prediction
 from saccade.samples import Sample
 
@@ -258,19 +258,12 @@ class DepthMetric:
             raise DataError("the target has no depth map", where=key)
         truth = target.target.depth_m.cpu().float().numpy()
         predicted = prediction.depth_m.detach().cpu().float().numpy()
-        if predicted.shape != truth.shape:
-            raise DataError(
-                f"the predicted map is {predicted.shape}, the true one {truth.shape}",
-                where=key,
-                why="one of them is not in the frame of the original image",
-            )
+        check_size(predicted.shape, truth.shape, where=key)
         self.repetitions += add_once(self.images, key, ImageErrors.of(predicted, truth, self.rules))
 
     def compute(self) -> dict[str, float]:
         """The means over the images by :data:`SCORE_NAMES`; NaN where no image counts."""
-        rows = [image.errors for image in self.images.values() if image.pixels]
-        means = np.mean(rows, axis=0).tolist() if rows else [math.nan] * len(SCORE_NAMES)
-        return dict(zip(SCORE_NAMES, means, strict=True))
+        return mean_rows([image.errors for image in self.images.values() if image.pixels], SCORE_NAMES)
 
     def per_class(self) -> list[dict[str, Any]]:
         """Empty: depth has no classes."""

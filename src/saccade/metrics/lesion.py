@@ -10,14 +10,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
+import torch
 from torch import Tensor
 
-from saccade.errors import DataError, UsageError
 from saccade.labels import centroid, middle, object_mask
 from saccade.layers.polar import to_polar
-from saccade.metrics.base import Key, add_once, check_classes, image_key, merge_records, repetition_notes
-from saccade.results import Prediction, SemanticMap
+from saccade.metrics.base import Key, add_once, image_key, label_maps, mean_rows, merge_records, repetition_notes
+from saccade.results import Prediction
 from saccade.samples import IGNORE_LABEL, ClassList, Sample
 
 _SPACES = ("mean", "polar")
@@ -73,34 +72,18 @@ class LesionMetric:
             DataError: The maps have different sizes or classes, or the target has none.
             UsageError: The prediction is of another task.
         """
-        key = image_key(target)
-        if not isinstance(prediction, SemanticMap):
-            raise UsageError(f"lesions are scored on SemanticMap, not on {type(prediction).__name__}", where=key)
-        if target.target.semantic is None:
-            raise DataError("the target has no semantic map", where=key)
-        check_classes(self.classes, target.classes, key)
-        check_classes(self.classes, prediction.classes, key)
-        labels = target.target.semantic.as_subclass(Tensor).cpu()
-        if labels.shape != prediction.labels.shape:
-            raise DataError(
-                f"the predicted map is {tuple(prediction.labels.shape)}, the true one {tuple(labels.shape)}",
-                where=key,
-                why="one of them is not in the frame of the original image",
-            )
-        known = labels != IGNORE_LABEL
+        labels, predicted = label_maps(target, prediction, self.classes)
         truth = object_mask(labels, self.classes)
-        said = object_mask(prediction.labels.cpu(), self.classes) & known
+        said = object_mask(predicted, self.classes) & (labels != IGNORE_LABEL)
         center = centroid(truth)
         around = (middle((truth.shape[0], truth.shape[1])) if center is None else center)[None]
-        polar_said, polar_truth = (to_polar(mask[None, None], around, mode="nearest") for mask in (said, truth))
+        polar_said, polar_truth = to_polar(torch.stack([said, truth])[None], around, mode="nearest")[0]
         scores = (*lesion_scores(said, truth), *lesion_scores(polar_said, polar_truth))
-        self.repetitions += add_once(self.images, key, scores)
+        self.repetitions += add_once(self.images, image_key(target), scores)
 
     def compute(self) -> dict[str, float]:
         """The means over the images by :data:`SCORE_NAMES`; NaN without an image."""
-        rows = np.array(list(self.images.values())).reshape(-1, len(SCORE_NAMES))
-        means = rows.mean(axis=0).tolist() if len(rows) else [float("nan")] * len(SCORE_NAMES)
-        return dict(zip(SCORE_NAMES, means, strict=True))
+        return mean_rows(list(self.images.values()), SCORE_NAMES)
 
     def per_class(self) -> list[dict[str, Any]]:
         """Empty: the object is one."""

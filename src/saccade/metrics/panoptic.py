@@ -18,7 +18,7 @@ import torch
 from numpy.typing import NDArray
 
 from saccade.errors import DataError, UsageError
-from saccade.metrics.base import Key, add_once, check_classes, image_key, merge_records, repetition_notes
+from saccade.metrics.base import Key, add_once, check_classes, check_size, image_key, merge_records, repetition_notes
 from saccade.results import Panoptic, Prediction
 from saccade.samples import ClassList, Sample, Segment
 
@@ -81,12 +81,7 @@ def match_segments(
     Raises:
         DataError: The maps differ in size, or a map and its list of predicted segments name different ids.
     """
-    if true_ids.shape != predicted_ids.shape:
-        raise DataError(
-            f"the predicted map is {predicted_ids.shape}, the true one {true_ids.shape}",
-            where=where,
-            why="one of them is not in the frame of the original image",
-        )
+    check_size(predicted_ids.shape, true_ids.shape, where=where)
     pairs, counts = np.unique(true_ids.astype(np.int64) * _IDS + predicted_ids, return_counts=True)
     common = {divmod(pair, _IDS): count for pair, count in zip(pairs.tolist(), counts.tolist(), strict=True)}
     true_areas, areas = _areas(true_ids), _areas(predicted_ids)

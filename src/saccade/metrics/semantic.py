@@ -16,9 +16,9 @@ import numpy as np
 import torch
 from numpy.typing import DTypeLike, NDArray
 
-from saccade.errors import DataError, UsageError
-from saccade.metrics.base import Key, add_once, check_classes, image_key, merge_records, repetition_notes
-from saccade.results import Prediction, SemanticMap
+from saccade.labels import background_of
+from saccade.metrics.base import Key, add_once, check_size, image_key, label_maps, merge_records, repetition_notes
+from saccade.results import Prediction
 from saccade.samples import IGNORE_LABEL, ClassList, Sample
 
 SCORE_NAMES = ("IoU", "Acc", "Dice", "Fscore", "Precision", "Recall")
@@ -68,11 +68,7 @@ class Areas:
         Raises:
             DataError: The shapes differ.
         """
-        if label.shape != pred.shape:
-            raise DataError(
-                f"the predicted map is {pred.shape}, the true one {label.shape}",
-                why="one of them is not in the frame of the original image",
-            )
+        check_size(pred.shape, label.shape)
         counted = label != ignore_index
         label, pred = label[counted], pred[counted]
 
@@ -174,23 +170,9 @@ class SemanticMetric:
             DataError: The maps have different sizes or classes, or the target has none.
             UsageError: The prediction is of another task.
         """
-        key = image_key(target)
-        if not isinstance(prediction, SemanticMap):
-            raise UsageError(
-                f"semantic segmentation is scored on SemanticMap, not {type(prediction).__name__}", where=key
-            )
-        if target.target.semantic is None:
-            raise DataError("the target has no semantic map", where=key)
-        check_classes(self.classes, target.classes, key)
-        check_classes(self.classes, prediction.classes, key)
-        truth = torch.as_tensor(target.target.semantic).cpu().numpy()
-        areas = Areas.of(
-            truth.reshape(truth.shape[-2:]),
-            prediction.labels.cpu().numpy(),
-            len(self.classes),
-            ignore_index=self.ignore_index,
-        )
-        self.repetitions += add_once(self.images, key, _Counts.of(areas))
+        truth, predicted = label_maps(target, prediction, self.classes)
+        areas = Areas.of(truth.numpy(), predicted.numpy(), len(self.classes), ignore_index=self.ignore_index)
+        self.repetitions += add_once(self.images, image_key(target), _Counts.of(areas))
 
     def areas(self) -> Areas:
         """Sums over all images."""
@@ -210,10 +192,6 @@ class SemanticMetric:
                 table[row, counts.classes] = scores[name]
         return tables
 
-    @property
-    def _foreground(self) -> int:
-        return 0 if self.classes.names[1].lower() == "background" else 1
-
     def compute(self) -> dict[str, float]:
         """Set level: aAcc, mIoU, mAcc, mDice, mFscore, mPrecision, mRecall. Means over images: image_mIoU, image_mDice.
 
@@ -228,7 +206,7 @@ class SemanticMetric:
             means = np.nansum(table[rows], axis=1) / present[rows].sum(axis=1)
             scores[f"image_m{name}"] = float(_mean(means))
         if len(self.classes) == 2:
-            at = self._foreground
+            at = 1 - background_of(self.classes)
             per_class = class_scores(areas)
             for name, table in tables.items():
                 scores[name] = float(per_class[name][at])
