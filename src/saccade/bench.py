@@ -279,7 +279,7 @@ def _build(system: str, preset: str, scratch: Path, device: str, task: Task | st
             return build(config)
     if isinstance(config, ViSFTConfig):
         if task == BACKBONE:
-            config = dataclasses.replace(config, detection=None, instance=None, caption=None)
+            config = config.only(())
         elif task in HEAD_PARTS:
             config = dataclasses.replace(config, vit=dataclasses.replace(config.vit, depth=1, global_blocks=(0,)))
     return build(config)

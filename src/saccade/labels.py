@@ -5,22 +5,42 @@ Positions (x, y) are in pixels, and (0, 0) is the middle of the first pixel.
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Iterator
+from typing import Literal, TypeAlias
 
 import numpy as np
 import torch
 from scipy import ndimage
 from torch import Tensor
 
-from saccade.samples import IGNORE_LABEL, ClassList
+from saccade.errors import DataError
+from saccade.samples import IGNORE_LABEL, ClassList, Origin, Target
 
-_BACKGROUND = "background"
+Objects: TypeAlias = Literal["one", "each"]
+"""What has a centre: all of a picture together (the polar paper), or every connected region by itself."""
+
+BACKGROUND = "background"
+
+
+def label_map(target: Target, origin: Origin) -> Tensor:
+    """The label map of a sample, as a plain tensor.
+
+    Raises:
+        DataError: It has none.
+    """
+    if target.semantic is None:
+        raise DataError(
+            "a sample has no label map",
+            where=origin.path or origin.image_id,
+            fix="use a data set of label maps",
+        )
+    return target.semantic.as_subclass(Tensor)
 
 
 def background_of(classes: ClassList | None) -> int:
     """The class that is no object: the one called ``background``, else the first."""
     names = () if classes is None else tuple(name.lower() for name in classes.names)
-    return names.index(_BACKGROUND) if _BACKGROUND in names else 0
+    return names.index(BACKGROUND) if BACKGROUND in names else 0
 
 
 def object_mask(labels: Tensor, classes: ClassList | None) -> Tensor:
@@ -40,14 +60,20 @@ def centroid(mask_HW: Tensor) -> Tensor | None:
     return places.double().mean(dim=0).flip(0).floor().float().cpu() if len(places) else None
 
 
-def regions(mask_HW: Tensor) -> list[Tensor]:
-    """The connected regions of a mask (8 neighbours), in reading order, each ``[H, W]`` bool."""
+def number_regions(mask_HW: Tensor) -> tuple[Tensor, int]:
+    """The connected regions of a mask (8 neighbours) numbered from 1 in reading order, ``[H, W]``, and their count."""
     numbered, count = ndimage.label(mask_HW.as_subclass(Tensor).cpu().numpy(), structure=np.ones((3, 3)))
-    labels = torch.from_numpy(np.asarray(numbered)).to(mask_HW.device)
-    return [labels == number for number in range(1, int(count) + 1)]
+    return torch.from_numpy(np.asarray(numbered)).to(mask_HW.device), int(count)
 
 
-def centers_of(mask_HW: Tensor, objects: Literal["one", "each"]) -> Tensor:
+def regions(mask_HW: Tensor) -> Iterator[Tensor]:
+    """The regions of :func:`number_regions` one after the other, each ``[H, W]`` bool."""
+    numbered, count = number_regions(mask_HW)
+    for number in range(1, count + 1):
+        yield numbered == number
+
+
+def centers_of(mask_HW: Tensor, objects: Objects) -> Tensor:
     """Centres of a mask, ``[N, 2]`` float32: of all of it, or of every region; without an object none."""
     parts = [mask_HW] if objects == "one" else regions(mask_HW)
     found = [center for part in parts if (center := centroid(part)) is not None]

@@ -21,9 +21,8 @@ from saccade.models.visft.clip import CLIPPair, CLIPPairConfig, TextTowerConfig
 from saccade.models.visft.clip_convert import from_eva_clip
 from saccade.models.visft.config import Head, ViSFTConfig
 from saccade.models.visft.model import ViSFT
-from saccade.models.visft.presets import PRESETS, eva_e, eva_g
+from saccade.models.visft.presets import PRESETS, preset_of_width
 
-_WIDTHS = {1408: "eva-g", 1792: "eva-e"}
 _TEXT_HEAD_WIDTH = 64
 # A tensor of each head that shows the width of the backbone, and the axis that does.
 _IN_WIDTH = {
@@ -81,7 +80,7 @@ def map_visft(
     if any(key.startswith("text.") for key in tensors):
         return _map_pair(file)
     name = _preset_of(file, preset)
-    config = dataclasses.replace(PRESETS[name](), detection=None, instance=None, caption=None)
+    config = PRESETS[name]().only(())
     state, report = visft.from_official(tensors, _expected(config), heads=(), source=str(file.path))
     allowed: tuple[str, ...] = ()
     if "backbone.norm.weight" in report.missing:
@@ -96,16 +95,7 @@ def _map_heads(file: TensorFile, name: str, *, base: str | Path | None, part: He
     wanted = held if part is None else (part,)
     if part is not None and part not in held:
         raise UsageError(f"the file has no {part} head", where=file.path, why=visft.describe(file.tensors))
-    config = PRESETS[name]()
-    detection = config.detection if "detection" in wanted else None
-    instance = config.instance if "instance" in wanted else None
-    coco = CLASS_NAMES["coco"]
-    if detection is not None and detection.num_classes == len(coco):
-        detection = dataclasses.replace(detection, classes=coco)
-    if instance is not None and instance.num_classes == len(coco):
-        instance = dataclasses.replace(instance, classes=coco)
-    caption = config.caption if "caption" in wanted else None
-    config = dataclasses.replace(config, detection=detection, instance=instance, caption=caption)
+    config = PRESETS[name]().only(wanted).named(CLASS_NAMES["coco"])
     tensors = dict(file.tensors)
     if base is not None:
         tensors |= _backbone_of(base)
@@ -142,7 +132,6 @@ def _map_pair(file: TensorFile) -> Mapped:
     """EVA-CLIP as a whole: both towers."""
     shapes = {key: tuple(value.shape) for key, value in file.tensors.items()}
     name = _preset_of(file, None)
-    vit = eva_g() if name == "eva-g" else eva_e()
     blocks = {key.split(".")[3] for key in shapes if key.startswith("text.transformer.resblocks.")}
     try:
         words, width = shapes["text.token_embedding.weight"]
@@ -150,7 +139,7 @@ def _map_pair(file: TensorFile) -> Mapped:
     except KeyError as error:
         raise CheckpointError("half a pair of towers", where=file.path, why=f"no {error}") from error
     config = CLIPPairConfig(
-        vit=dataclasses.replace(vit, class_token=True),
+        vit=dataclasses.replace(PRESETS[name]().vit, class_token=True),
         text=TextTowerConfig(
             vocab_size=words, positions=positions, width=width, layers=len(blocks), heads=width // _TEXT_HEAD_WIDTH
         ),
@@ -182,11 +171,12 @@ def _preset_of(file: TensorFile, preset: str | None) -> str:
         width = tensors[f"{prefix}blocks.0.attn.qkv.weight"].shape[1]
     else:
         width = next((tensors[key].shape[axis] for key, axis in _IN_WIDTH.items() if key in tensors), 0)
-    if width not in _WIDTHS:
+    found = preset_of_width(width)
+    if found is None:
         raise CheckpointError(
             "a backbone of no released size",
             where=file.path,
             why=visft.describe(tensors),
             fix=f"name the nearest with --preset: {', '.join(PRESETS)}",
         )
-    return _WIDTHS[width]
+    return found

@@ -16,6 +16,7 @@ from saccade.data.warp_augment import WarpAugment
 from saccade.errors import UsageError
 from saccade.hub.checkpoint import read_card
 from saccade.hub.resolve import resolve
+from saccade.labels import Objects
 from saccade.layers.hourglass import HourglassConfig
 from saccade.layers.polar import Interpolation
 from saccade.layers.unet import UNetConfig
@@ -24,7 +25,6 @@ from saccade.models.git.config import GiTConfig
 from saccade.models.polar.config import (
     CentersConfig,
     LibraryConfig,
-    Objects,
     PolarConfig,
     SegmenterConfig,
     ViTPixelsConfig,

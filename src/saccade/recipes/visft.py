@@ -16,6 +16,7 @@ from saccade.data.detr_augment import DETRAugment
 from saccade.data.large_scale_jitter import LargeScaleJitterAugment
 from saccade.models.visft.config import Head, ViSFTConfig
 from saccade.models.visft.convert import PUBLISHED_LORA
+from saccade.models.visft.model import HEAD_OF
 from saccade.models.visft.presets import PRESETS
 from saccade.recipes.steps import batches_per_step
 from saccade.tasks import Task
@@ -23,7 +24,7 @@ from saccade.training.config import OptimConfig, SourceConfig, TrainConfig
 
 Size: TypeAlias = Literal["g", "e"]
 
-TASK_OF: dict[Head, Task] = {"detection": Task.DETECTION, "instance": Task.INSTANCE, "caption": Task.CAPTION}
+TASK_OF: dict[Head, Task] = {head: task for task, head in HEAD_OF.items()}
 # Of the first stage: images of a step, updates, learning rate.
 _FIRST: dict[Head, tuple[int, int, float]] = {
     "detection": (8, 150_000, 5e-5),
@@ -126,26 +127,12 @@ def second_stage(
 
 def published(size: Size) -> ViSFTConfig:
     """The model of a backbone, with COCO's names."""
-    config = PRESETS[f"eva-{size}"]()
-    detection, instance = config.detection, config.instance
-    assert detection is not None and instance is not None
-    coco = CLASS_NAMES["coco"]
-    return dataclasses.replace(
-        config,
-        detection=dataclasses.replace(detection, classes=coco),
-        instance=dataclasses.replace(instance, classes=coco),
-    )
+    return PRESETS[f"eva-{size}"]().named(CLASS_NAMES["coco"])
 
 
 def only(config: ViSFTConfig, head: Head) -> ViSFTConfig:
     """The model with one head; the authors' has all three, two of them idle."""
-    return dataclasses.replace(
-        config,
-        detection=config.detection if head == "detection" else None,
-        instance=config.instance if head == "instance" else None,
-        caption=config.caption if head == "caption" else None,
-        trained=(head,),
-    )
+    return dataclasses.replace(config.only((head,)), trained=(head,))
 
 
 def published_optim(lr: float) -> OptimConfig:

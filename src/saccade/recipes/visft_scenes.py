@@ -92,14 +92,8 @@ def nano_lora(
 
 def _model() -> ViSFTConfig:
     speaker = SpeakerConfig(attention_width=128, embed_width=96, state_width=192, vocabulary=_WORDS)
-    config = nano(words=CaptionHeadConfig(speaker=speaker, cells=8), classes=len(THING_CLASSES))
-    detection, instance = config.detection, config.instance
-    assert detection is not None and instance is not None
-    return dataclasses.replace(
-        config,
-        detection=dataclasses.replace(detection, classes=THING_CLASSES),
-        instance=dataclasses.replace(instance, classes=THING_CLASSES),
-    )
+    words = CaptionHeadConfig(speaker=speaker, cells=8)
+    return nano(words=words, classes=len(THING_CLASSES)).named(THING_CLASSES)
 
 
 def _source(head: Head, *, batch_size: int, split: str = "train") -> SourceConfig:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,10 +22,8 @@ from saccade.mapping import MappingReport, apply_mapping
 from saccade.models.systems import backbone_of
 from saccade.models.visft.clip import CLIP_MEAN, CLIP_STD, CLIPPair, CLIPPairConfig
 from saccade.models.visft.convert import describe, from_official, is_lora, lora_form, prefix_of
-from saccade.models.visft.presets import eva_e, eva_g
+from saccade.models.visft.presets import PRESETS, preset_of_width
 from saccade.tokens.clip_pieces import CLIPPieces
-
-_FAMILY: dict[int, Callable[[], ViTConfig]] = {1408: eva_g, 1792: eva_e}
 
 
 @dataclass(kw_only=True)
@@ -192,15 +189,15 @@ def _family_of(file: TensorFile) -> ViTConfig:
         CheckpointError: None that is known.
     """
     prefix = prefix_of(file.tensors)
-    family = None if prefix is None else _FAMILY.get(len(file.tensors[f"{prefix}blocks.0.norm1.weight"]))
-    if family is None:
+    preset = None if prefix is None else preset_of_width(len(file.tensors[f"{prefix}blocks.0.norm1.weight"]))
+    if preset is None:
         raise CheckpointError(
             "not a released image tower that is known",
             where=file.path,
             why=describe(file.tensors),
             fix="EVA-CLIP g or E, eva_vit_g.pth, or a checkpoint folder of ours",
         )
-    return dataclasses.replace(family(), class_token=f"{prefix}cls_token" in file.tensors)
+    return dataclasses.replace(PRESETS[preset]().vit, class_token=f"{prefix}cls_token" in file.tensors)
 
 
 def load_vit(file: TensorFile, vit: ViTConfig) -> tuple[PlainViT, MappingReport]:
@@ -211,12 +208,7 @@ def load_vit(file: TensorFile, vit: ViTConfig) -> tuple[PlainViT, MappingReport]
     """
     holder = nn.ModuleDict({"backbone": PlainViT(vit)})
     expected = {key: tuple(value.shape) for key, value in holder.state_dict().items()}
-    prefix = prefix_of(file.tensors) or ""
     mapped, report = from_official(file.tensors, expected, heads=(), source=str(file.path))
-    if vit.class_token:  # ViSFT itself drops it; evaluations keep it
-        mapped["backbone.class_token"] = file.tensors[f"{prefix}cls_token"]
-        mapped["backbone.class_position"] = file.tensors[f"{prefix}pos_embed"][:, :1]
-        report.missing = [key for key in report.missing if not key.startswith("backbone.class_")]
     if "backbone.norm.weight" in report.missing:
         report.notes.append("the file has no last norm: the identity stands in its place")
     report.check(allow=["backbone.norm.*"])

@@ -14,6 +14,7 @@ from saccade.data.images import read_labels
 from saccade.data.sources.label_maps import load_pair, region_target
 from saccade.data.sources.layout import Records, data_root, divide, files_of, find_folder
 from saccade.errors import DataError, UsageError
+from saccade.labels import BACKGROUND
 from saccade.samples import IGNORE_LABEL, ClassList, Sample, Target
 from saccade.tasks import Task
 
@@ -24,7 +25,6 @@ _MASK_FOLDERS = (
 )  # fmt: skip
 _SUFFIXES = ("", "_segmentation", "_mask", "_masks", "_gt", "_label", "_labels", "_labelTrainIds", "_labelIds", "_seg")
 _CLASS_FILES = ("classes.txt", "labels.txt", "class_names.txt")
-_BACKGROUND = "background"
 _ENOUGH_MASKS = 200
 
 
@@ -93,7 +93,7 @@ class MaskFolderSource:
         self._foreground = 0 if not values else 255 if values <= {0, 255} else 1 if values <= {0, 1} else 0
         names = self._names(asked, values, folder)
         self._labels = ClassList.from_names(names)
-        self._things = [k for k, name in enumerate(names) if name.lower() != _BACKGROUND]
+        self._things = [k for k, name in enumerate(names) if name.lower() != BACKGROUND]
         self.classes = self._labels
         if task in (Task.DETECTION, Task.INSTANCE):
             self.classes = ClassList(
@@ -150,7 +150,7 @@ class MaskFolderSource:
 
     def _names(self, asked: tuple[str, ...], values: set[int], root: Path) -> tuple[str, ...]:
         if len(asked) == 1 and values - self._ignore <= {0, 1, self._foreground}:
-            return (_BACKGROUND, *asked)
+            return (BACKGROUND, *asked)
         if len(asked) == 1:
             raise DataError(
                 "one class name, but the masks are not binary",
@@ -159,7 +159,7 @@ class MaskFolderSource:
                 fix="threshold the masks to 0 and 255, or name all classes (classes=...)",
             )
         if self._foreground:
-            return asked or (_BACKGROUND, "foreground")
+            return asked or (BACKGROUND, "foreground")
         if asked:
             return asked
         return tuple(f"class {value}" for value in range(max(values - self._ignore, default=0) + 1))

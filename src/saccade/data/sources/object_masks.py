@@ -17,10 +17,10 @@ from saccade.data.sources.label_maps import load_pair, region_target
 from saccade.data.sources.layout import Records, data_root, files_of, split_names
 from saccade.data.sources.spec import SourceSpec
 from saccade.errors import DataError, MissingDataError, UsageError, nearest
+from saccade.labels import BACKGROUND
 from saccade.samples import ClassList, Origin, Sample, Target
 from saccade.tasks import Task
 
-BACKGROUND = "background"
 LEVEL = 128
 """Least grey of a mask that counts as the object: masks that went through JPEG or a resize are not quite binary."""
 

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from saccade.errors import DataError
+from saccade.labels import label_map
 from saccade.models.git.config import SemanticConfig
 from saccade.models.git.detection import class_names
 from saccade.models.git.matching import choose_points
@@ -67,16 +68,9 @@ def loss(model: GiT, batch: Batch, *, select: Tensor | None = None) -> dict[str,
     patch = model.config.vit.patch_size
     patches_hw = (int(batch.images.shape[-2]) // patch, int(batch.images.shape[-1]) // patch)
     grid = model.grid(task, patches_hw)
-    maps = [target.semantic for target in batch.targets]
-    if any(labels is None for labels in maps):
-        raise DataError("a training sample has no label map", fix="use a semantic segmentation data set")
-    tokens = torch.stack(
-        [
-            encode_labels(labels.as_subclass(Tensor), patches_hw, config.block, len(classes))
-            for labels in maps
-            if labels is not None
-        ]
-    )
+    pairs = zip(batch.targets, batch.origins, strict=True)
+    maps = [label_map(target, origin) for target, origin in pairs]
+    tokens = torch.stack([encode_labels(labels, patches_hw, config.block, len(classes)) for labels in maps])
     if select is None:
         positive = torch.ones(tokens.shape[:2], dtype=torch.bool, device=tokens.device)
         select = choose_points(positive, grid, config.train_points_per_window)

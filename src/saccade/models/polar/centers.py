@@ -9,8 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from saccade.errors import DataError
-from saccade.labels import centers_of, object_mask
+from saccade.labels import centers_of, label_map, object_mask
 from saccade.layers.heatmaps import draw_heatmap, read_heatmap, read_peaks
 from saccade.layers.hourglass import StackedHourglass
 from saccade.models.polar.config import CentersConfig
@@ -79,9 +78,7 @@ class CenterPredictor(nn.Module):
         drawn = []
         size_hw = (int(batch.images.shape[-2]), int(batch.images.shape[-1]))
         for target, origin in zip(batch.targets, batch.origins, strict=True):
-            if target.semantic is None:
-                raise DataError("a training sample has no label map", where=origin.path or origin.image_id)
-            centers = centers_of(object_mask(target.semantic, batch.classes), self.config.objects)
+            centers = centers_of(object_mask(label_map(target, origin), batch.classes), self.config.objects)
             drawn.append(draw_heatmap(centers, size_hw, self.config.sigma))
         return shrink_heatmaps(torch.stack(drawn), self.config.network.stride)
 

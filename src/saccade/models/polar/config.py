@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal, TypeAlias
+from typing import Literal
 
 from saccade.errors import ConfigError
+from saccade.labels import Objects
 from saccade.layers.hourglass import HourglassConfig
 from saccade.layers.polar import Interpolation
 from saccade.layers.unet import UNetConfig
 from saccade.layers.vit import ViTConfig
 from saccade.models.git.config import GiTConfig
-
-Objects: TypeAlias = Literal["one", "each"]
-"""What has a centre: all of a picture together (the paper), or every connected region by itself."""
 
 _LIBRARY_STRIDE = 32
 

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torchvision import tv_tensors
 
 from saccade.errors import ConfigError, DataError, UsageError
-from saccade.labels import background_of, centers_of, centroid, middle, object_mask, regions
+from saccade.labels import background_of, centers_of, centroid, label_map, middle, number_regions, object_mask
 from saccade.layers.polar import check_centers, from_polar, to_polar
 from saccade.models.polar.config import PolarConfig
 from saccade.models.polar.segmenter import best_class
@@ -110,9 +110,7 @@ class PolarSegmenter(nn.Module):
         require_task(self.tasks, batch.task)
         labels, found = [], []
         for target, origin in zip(batch.targets, batch.origins, strict=True):
-            if target.semantic is None:
-                raise DataError("a training sample has no label map", where=origin.path or origin.image_id)
-            one, center = self._choose(target.semantic.as_subclass(Tensor), batch)
+            one, center = self._choose(label_map(target, origin), batch)
             labels.append(one)
             found.append(center)
         centers = self._shifted(torch.stack(found), batch) if centers_B2 is None else centers_B2
@@ -173,13 +171,8 @@ class PolarSegmenter(nn.Module):
         Raises:
             DataError: A sample has no label map.
         """
-        found = []
-        for sample in samples:
-            if sample.target.semantic is None:
-                raise DataError("a sample has no label map", where=sample.origin.path or sample.origin.image_id)
-            mask = object_mask(sample.target.semantic, sample.classes)
-            found.append(centers_of(mask, self.config.objects))
-        return found
+        masks = [object_mask(label_map(sample.target, sample.origin), sample.classes) for sample in samples]
+        return [centers_of(mask, self.config.objects) for mask in masks]
 
     def _centers(self, found: Prediction) -> Tensor:
         if isinstance(found, Centers):
@@ -190,10 +183,12 @@ class PolarSegmenter(nn.Module):
     def _choose(self, labels_HW: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
         """What a training picture is unrolled around: all objects, or one of them without the others."""
         mask = object_mask(labels_HW, batch.classes)
-        if self.config.objects == "each" and len(parts := regions(mask)) > 1:
-            chosen = parts[int(torch.randint(len(parts), ()))]
-            labels_HW = labels_HW.masked_fill(mask & ~chosen, background_of(batch.classes))
-            mask = chosen
+        if self.config.objects == "each":
+            numbered, count = number_regions(mask)
+            if count > 1:
+                chosen = numbered == 1 + int(torch.randint(count, ()))
+                labels_HW = labels_HW.masked_fill(mask & ~chosen, background_of(batch.classes))
+                mask = chosen
         center = centroid(mask)
         return labels_HW, middle((mask.shape[-2], mask.shape[-1])) if center is None else center
 
@@ -236,9 +231,10 @@ class PolarSegmenter(nn.Module):
             centers = centers_N2[places]
             unrolled = self._unroll(_rows(batch, index), centers)
             scores = self._scorer.class_scores(unrolled).float()
-            rolled = from_polar(scores, centers, mode=mode)
-            covered = from_polar(torch.ones_like(scores[:, :1]), centers, mode=mode)
-            rolled[:, background] += 1 - covered[:, 0]
+            # What covers the picture is rolled up with the scores: their last channel.
+            rolled = from_polar(F.pad(scores, (0, 0, 0, 0, 0, 1), value=1.0), centers, mode=mode)
+            rolled, covered = rolled[:, :-1], rolled[:, -1]
+            rolled[:, background] += 1 - covered
             for owner, view in zip(index.tolist(), rolled, strict=True):
                 held = best[owner]
                 best[owner] = view if held is None else torch.where(view[background] < held[background], view, held)

@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from saccade.errors import DataError, UsageError, require
-from saccade.labels import background_of
+from saccade.errors import UsageError, require
+from saccade.labels import background_of, label_map
 from saccade.layers.losses import dice_error
 from saccade.layers.unet import UNet, UNetConfig
 from saccade.layers.vit import PlainViT
@@ -149,12 +149,8 @@ class Segmenter(nn.Module):
 
     def _labels(self, batch: Batch) -> Tensor:
         """``[B, H, W]`` int64, our class ids."""
-        maps = []
-        for target, origin in zip(batch.targets, batch.origins, strict=True):
-            if target.semantic is None:
-                raise DataError("a training sample has no label map", where=origin.path or origin.image_id)
-            maps.append(target.semantic.as_subclass(Tensor))
-        labels = torch.stack(maps)
+        pairs = zip(batch.targets, batch.origins, strict=True)
+        labels = torch.stack([label_map(target, origin) for target, origin in pairs])
         if batch.classes is None or batch.classes.names == self.config.classes:
             return labels
         ignored = labels == IGNORE_LABEL

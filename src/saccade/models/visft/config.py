@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Collection
 from dataclasses import dataclass, field
-from typing import Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 from saccade.errors import ConfigError
 from saccade.layers.vit import ViTConfig
@@ -69,3 +71,18 @@ class ViSFTConfig:
     def heads(self) -> tuple[Head, ...]:
         """The heads that there are."""
         return tuple(name for name in HEADS if getattr(self, name) is not None)
+
+    def only(self, heads: Collection[Head]) -> ViSFTConfig:
+        """The same with no other heads than these."""
+        without: dict[str, Any] = {name: None for name in HEADS if name not in heads}
+        return dataclasses.replace(self, **without)
+
+    def named(self, classes: tuple[str, ...]) -> ViSFTConfig:
+        """The same with these names for the classes of every head that has as many."""
+        asked = {name: head for name, head in (("detection", self.detection), ("instance", self.instance)) if head}
+        heads: dict[str, Any] = {
+            name: dataclasses.replace(head, classes=classes)
+            for name, head in asked.items()
+            if head.num_classes == len(classes)
+        }
+        return dataclasses.replace(self, **heads)

@@ -107,3 +107,8 @@ PRESETS: dict[str, Callable[[], ViSFTConfig]] = {
     "eva-g": lambda: published(eva_g()),
     "eva-e": lambda: published(eva_e()),
 }
+
+
+def preset_of_width(width: int) -> str | None:
+    """Name of the published backbone of so many channels; None where there is none."""
+    return next((name for name, make in PRESETS.items() if make().vit.width == width), None)
