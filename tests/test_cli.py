@@ -403,6 +403,24 @@ def test_convert_a_data_set(run, mask_folder: Path, tmp_path: Path) -> None:
     assert (again.code, "exists already" in again.err) == (2, True)
 
 
+def test_convert_captions_of_all_splits_at_once(run, tmp_path: Path) -> None:
+    pytest.importorskip("h5py", reason="the extra hdf5 is not installed")
+    for split in ("train", "test"):
+        drawn = run("data", "scenes", "--out", tmp_path, "--format", "karpathy", "--count", 3, "--split", split)
+        assert drawn.code == 0, drawn.err
+    out, words = tmp_path / "out", tmp_path / "WORDMAP_own.json"
+    words.write_text(json.dumps({"<pad>": 0, "a": 1, "circle": 2, "<unk>": 3, "<start>": 4, "<end>": 5}))
+    convert = ("data", "convert", tmp_path, "--from", "karpathy", "--to")
+    shown = run(*convert, "caption_hdf5", "--words", words, "--out", out, "--json", tmp_path / "written.json")
+    assert shown.code == 0, shown.err
+    (row,) = json.loads((tmp_path / "written.json").read_text())["splits"]
+    assert (row["split"], row["images"], row["captions"], row["words"]) == ("train, test", 6, 30, 6)
+    assert json.loads(next(out.glob("WORDMAP_*")).read_text()) == json.loads(words.read_text())
+    assert run("data", "check", out, "--format", "caption_hdf5").code == 0
+    other = run(*convert, "coco", "--words", words, "--out", out)
+    assert (other.code, "--words has no meaning" in other.err) == (2, True)
+
+
 @pytest.mark.parametrize(
     ("words", "hint"),
     [

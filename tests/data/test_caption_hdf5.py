@@ -13,7 +13,7 @@ from torchvision import tv_tensors
 
 from saccade.data.check import check_dataset
 from saccade.data.sources import SourceSpec, open_source
-from saccade.data.sources.caption_hdf5 import karpathy_words, write_caption_hdf5
+from saccade.data.sources.caption_hdf5 import read_words, write_caption_hdf5
 from saccade.errors import CheckpointError, DataError, UsageError
 from saccade.samples import Origin, Sample, Target
 from saccade.tasks import Task
@@ -128,12 +128,13 @@ def test_bad_files_are_refused(tmp_path: Path) -> None:
 
 def test_words_of_the_official_file_come_in_its_order(tmp_path: Path) -> None:
     path = tmp_path / "dataset_coco.json"
-    images = [{"split": split, "sentences": [{"tokens": [split, "b"]}]} for split in ("test", "train", "val")]
+    images = [{"split": x, "sentences": [{"tokens": [x, "b"]}] * 6} for x in ("test", "train", "val")]
+    images[0]["sentences"].append({"tokens": ["rare"]})
     path.write_text(json.dumps({"images": images}))
-    assert list(WordMap.count(karpathy_words(path), least=1).ids)[:4] == ["<pad>", "test", "b", "train"]
+    assert list(read_words(path).ids) == ["<pad>", "test", "b", "train", "val", "<unk>", "<start>", "<end>"]
     path.write_text(json.dumps({"images": [{"sentences": [{"raw": "a"}]}]}))
     with pytest.raises(DataError, match="tokens"):
-        list(karpathy_words(path))
+        read_words(path)
 
 
 def test_the_files_can_be_checked(tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 _BOXES_ONLY = ("voc", "objects365", "v3det", "crowdhuman", "crowdhuman_visible", "wider_face")
 _PHRASES = ("grefcoco", "refzom", "reasonseg", "paco", "pascal_part", "llava_instruct")
+_ALL_SPLITS = "caption_hdf5"  # written at once: its words are those of all splits
 SPLITS = ("train", "val", "test", "testA", "testB")
 """Splits that are looked for where none is named."""
 
@@ -241,15 +242,22 @@ def _add_convert(words: Verbs) -> None:
         examples=[
             "saccade data convert lesions/ --from mask_folder --to coco --out lesions_coco",
             "saccade data convert data/coco --from coco --to mask_crops --split train --out data/maskcoco",
+            "saccade data convert data/coco --from karpathy --to caption_hdf5 --words words.json --out captions",
         ],
         run=_convert,
     )
     parser.add_argument("root", metavar="DIR", help="folder of the data set")
     parser.add_argument("--from", dest="reader", required=True, metavar="READER", help="mask_folder, voc, coco ...")
-    parser.add_argument("--to", default="coco", metavar="FORMAT", help="coco (default) or mask_crops")
+    parser.add_argument("--to", default="coco", metavar="FORMAT", help="coco (default), mask_crops or caption_hdf5")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="root folder of the new data set")
     parser.add_argument(
         "--task", help="what to read: detection, instance or caption (default: all that the format has)"
+    )
+    parser.add_argument(
+        "--words",
+        type=Path,
+        metavar="FILE",
+        help="of caption_hdf5: WORDMAP_*.json, or dataset_coco.json to count (default: the captions are counted)",
     )
     _add_files(parser)
     add_json(parser)
@@ -257,16 +265,19 @@ def _add_convert(words: Verbs) -> None:
 
 def _convert(arguments: argparse.Namespace) -> int:
     from saccade.cli import screen
-    from saccade.data.sources import READERS, open_source
+    from saccade.data.sources import READERS, Source, open_source
+    from saccade.data.sources.caption_hdf5 import read_words, write_caption_hdf5
     from saccade.data.writers import WRITERS
 
     if arguments.reader not in READERS:
         raise UsageError(f"unknown reader '{arguments.reader}'", fix=nearest(arguments.reader, READERS))
     if arguments.reader == "scenes":
         raise UsageError("scenes are drawn, not converted", fix="saccade data scenes --out DIR")
-    if arguments.to not in WRITERS:
-        raise UsageError(f"unknown format '{arguments.to}'", fix=nearest(arguments.to, WRITERS))
-    rows: list[dict[str, object]] = []
+    if arguments.to not in (*WRITERS, _ALL_SPLITS):
+        raise UsageError(f"unknown format '{arguments.to}'", fix=nearest(arguments.to, [*WRITERS, _ALL_SPLITS]))
+    if arguments.words is not None and arguments.to != _ALL_SPLITS:
+        raise UsageError(f"--words has no meaning for {arguments.to}", fix=f"leave it out, or write --to {_ALL_SPLITS}")
+    sources: dict[str, Source] = {}
     first: SaccadeError | None = None
     for split in _splits(arguments, arguments.reader):
         if split == "all":
@@ -274,17 +285,25 @@ def _convert(arguments: argparse.Namespace) -> int:
                 "one annotation file is one split", where=arguments.annotations, fix="say which one: --split train"
             )
         try:
-            source = open_source(_spec(arguments, arguments.reader, split))
+            sources[split] = open_source(_spec(arguments, arguments.reader, split))
         except UsageError as error:  # no such split; told below where there is none at all
             first = first or error
-            continue
-        with screen.Steps(f"write {split}") as steps:
-            written = WRITERS[arguments.to](source, arguments.out, split=split, progress=steps.update)
-        rows.append({"split": split, **written})
+    if first is not None and not sources:
+        raise first
+    rows: list[dict[str, object]] = []
+    if arguments.to == _ALL_SPLITS:
+        words = read_words(arguments.words) if arguments.words else None
+        with screen.Steps("write") as steps:
+            written = write_caption_hdf5(sources, arguments.out, words=words, progress=steps.update)
+        rows.append({"split": ", ".join(sources), **written})
+    else:
+        for split, source in sources.items():
+            with screen.Steps(f"write {split}") as steps:
+                written = WRITERS[arguments.to](source, arguments.out, split=split, progress=steps.update)
+            rows.append({"split": split, **written})
+    for split, source in sources.items():
         for reason, count in source.skipped.items():
             screen.note(f"{split}: left out: {count} ({reason})")
-    if first is not None and not rows:
-        raise first
     screen.table(rows)
     screen.write_json(arguments.json, {"from": arguments.reader, "to": arguments.to, "splits": rows})
     return 0

@@ -118,30 +118,6 @@ def bleu(
     return dict(zip(names, pooled, strict=True)), dict(zip(names, per_image.T, strict=True))
 
 
-def teacher_forced_bleu4(references: Sequence[Sequence[Sequence[int]]], said: Sequence[Sequence[int]]) -> float:
-    """ViSFT's own validation score of captions: not comparable with BLEU-4 of sentences that a model makes up.
-
-    It is the corpus BLEU of NLTK, without smoothing, of the likeliest next words when the right ones before are told,
-    the end included.
-
-    Args:
-        references: Ids of the captions of every image, without start and padding, the end kept.
-        said: Ids that the model says, as many as it was told.
-
-    Returns:
-        The score; 0 where no four words in a row are right.
-    """
-    as_text = [" ".join(map(str, row)) for row in said]
-    counts = _bleu_counts([[" ".join(map(str, row)) for row in rows] for rows in references], as_text)
-    # A sentence that is too short for an order counts as one that was tried (NLTK).
-    tried = np.maximum(counts[:, 2 + MAX_ORDER :], 1).sum(axis=0)
-    length, closest, *right = counts[:, : 2 + MAX_ORDER].sum(axis=0).tolist()
-    if not all(right):
-        return 0.0
-    mean = sum(math.log(a / b) for a, b in zip(right, tried.tolist(), strict=True)) / MAX_ORDER
-    return math.exp(mean + min(0.0, 1 - closest / length))
-
-
 def _bleu_counts(references: Sequence[Sequence[str]], candidates: Sequence[str]) -> NDArray[np.int64]:
     """Per image: length, closest reference length, right n-grams of 4 orders, tried n-grams of 4 orders."""
     rows = []

@@ -1,7 +1,7 @@
 """ViSFT as published (specs/visft.md 8): heads on a frozen backbone, then low-rank updates through frozen heads.
 
 ``data`` is a folder with ``coco`` (images and annotations of 2017) and ``coco_captions`` (HDF5 files of the Karpathy
-split, :func:`saccade.data.sources.caption_hdf5.write_caption_hdf5` writes them). Precision is bf16 where the authors
+split, ``saccade data convert --to caption_hdf5`` writes them). Precision is bf16 where the authors
 had fp16 with a loss scale.
 """
 

@@ -85,9 +85,6 @@ def test_it_learns_to_say_what_it_sees() -> None:
         (losses["loss_ce"] + losses["loss_coverage"]).backward()
         optimiser.step()
     head.eval()
-    rows = [WORDS.encode(caption, most=7) for caption in captions]
-    ids = torch.tensor([row + [0] * (9 - len(row)) for row in rows])
-    assert head.told(map_BHWC, ids, [len(row) for row in rows]) == [row[1:] for row in rows]
     for beams in (1, 3):
         head.config = dataclasses.replace(head.config, beams=beams)
         with torch.inference_mode():

@@ -72,7 +72,7 @@ def check_caption_hdf5(spec: SourceSpec, root: Path, report: Report) -> list[Ima
         DataError: Images, captions and words do not belong together.
     """
     source = CaptionHdf5Source(dataclasses.replace(spec, per_caption=False))
-    captions = [len(source.captions(index)) for index in range(len(source))]
+    captions = [len(source.captions_of(index)) for index in range(len(source))]
     report.counts |= {"images": len(captions), "annotations": sum(captions)}
     return []
 

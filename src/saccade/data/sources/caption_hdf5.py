@@ -85,8 +85,8 @@ class CaptionHdf5Source:
         origin = Origin(dataset=self.name, image_id=image, path=None, size_hw=(pixels.shape[1], pixels.shape[2]))
         return Sample(image=tv_tensors.Image(pixels), task=self.task, origin=origin, target=Target(captions=captions))
 
-    def captions(self, index: int) -> tuple[str, ...]:
-        """The captions of a sample; its image is not read."""
+    def captions_of(self, index: int) -> tuple[str, ...]:
+        """The captions of a sample, without its image."""
         captions: tuple[str, ...] = self._records[index][1]
         return captions
 
@@ -130,14 +130,23 @@ def _sentence(words: WordMap, ids: list[int], length: int, where: Path) -> str:
     return words.decode(told)
 
 
-def karpathy_words(path: Path) -> Iterator[list[str]]:
-    """The words of every caption of ``dataset_coco.json``, in its order, whatever the split.
+def read_words(path: Path) -> WordMap:
+    """The map of words to write captions with.
 
-    The ids of released caption heads come from a map that was counted in this order.
+    Args:
+        path: A ``WORDMAP_*.json``; or Karpathy's ``dataset_coco.json``, whose words are counted in the order of the
+            file, whatever the split: so the map of the released caption heads was made.
 
     Raises:
-        DataError: The file has another form.
+        CheckpointError: The file is missing or is no map of words.
+        DataError: Karpathy's file has another form.
     """
+    if path.name.startswith("dataset_") and path.is_file():
+        return WordMap.count(_karpathy_words(path))
+    return WordMap.load(path)
+
+
+def _karpathy_words(path: Path) -> Iterator[list[str]]:
     for image in list_of(read_json(path), "images", path):
         for sentence in list_of(image, "sentences", path):
             yield list_of(sentence, "tokens", path)

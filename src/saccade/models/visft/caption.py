@@ -42,7 +42,11 @@ class CaptionHeadConfig:
 
     def __post_init__(self) -> None:
         if not 1 <= self.beams <= self.speaker.vocabulary:
-            raise ConfigError(f"a search of {self.beams} beams", where="caption.beams", fix="give 1 or more")
+            raise ConfigError(
+                f"a search of {self.beams} beams",
+                where="caption.beams",
+                fix=f"1 to {self.speaker.vocabulary}, the words",
+            )
 
 
 class CaptionHead(nn.Module):
@@ -121,22 +125,6 @@ class CaptionHead(nn.Module):
         sorted_ids, going = ids_BT[taught.order], sorted(steps, reverse=True)
         wanted = [sorted_ids[: sum(n > step for n in going), step + 1] for step in range(max(steps))]
         return taught, torch.cat(wanted)
-
-    def told(self, map_BHWC: Tensor, ids_BT: Tensor, lengths: Sequence[int]) -> list[list[int]]:
-        """The likeliest next words of every row when the right ones before are told, the end's included.
-
-        ViSFT's own validation scores them (:func:`saccade.metrics.caption.teacher_forced_bleu4`); arguments as for
-        :meth:`loss_of_ids`.
-        """
-        taught, _ = self.teach(map_BHWC, ids_BT, lengths)
-        words, rows = taught.logits_PV.argmax(dim=1).tolist(), taught.order.tolist()
-        said: list[list[int]] = [[] for _ in lengths]
-        for step in range(max(lengths) - 1):
-            going = [row for row in rows if lengths[row] - 1 > step]
-            for row, word in zip(going, words, strict=False):
-                said[row].append(word)
-            words = words[len(going) :]
-        return said
 
     def predict(self, map_BHWC: Tensor, batch: Batch) -> list[Caption]:
         """One caption per image, with its log-probability per word.
