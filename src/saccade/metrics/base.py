@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
-from typing import Any, Protocol, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 import numpy as np
 from torch import Tensor
@@ -63,25 +63,43 @@ def add_once(records: dict[K, V], key: K, value: V) -> int:
     return 0
 
 
-def merge_records(states: Sequence[tuple[dict[K, V], int]]) -> tuple[dict[K, V], int]:
-    """The union of the records of all ranks.
+class ImageRecords(Generic[K, V]):
+    """What most metrics share: one record of every image, by its identity, whatever the scores are made of.
 
-    Args:
-        states: Records and the number of repetitions of each rank, in rank order.
-
-    Returns:
-        All records, and the number of repetitions within and between the ranks.
+    Attributes:
+        images: Key of an image to its record.
+        repetitions: Images that came again; the first prediction counts.
     """
-    merged: dict[K, V] = {}
-    repetitions = 0
-    for records, repeated in states:
-        repetitions += repeated + sum(add_once(merged, key, value) for key, value in records.items())
-    return merged, repetitions
 
+    def __init__(self) -> None:
+        self.images: dict[K, V] = {}
+        self.repetitions = 0
 
-def repetition_notes(count: int) -> list[str]:
-    """The note about images that came more than once."""
-    return [f"{count} images came more than once; only the first prediction of each counts"] if count else []
+    @property
+    def notes(self) -> list[str]:
+        """See :class:`Metric`; here how many images came more than once."""
+        count = self.repetitions
+        return [f"{count} images came more than once; only the first prediction of each counts"] if count else []
+
+    def keep(self, key: K, record: V) -> None:
+        """Adds the record of one image."""
+        self.repetitions += add_once(self.images, key, record)
+
+    def per_class(self) -> list[dict[str, Any]]:
+        """Empty: the scores are not by class."""
+        return []
+
+    def state(self) -> Any:
+        """See :class:`Metric`."""
+        return self.images, self.repetitions
+
+    def merge(self, states: Sequence[Any]) -> None:
+        """See :class:`Metric`; an image that two ranks have counts once."""
+        self.images, self.repetitions = {}, 0
+        for images, repetitions in states:
+            self.repetitions += repetitions
+            for key, record in images.items():
+                self.keep(key, record)
 
 
 def check_classes(expected: ClassList, got: ClassList | None, key: Key) -> None:

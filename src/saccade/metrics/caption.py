@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from saccade.errors import DataError, UsageError
-from saccade.metrics.base import Key, add_once, image_key, merge_records, repetition_notes
+from saccade.metrics.base import ImageRecords, Key, image_key
 from saccade.metrics.ptb import tokenize
 from saccade.results import Caption, Prediction
 from saccade.samples import Sample
@@ -243,7 +243,7 @@ def _meteor(
     return float(pooled), np.array(each, np.float64)
 
 
-class CaptionMetric:
+class CaptionMetric(ImageRecords[Key, tuple[tuple[str, ...], str]]):
     """Caption scores over a set of images; CIDEr depends on the whole set, so ranks merge before they compute.
 
     Args:
@@ -251,15 +251,14 @@ class CaptionMetric:
     """
 
     def __init__(self, *, meteor: bool = True) -> None:
+        super().__init__()
         self.meteor = meteor
-        self.records: dict[Key, tuple[tuple[str, ...], str]] = {}
-        self.repetitions = 0
         self._scores: CaptionScores | None = None
 
     @property
     def notes(self) -> list[str]:
         """See :class:`saccade.metrics.base.Metric`; complete once the scores have been computed."""
-        return repetition_notes(self.repetitions) + (self._scores.notes if self._scores else [])
+        return super().notes + (self._scores.notes if self._scores else [])
 
     def update(self, target: Sample, prediction: Prediction) -> None:
         """Adds one image. Of several candidates for one image the first counts, as in the official evaluation.
@@ -273,15 +272,15 @@ class CaptionMetric:
             raise UsageError(f"captioning is scored on Caption, not on {type(prediction).__name__}", where=key)
         if not target.target.captions:
             raise DataError("the target has no reference caption", where=key)
-        self.repetitions += add_once(self.records, key, (tuple(target.target.captions), prediction.text))
+        self.keep(key, (tuple(target.target.captions), prediction.text))
         self._scores = None
 
     def evaluate(self) -> CaptionScores:
         """Scores over the set and per image."""
         if self._scores is None:
             self._scores = caption_scores(
-                {key: references for key, (references, _) in self.records.items()},
-                {key: text for key, (_, text) in self.records.items()},
+                {key: references for key, (references, _) in self.images.items()},
+                {key: text for key, (_, text) in self.images.items()},
                 meteor=self.meteor,
             )
         return self._scores
@@ -290,15 +289,7 @@ class CaptionMetric:
         """``Bleu_1`` .. ``Bleu_4``, ``METEOR`` (where it can be run), ``ROUGE_L``, ``CIDEr``; CIDEr may exceed 1."""
         return dict(self.evaluate().corpus)
 
-    def per_class(self) -> list[dict[str, Any]]:
-        """Empty: captions have no classes."""
-        return []
-
-    def state(self) -> Any:
-        """See :class:`saccade.metrics.base.Metric`."""
-        return self.records, self.repetitions
-
     def merge(self, states: Sequence[Any]) -> None:
         """See :class:`saccade.metrics.base.Metric`."""
-        self.records, self.repetitions = merge_records(states)
+        super().merge(states)
         self._scores = None

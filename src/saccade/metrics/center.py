@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from typing import Any
 
 from saccade.errors import DataError, UsageError
 from saccade.labels import centroid, object_mask
-from saccade.metrics.base import Key, add_once, image_key, mean_rows, merge_records, repetition_notes
+from saccade.metrics.base import ImageRecords, Key, image_key, mean_rows
 from saccade.results import Centers, Prediction
 from saccade.samples import Sample
 
@@ -19,22 +17,18 @@ _NEAR = 0.05  # of the height of the picture: the greatest shift that the polar 
 PROTOCOL = "squared and plain distance of the surest centre in pixels, and the share within 5 % of the height"
 
 
-class CenterMetric:
+class CenterMetric(ImageRecords[Key, tuple[float, float, bool] | None]):
     """Distances between the surest centre and the centre of mass of all objects, means over pictures.
 
     Pictures without an object have no centre: they are not scored, and counted in the notes.
     """
-
-    def __init__(self) -> None:
-        self.images: dict[Key, tuple[float, float, bool] | None] = {}
-        self.repetitions = 0
 
     @property
     def notes(self) -> list[str]:
         """See :class:`saccade.metrics.base.Metric`."""
         empty = sum(found is None for found in self.images.values())
         left_out = [f"{empty} of {len(self.images)} images have no object; they are not scored"] if empty else []
-        return [*left_out, *repetition_notes(self.repetitions)]
+        return [*left_out, *super().notes]
 
     def update(self, target: Sample, prediction: Prediction) -> None:
         """Adds one image.
@@ -57,20 +51,8 @@ class CenterMetric:
             squared = dx * dx + dy * dy
             distance = math.sqrt(squared)
             found = (squared, distance, distance / target.size_hw[0] <= _NEAR)
-        self.repetitions += add_once(self.images, key, found)
+        self.keep(key, found)
 
     def compute(self) -> dict[str, float]:
         """The means by :data:`SCORE_NAMES`; NaN where no image has an object."""
         return mean_rows([found for found in self.images.values() if found is not None], SCORE_NAMES)
-
-    def per_class(self) -> list[dict[str, Any]]:
-        """Empty: a centre has no class."""
-        return []
-
-    def state(self) -> Any:
-        """See :class:`saccade.metrics.base.Metric`."""
-        return self.images, self.repetitions
-
-    def merge(self, states: Sequence[Any]) -> None:
-        """See :class:`saccade.metrics.base.Metric`."""
-        self.images, self.repetitions = merge_records(states)

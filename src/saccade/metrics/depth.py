@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -16,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from saccade.errors import DataError, UsageError, nearest
-from saccade.metrics.base import Key, add_once, check_size, image_key, mean_rows, merge_records, repetition_notes
+from saccade.metrics.base import ImageRecords, Key, check_size, image_key, mean_rows
 from saccade.results import DepthMap, Prediction
 from saccade.samples import Sample
 
@@ -201,7 +200,7 @@ class ImageErrors:
         )
 
 
-class DepthMetric:
+class DepthMetric(ImageRecords[Key, ImageErrors]):
     """Depth errors: those of each image, then the mean over the images.
 
     Images without a pixel that counts are not averaged; how many there were stands in the notes.
@@ -211,9 +210,8 @@ class DepthMetric:
     """
 
     def __init__(self, protocol: DepthProtocol | None = None) -> None:
+        super().__init__()
         self.rules = protocol or DepthProtocol()
-        self.images: dict[Key, ImageErrors] = {}
-        self.repetitions = 0
 
     @property
     def protocol(self) -> str:
@@ -241,7 +239,7 @@ class DepthMetric:
         found = {text: sum(flags) for text, flags in counts.items()}
         return [
             *(f"{count} of {len(images)} images {text}" for text, count in found.items() if count),
-            *repetition_notes(self.repetitions),
+            *super().notes,
         ]
 
     def update(self, target: Sample, prediction: Prediction) -> None:
@@ -259,20 +257,8 @@ class DepthMetric:
         truth = target.target.depth_m.cpu().float().numpy()
         predicted = prediction.depth_m.detach().cpu().float().numpy()
         check_size(predicted.shape, truth.shape, where=key)
-        self.repetitions += add_once(self.images, key, ImageErrors.of(predicted, truth, self.rules))
+        self.keep(key, ImageErrors.of(predicted, truth, self.rules))
 
     def compute(self) -> dict[str, float]:
         """The means over the images by :data:`SCORE_NAMES`; NaN where no image counts."""
         return mean_rows([image.errors for image in self.images.values() if image.pixels], SCORE_NAMES)
-
-    def per_class(self) -> list[dict[str, Any]]:
-        """Empty: depth has no classes."""
-        return []
-
-    def state(self) -> Any:
-        """See :class:`saccade.metrics.base.Metric`."""
-        return self.images, self.repetitions
-
-    def merge(self, states: Sequence[Any]) -> None:
-        """See :class:`saccade.metrics.base.Metric`."""
-        self.images, self.repetitions = merge_records(states)

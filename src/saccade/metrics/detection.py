@@ -27,7 +27,7 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from saccade.errors import DataError, UsageError, nearest
-from saccade.metrics.base import Key, add_once, check_classes, image_key, merge_records, repetition_notes
+from saccade.metrics.base import ImageRecords, Key, check_classes, image_key
 from saccade.results import Instances, Prediction
 from saccade.samples import ClassList, Sample
 
@@ -208,7 +208,7 @@ class _Image:
     entry: dict[str, Any] = field(default_factory=dict)  # what its entry in the annotation file says besides
 
 
-class DetectionMetric:
+class DetectionMetric(ImageRecords[Key, _Image]):
     """COCO AP of boxes, and of masks for instance segmentation.
 
     Boxes and areas are compared in double precision as they come; masks are run-length encoded on arrival. Images are
@@ -227,17 +227,11 @@ class DetectionMetric:
     def __init__(
         self, classes: ClassList, *, masks: bool = False, boundary: bool = False, engine: Engine = "faster"
     ) -> None:
+        super().__init__()
         if boundary and not masks:
             raise UsageError("boundaries are those of masks", fix="score instance segmentation")
         self.classes, self.masks, self.boundary, self.engine = classes, masks, boundary, engine
-        self.images: dict[Key, _Image] = {}
-        self.repetitions = 0
         self._results: dict[IouType, CocoResult] = {}
-
-    @property
-    def notes(self) -> list[str]:
-        """See :class:`saccade.metrics.base.Metric`."""
-        return repetition_notes(self.repetitions)
 
     def update(self, target: Sample, prediction: Prediction) -> None:
         """Adds one image.
@@ -269,7 +263,7 @@ class DetectionMetric:
             detections=self._detections(prediction),
             entry=self._entry(target),
         )
-        self.repetitions += add_once(self.images, key, image)
+        self.keep(key, image)
         self._results.clear()
 
     def _entry(self, sample: Sample) -> dict[str, Any]:
@@ -387,13 +381,9 @@ class DetectionMetric:
             rows.append(row)
         return rows
 
-    def state(self) -> Any:
-        """See :class:`saccade.metrics.base.Metric`."""
-        return self.images, self.repetitions
-
     def merge(self, states: Sequence[Any]) -> None:
         """See :class:`saccade.metrics.base.Metric`."""
-        self.images, self.repetitions = merge_records(states)
+        super().merge(states)
         self._results.clear()
 
 

@@ -7,15 +7,12 @@ the answer has at most 5, too, else 0; any other truth has 0 where the answer ha
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
-
 import torch
 from torch import Tensor
 
 from saccade.labels import centroid, middle, object_mask
 from saccade.layers.polar import to_polar
-from saccade.metrics.base import Key, add_once, image_key, label_maps, mean_rows, merge_records, repetition_notes
+from saccade.metrics.base import ImageRecords, Key, image_key, label_maps, mean_rows
 from saccade.results import Prediction
 from saccade.samples import IGNORE_LABEL, ClassList, Sample
 
@@ -46,7 +43,7 @@ def lesion_scores(said: Tensor, truth: Tensor) -> tuple[float, float, float, flo
     return dice, iou, both / predicted, both / wanted
 
 
-class LesionMetric:
+class LesionMetric(ImageRecords[Key, tuple[float, ...]]):
     """Scores of the objects of label maps, picture by picture.
 
     Every class but the background is the object; pixels of the ignored label belong to neither map.
@@ -56,14 +53,8 @@ class LesionMetric:
     """
 
     def __init__(self, classes: ClassList) -> None:
+        super().__init__()
         self.classes = classes
-        self.images: dict[Key, tuple[float, ...]] = {}
-        self.repetitions = 0
-
-    @property
-    def notes(self) -> list[str]:
-        """See :class:`saccade.metrics.base.Metric`."""
-        return repetition_notes(self.repetitions)
 
     def update(self, target: Sample, prediction: Prediction) -> None:
         """Adds one image.
@@ -79,20 +70,8 @@ class LesionMetric:
         around = (middle((truth.shape[0], truth.shape[1])) if center is None else center)[None]
         polar_said, polar_truth = to_polar(torch.stack([said, truth])[None], around, mode="nearest")[0]
         scores = (*lesion_scores(said, truth), *lesion_scores(polar_said, polar_truth))
-        self.repetitions += add_once(self.images, image_key(target), scores)
+        self.keep(image_key(target), scores)
 
     def compute(self) -> dict[str, float]:
         """The means over the images by :data:`SCORE_NAMES`; NaN without an image."""
         return mean_rows(list(self.images.values()), SCORE_NAMES)
-
-    def per_class(self) -> list[dict[str, Any]]:
-        """Empty: the object is one."""
-        return []
-
-    def state(self) -> Any:
-        """See :class:`saccade.metrics.base.Metric`."""
-        return self.images, self.repetitions
-
-    def merge(self, states: Sequence[Any]) -> None:
-        """See :class:`saccade.metrics.base.Metric`."""
-        self.images, self.repetitions = merge_records(states)

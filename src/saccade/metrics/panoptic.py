@@ -18,7 +18,7 @@ import torch
 from numpy.typing import NDArray
 
 from saccade.errors import DataError, UsageError
-from saccade.metrics.base import Key, add_once, check_classes, check_size, image_key, merge_records, repetition_notes
+from saccade.metrics.base import ImageRecords, Key, check_classes, check_size, image_key
 from saccade.results import Panoptic, Prediction
 from saccade.samples import ClassList, Sample, Segment
 
@@ -125,7 +125,7 @@ def _areas(ids: NDArray[np.int64]) -> dict[int, int]:
     return dict(zip(values.tolist(), counts.tolist(), strict=True))
 
 
-class PanopticMetric:
+class PanopticMetric(ImageRecords[Key, dict[int, Tally]]):
     """PQ, SQ and RQ over all classes, over things and over stuff.
 
     Args:
@@ -136,6 +136,7 @@ class PanopticMetric:
     """
 
     def __init__(self, classes: ClassList) -> None:
+        super().__init__()
         if not classes.things:
             raise UsageError(
                 "panoptic quality needs to know which classes are things",
@@ -143,13 +144,6 @@ class PanopticMetric:
                 fix="read the data set with the reader panoptic, or fill ClassList.things",
             )
         self.classes = classes
-        self.images: dict[Key, dict[int, Tally]] = {}
-        self.repetitions = 0
-
-    @property
-    def notes(self) -> list[str]:
-        """See :class:`saccade.metrics.base.Metric`."""
-        return repetition_notes(self.repetitions)
 
     def update(self, target: Sample, prediction: Prediction) -> None:
         """Adds one image.
@@ -178,7 +172,7 @@ class PanopticMetric:
         )
         if any(not 0 <= class_id < len(self.classes) for class_id in tallies):
             raise DataError(f"a class id of a segment is outside 0..{len(self.classes) - 1}", where=key)
-        self.repetitions += add_once(self.images, key, tallies)
+        self.keep(key, tallies)
 
     def tallies(self) -> list[Tally]:
         """Sums over all images, by class id."""
@@ -218,11 +212,3 @@ class PanopticMetric:
             }
             for class_id, (tally, name, category_id, is_thing) in enumerate(named)
         ]
-
-    def state(self) -> Any:
-        """See :class:`saccade.metrics.base.Metric`."""
-        return self.images, self.repetitions
-
-    def merge(self, states: Sequence[Any]) -> None:
-        """See :class:`saccade.metrics.base.Metric`."""
-        self.images, self.repetitions = merge_records(states)

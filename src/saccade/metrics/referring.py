@@ -25,7 +25,7 @@ from torch import Tensor
 from torchvision.ops import generalized_box_iou
 
 from saccade.errors import DataError, UsageError, nearest
-from saccade.metrics.base import Key, add_once, image_key, merge_records, repetition_notes
+from saccade.metrics.base import ImageRecords, Key, image_key
 from saccade.results import Prediction, Referral, decode_masks
 from saccade.samples import Sample
 
@@ -210,7 +210,7 @@ def _mean(values: Sequence[float]) -> float:
     return float(np.mean(values)) if values else math.nan
 
 
-class ReferringMetric:
+class ReferringMetric(ImageRecords[tuple[Key, tuple[str, ...]], list[PhraseCounts]]):
     """Scores of phrases by a protocol.
 
     Args:
@@ -218,9 +218,8 @@ class ReferringMetric:
     """
 
     def __init__(self, protocol: str = "gsva") -> None:
+        super().__init__()
         self.rules = referring_protocol(protocol)
-        self.images: dict[tuple[Key, tuple[str, ...]], list[PhraseCounts]] = {}
-        self.repetitions = 0
         self.surplus = 0
 
     @property
@@ -248,7 +247,7 @@ class ReferringMetric:
         return [
             counts + ("; this protocol is for phrases that have one" if left_out else ""),
             *([f"{self.surplus} masks or rejections more than were asked for, not scored"] if self.surplus else []),
-            *repetition_notes(self.repetitions),
+            *super().notes,
         ]
 
     def update(self, target: Sample, prediction: Prediction) -> None:
@@ -283,7 +282,7 @@ class ReferringMetric:
             )
         self.surplus += len(prediction) - asked
         counted = [self._count(target, prediction, k) for k in range(asked)]
-        self.repetitions += add_once(self.images, (key, target.phrases), counted)
+        self.keep((key, target.phrases), counted)
 
     def _count(self, target: Sample, prediction: Referral, k: int) -> PhraseCounts:
         assert target.target.masks is not None
@@ -325,17 +324,13 @@ class ReferringMetric:
             case _:
                 return overlap_scores(phrases)
 
-    def per_class(self) -> list[dict[str, Any]]:
-        """Empty: phrases have no classes."""
-        return []
-
     def state(self) -> Any:
         """See :class:`saccade.metrics.base.Metric`."""
         return self.images, self.repetitions, self.surplus
 
     def merge(self, states: Sequence[Any]) -> None:
         """See :class:`saccade.metrics.base.Metric`."""
-        self.images, self.repetitions = merge_records([state[:2] for state in states])
+        super().merge([state[:2] for state in states])
         self.surplus = sum(state[2] for state in states)
 
 

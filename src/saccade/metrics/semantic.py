@@ -17,7 +17,7 @@ import torch
 from numpy.typing import DTypeLike, NDArray
 
 from saccade.labels import background_of
-from saccade.metrics.base import Key, add_once, check_size, image_key, label_maps, merge_records, repetition_notes
+from saccade.metrics.base import ImageRecords, Key, check_size, image_key, label_maps
 from saccade.results import Prediction
 from saccade.samples import IGNORE_LABEL, ClassList, Sample
 
@@ -141,7 +141,21 @@ def _mean(values: NDArray[Any]) -> Any:
         return np.nanmean(values)
 
 
-class SemanticMetric:
+@dataclass(kw_only=True, frozen=True)
+class _Counts:
+    """Areas of one image, only of the classes that occur in it."""
+
+    classes: NDArray[np.int64]
+    areas: Areas
+
+    @classmethod
+    def of(cls, areas: Areas) -> _Counts:
+        classes = np.flatnonzero(areas.pred + areas.label)
+        kept = Areas(intersect=areas.intersect[classes], pred=areas.pred[classes], label=areas.label[classes])
+        return cls(classes=classes, areas=kept)
+
+
+class SemanticMetric(ImageRecords[Key, _Counts]):
     """Scores of semantic maps over a set.
 
     Besides the set-level scores there are means over images: for each image the mean over the classes that occur in its
@@ -154,14 +168,8 @@ class SemanticMetric:
     """
 
     def __init__(self, classes: ClassList, *, ignore_index: int = IGNORE_LABEL) -> None:
+        super().__init__()
         self.classes, self.ignore_index = classes, ignore_index
-        self.images: dict[Key, _Counts] = {}
-        self.repetitions = 0
-
-    @property
-    def notes(self) -> list[str]:
-        """See :class:`saccade.metrics.base.Metric`."""
-        return repetition_notes(self.repetitions)
 
     def update(self, target: Sample, prediction: Prediction) -> None:
         """Adds one image.
@@ -172,7 +180,7 @@ class SemanticMetric:
         """
         truth, predicted = label_maps(target, prediction, self.classes)
         areas = Areas.of(truth.numpy(), predicted.numpy(), len(self.classes), ignore_index=self.ignore_index)
-        self.repetitions += add_once(self.images, image_key(target), _Counts.of(areas))
+        self.keep(image_key(target), _Counts.of(areas))
 
     def areas(self) -> Areas:
         """Sums over all images."""
@@ -228,25 +236,3 @@ class SemanticMetric:
             }
             for at, (name, category_id) in enumerate(zip(self.classes.names, self.classes.category_ids, strict=True))
         ]
-
-    def state(self) -> Any:
-        """See :class:`saccade.metrics.base.Metric`."""
-        return self.images, self.repetitions
-
-    def merge(self, states: Sequence[Any]) -> None:
-        """See :class:`saccade.metrics.base.Metric`."""
-        self.images, self.repetitions = merge_records(states)
-
-
-@dataclass(kw_only=True, frozen=True)
-class _Counts:
-    """Areas of one image, only of the classes that occur in it."""
-
-    classes: NDArray[np.int64]
-    areas: Areas
-
-    @classmethod
-    def of(cls, areas: Areas) -> _Counts:
-        classes = np.flatnonzero(areas.pred + areas.label)
-        kept = Areas(intersect=areas.intersect[classes], pred=areas.pred[classes], label=areas.label[classes])
-        return cls(classes=classes, areas=kept)
