@@ -9,14 +9,17 @@ On drawn scenes; those of ``polar`` on real photographs of lesions (../shared/da
     python benchmarks/claims.py lora                    updates or a whole fine-tuning, on cells (../shared/data/bccd)
     python benchmarks/claims.py polar --only unet,unet-polar,unet-polar-pass
 
-Runs lie in ``runs/claims/SYSTEM/VARIANT-SEED``; what was stopped goes on. The figures of a finished run are kept in
-``benchmarks/measured/SYSTEM.json``; what stands there is trained again only where another variant needs its weights.
+Runs lie in ``runs/claims/SYSTEM/VARIANT-SEED``; what was stopped goes on. The figures of a finished run are kept with
+its command in ``benchmarks/measured/SYSTEM.json``; what stands there with the same command is trained again only where
+another variant needs its weights.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
+import re
 import statistics
 import subprocess
 import sys
@@ -70,12 +73,22 @@ _LESIONS = {
     "Dice": "semantic_segmentation/mean_Dice",
     "IoU": "semantic_segmentation/mean_IoU",
     "polar Dice": "semantic_segmentation/polar_Dice",
-    "s per picture": "semantic_segmentation/seconds_per_image",
+    "core minutes": "run/core_minutes",
 }
-_PLACES = {"centre error px": "center/distance_px", "within 5 %": "center/within"}
+_PLACES = {
+    "centre error px": "center/distance_px",
+    "within 5 %": "center/within",
+    "core minutes": "run/core_minutes",
+}
 
 _CELLS = "recipe=finetune data.root=../shared/data/bccd task=detection model=git-nano device=cpu"
-_SPENT = {"AP": "detection/AP", "AP50": "detection/AP50", "GB": "run/memory_gb", "images/s": "run/images_per_s"}
+_SPENT = {
+    "AP": "detection/AP",
+    "AP50": "detection/AP50",
+    "parameters trained": "run/trained",
+    "GB": "run/memory_gb",
+    "core minutes": "run/core_minutes",
+}
 
 _PROBES = {
     "colour": "suite/mean/zero_shot/colour",
@@ -103,9 +116,13 @@ _CODES_192 = "depth_vqvae={runs}/codes-192-0/checkpoints/last"
 
 
 _ISIC = "data=../shared/data/isic2018_512"
-_LESION_STEPS = "steps=600 train.0.batch_size=8 precision=bf16 eval_every=0 device=cpu"
-_UNET = f"recipe=polar.unet reader=mask_folder {_ISIC} size=192,192 features=16 augment=true {_LESION_STEPS}"
-_GIT = f"recipe=polar.git {_ISIC} model=git-nano {_LESION_STEPS}"
+# 100 passes over 240 photographs. Crops would cut lesions off, which unrolling suffers from most: no network sees any.
+_LESION_STEPS = (
+    "train.0.batch_size=8 train.0.augment.crop_probability=0 optim.schedule=cosine optim.warmup_steps=100 "
+    "precision=bf16 eval_every=0 device=cpu"
+)
+_UNET = f"recipe=polar.unet reader=mask_folder {_ISIC} size=128,128 features=16 augment=true {_LESION_STEPS}"
+_GIT = f"recipe=polar.git {_ISIC} model=git-nano precision=bf16 eval_every=0 device=cpu"
 _LAST = "{runs}/NAME-{seed}/checkpoints/last"
 
 
@@ -116,7 +133,7 @@ def _measured(says: str, model: str, centers: str) -> Variant:
     needs = (model,) if centers == "truth" else (model, centers)
     return Variant(
         says=says,
-        words=f"{words} --classes background,lesion --protocol polar --precision bf16 --device cpu --centers {finder}",
+        words=f"{words} --classes background,lesion --protocol polar --precision bf16 --batch-size 16 --device cpu --centers {finder}",
         needs=needs,
         columns=_LESIONS,
         evaluates=True,
@@ -242,14 +259,20 @@ CLAIMS: dict[str, dict[str, Variant]] = {
         ),
     },
     "polar": {
-        "unet": Variant(says="U-Net, plain pictures", words=_UNET, columns=_LESIONS),
+        "unet": Variant(says="U-Net, plain pictures", words=f"{_UNET} steps=3000", columns=_LESIONS),
+        "unet-twice": Variant(
+            says="the same, twice as long (what a polar network and its finder cost together)",
+            words=f"{_UNET} steps=6000",
+            columns=_LESIONS,
+        ),
         "centers": Variant(
             says="centre predictor (2 hourglasses)",
-            words=f"recipe=polar.centers reader=mask_folder {_ISIC} small=true {_LESION_STEPS}",
+            words=f"recipe=polar.centers reader=mask_folder {_ISIC} small=true model.input_size=128 steps=3000 "
+            f"{_LESION_STEPS.replace(' train.0.augment.crop_probability=0', '')}",
             columns=_PLACES,
         ),
         "unet-polar": Variant(
-            says="U-Net, unrolled; centres of the truth", words=f"{_UNET} polar=true", columns=_LESIONS
+            says="U-Net, unrolled; centres of the truth", words=f"{_UNET} polar=true steps=3000", columns=_LESIONS
         ),
         "unet-polar-pass": _measured("the same; centres of the plain U-Net", "unet-polar", "unet"),
         "unet-polar-predictor": _measured("the same; centres of the predictor", "unet-polar", "centers"),
@@ -276,6 +299,15 @@ CLAIMS: dict[str, dict[str, Variant]] = {
 """System to its variants."""
 
 
+def command_of(system: str, name: str, seed: int) -> list[str]:
+    """The words of ``saccade`` for one run."""
+    variant, run = CLAIMS[system][name], f"{name}-{seed}"
+    words = variant.words.format(seed=seed, runs=RUNS / system).split()
+    if variant.evaluates:
+        return ["eval", *words, "--json", str(RUNS / system / f"{run}.json")]
+    return ["train", *words, f"name=claims/{system}/{run}", f"seed={seed}", "threads=1", "workers=0"]
+
+
 def metrics_of(folder: Path) -> dict[str, float]:
     """``source/metric`` to value of the last evaluation of a finished run; empty where it is not finished.
 
@@ -291,34 +323,37 @@ def metrics_of(folder: Path) -> dict[str, float]:
     lines = [json.loads(line) for line in path.read_text().splitlines()]
     steps = json.loads((folder / "config.json").read_text())["steps"]
     found = _flat({line["source"]: line for line in lines if line["kind"] == "eval" and line["step"] == steps})
-    spent = {name: [line[name] for line in lines if line["kind"] == "train"] for name in ("memory_gb", "images_per_s")}
-    return found | {f"run/{name}": statistics.median(values) for name, values in spent.items() if found and values}
+    memory = [line["memory_gb"] for line in lines if line["kind"] == "train"]
+    return found | ({"run/memory_gb": max(memory)} if found and memory else {})
 
 
 def _flat(results: dict[str, dict[str, Any]]) -> dict[str, float]:
-    """``source/metric`` to value, and how long a picture took."""
-    timed = {
-        f"{source}/seconds_per_image": result["seconds"] / result["images"]
-        for source, result in results.items()
-        if result.get("images")
-    }
-    return timed | {
-        f"{source}/{name}": value for source, one in results.items() for name, value in one["metrics"].items()
-    }
+    """``source/metric`` to value."""
+    return {f"{source}/{name}": value for source, one in results.items() for name, value in one["metrics"].items()}
 
 
 def measured(system: str) -> dict[str, dict[str, float]]:
-    """``VARIANT-SEED`` to its figures, of all runs that ever finished."""
-    path = MEASURED / f"{system}.json"
-    return json.loads(path.read_text()) if path.is_file() else {}
+    """``VARIANT-SEED`` to its figures, of all runs that ever finished with the words that they have now."""
+    found = {}
+    for run, kept in _read(system).items():
+        name, _, seed = run.rpartition("-")
+        if name in CLAIMS[system] and kept["command"] == " ".join(command_of(system, name, int(seed))):
+            found[run] = kept["figures"]
+    return found
 
 
-def record(system: str, run: str, values: dict[str, float]) -> None:
+def record(system: str, run: str, words: Sequence[str], values: dict[str, float]) -> None:
     """Keeps the figures of a finished run."""
     with _RECORDING:
         MEASURED.mkdir(exist_ok=True)
-        kept = measured(system) | {run: {name: round(value, 6) for name, value in values.items()}}
+        figures = {name: round(value, 6) for name, value in values.items()}
+        kept = _read(system) | {run: {"command": " ".join(words), "figures": figures}}
         (MEASURED / f"{system}.json").write_text(json.dumps(dict(sorted(kept.items())), indent=1) + "\n")
+
+
+def _read(system: str) -> dict[str, dict[str, Any]]:
+    path = MEASURED / f"{system}.json"
+    return json.loads(path.read_text()) if path.is_file() else {}
 
 
 def train(system: str, name: str, seed: int, needs: Sequence[Future[None]]) -> None:
@@ -332,21 +367,33 @@ def train(system: str, name: str, seed: int, needs: Sequence[Future[None]]) -> N
     """
     for need in needs:
         need.result()
-    folder = RUNS / system / f"{name}-{seed}"
-    if values := metrics_of(folder):
-        record(system, folder.name, values)
+    folder, words = RUNS / system / f"{name}-{seed}", command_of(system, name, seed)
+    shown, log = f"saccade {' '.join(words)}", folder.with_suffix(".txt")
+    minutes = {}
+    if not (metrics_of(folder) and log.is_file() and log.read_text().startswith(f"{shown}\n")):
+        minutes = _run(words, shown, folder, log)
+    elif folder.name in measured(system):
         return
-    variant = CLAIMS[system][name]
-    words = variant.words.format(seed=seed, runs=RUNS / system).split()
-    if variant.evaluates:
-        words = ["eval", *words, "--json", str(folder.with_suffix(".json"))]
-    else:
-        words = ["train", *words, f"name=claims/{system}/{name}-{seed}", f"seed={seed}", "threads=1", "workers=0"]
-    print(f"saccade {' '.join(words)}", flush=True)
+    values = metrics_of(folder) | minutes
+    if trained := re.search(r"^([\d,]+) of [\d,]+ parameters are trained", log.read_text(), re.MULTILINE):
+        values["run/trained"] = int(trained[1].replace(",", ""))
+    record(system, folder.name, words, values)
+
+
+def _run(words: Sequence[str], shown: str, folder: Path, log: Path) -> dict[str, float]:
+    """Runs one command; its processor time, unless a run of earlier went on."""
+    print(shown, flush=True)
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with folder.with_suffix(".txt").open("a") as out:
-        subprocess.run([sys.executable, "-m", "saccade", *words], stdout=out, stderr=out, check=True)
-    record(system, folder.name, metrics_of(folder))
+    fresh = not folder.exists()
+    with log.open("w" if fresh else "a") as out:
+        if fresh:
+            print(shown, file=out, flush=True)
+        process = subprocess.Popen([sys.executable, "-m", "saccade", *words], stdout=out, stderr=out)
+        _, status, used = os.wait4(process.pid, 0)
+    process.returncode = os.waitstatus_to_exitcode(status)
+    if process.returncode:
+        raise SystemExit(f"it failed: {log}")
+    return {"run/core_minutes": (used.ru_utime + used.ru_stime) / 60} if fresh else {}
 
 
 def table(system: str, seeds: Sequence[int]) -> str:
