@@ -133,7 +133,8 @@ def _measured(says: str, model: str, centers: str) -> Variant:
     needs = (model,) if centers == "truth" else (model, centers)
     return Variant(
         says=says,
-        words=f"{words} --classes background,lesion --protocol polar --precision bf16 --batch-size 16 --device cpu --centers {finder}",
+        words=f"{words} --classes background,lesion --protocol polar --precision bf16 --batch-size 16 --device cpu "
+        f"--centers {finder}",
         needs=needs,
         columns=_LESIONS,
         evaluates=True,
