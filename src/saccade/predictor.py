@@ -121,7 +121,7 @@ class _Question:
     task: Task
     classes: ClassList | None
     phrases: tuple[str, ...]
-    ask: str
+    ask: str | None
     score: float
     centers: Tensor | None
 
@@ -307,7 +307,7 @@ class Predictor:
             task=asked,
             classes=self._class_list(asked, classes) if spec.prompt == "classes" else None,
             phrases=self._phrases(phrases) if spec.prompt in ("phrase", "phrases") and ask is None else (),
-            ask=ask or "",
+            ask=ask,
             score=DEFAULT_SCORE if score is None else score,
         )
 
@@ -456,10 +456,11 @@ class Predictor:
 
     def _batch(self, samples: Sequence[Sample], question: _Question) -> Batch:
         declared = self.model.preprocess(question.task)
-        extra = extra_of(self.model, answer="free" if question.ask else "own")
+        extra = extra_of(self.model, answer="own" if question.ask is None else "free")
         if extra is None:
             return collate(samples, declared)
-        said = [extra.ask(one.image, question.ask) if question.ask else extra.prepare(one) for one in samples]
+        ask = question.ask
+        said = [extra.prepare(one) if ask is None else extra.ask(one.image, ask) for one in samples]
         seen = [preprocess(sample, declared, with_target=False) for sample in samples]
         return extra.join(collate(seen, declared), said, training=False)
 
