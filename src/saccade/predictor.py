@@ -36,6 +36,7 @@ from saccade.results import Instances, Prediction
 from saccade.samples import Batch, ClassList, Origin, Sample
 from saccade.tasks import TASKS, Task, parse_task
 from saccade.tokens.vocabulary import clean_caption
+from saccade.training.centers import find_centers
 from saccade.training.distributed import resolve_device
 
 T = TypeVar("T")
@@ -442,17 +443,26 @@ class Predictor:
 
     def _answer(self, group: Sequence[tuple[Answer, Sample]], question: _Question) -> None:
         """Runs one batch through the model and fills its answers."""
-        batch = self._batch([sample for _, sample in group], question)
+        batch = self._batch([sample for _, sample in group], question).to(self.device)
         with autocast(self.precision, self.device):
-            if isinstance(self.model, PolarSegmenter) and question.centers is not None:
-                predictions = self.model.predict(batch.to(self.device), centers_xy=[question.centers])
+            if isinstance(self.model, PolarSegmenter):
+                predictions = self.model.predict(batch, centers_xy=self._centers(self.model, group, question))
             else:
-                predictions = self.model.predict(batch.to(self.device))
+                predictions = self.model.predict(batch)
         for (answer, _), prediction in zip(group, predictions, strict=True):
             prediction = _to_cpu(prediction)
             if isinstance(prediction, Instances):
                 prediction = prediction.filter(min_score=question.score)
             answer.prediction = prediction
+
+    def _centers(
+        self, model: PolarSegmenter, group: Sequence[tuple[Answer, Sample]], question: _Question
+    ) -> list[Tensor]:
+        """What pictures are unrolled around: the given centres, or those that are found in the original pictures."""
+        if question.centers is not None:
+            return [question.centers]
+        originals = [dataclasses.replace(seen, image=tv_tensors.Image(answer.image)) for answer, seen in group]
+        return find_centers(model, originals, self.device)
 
     def _batch(self, samples: Sequence[Sample], question: _Question) -> Batch:
         declared = self.model.preprocess(question.task)

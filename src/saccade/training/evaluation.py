@@ -33,6 +33,7 @@ from saccade.models.polar.model import PolarSegmenter
 from saccade.models.systems import Model, extra_of
 from saccade.models.vitdet.model import ViTDet
 from saccade.tasks import Task
+from saccade.training.centers import find_centers
 from saccade.training.distributed import World
 from saccade.training.sharding import is_sharded
 
@@ -163,8 +164,10 @@ def evaluate(
                 moved = batch.to(device, non_blocking=True)
                 if isinstance(model, MapVQVAE):
                     predictions = model.reconstruct(samples)
-                elif isinstance(model, PolarSegmenter) and centers == "truth":
-                    predictions = model.predict(moved, centers_xy=model.true_centers(samples))
+                elif isinstance(model, PolarSegmenter):
+                    truth = centers == "truth"
+                    places = model.true_centers(samples) if truth else find_centers(model, samples, device)
+                    predictions = model.predict(moved, centers_xy=places)
                 else:
                     predictions = model.predict(moved)
             own = min(len(samples), share - done)  # the rest keeps this process in step with the others

@@ -12,7 +12,6 @@ from torchvision import tv_tensors
 
 from saccade.errors import ConfigError, DataError, UsageError
 from saccade.layers.polar import Interpolation, to_polar
-from saccade.models.polar.centers import CenterPredictor
 from saccade.models.polar.config import PolarConfig, SegmenterConfig
 from saccade.models.polar.model import PolarSegmenter
 from saccade.models.systems import build, set_finder
@@ -99,39 +98,6 @@ def test_tiny_pictures() -> None:
 
 
 # --- centres
-
-
-def test_the_first_pass_of_a_segmenter_finds_the_centre() -> None:
-    model = polar(finder=Bright((16, 16)))  # its input is another one
-    batch = make_batch([[DISC], []], original_hw=(64, 96))
-    first, none = model.find(batch)
-    assert first.shape == (1, 2) and none.shape == (0, 2)
-    assert (first[0] - torch.tensor([41.0, 29.0])).abs().max() <= 4
-    found = model.predict(batch)
-    assert overlap(found[0], torch.nn.functional.interpolate(
-        draw((32, 48), [DISC])[None, None].float(), size=(64, 96))[0, 0] > 0) > 0.8  # fmt: skip
-    assert not found[1].labels.any()  # nothing was found: the middle of the picture is looked at
-
-
-def test_each_region_has_a_centre_where_that_is_asked() -> None:
-    discs = [(10.0, 10.0, 5.0), (36.0, 22.0, 6.0)]
-    model = polar(finder=Bright(), objects="each")
-    (found,) = model.find(make_batch([discs]))
-    assert sorted(found.tolist()) == [[10, 10], [36, 22]]
-    assert polar(finder=Bright()).find(make_batch([discs]))[0].shape == (1, 2)
-    (truth,) = model.true_centers([make_sample(discs, (32, 48))])
-    assert sorted(truth.tolist()) == [[10, 10], [36, 22]]
-
-
-def test_a_centre_predictor_finds_the_centre() -> None:
-    torch.manual_seed(0)
-    predictor = CenterPredictor(TINY_CENTERS).eval()
-    model = polar(finder=predictor)
-    batch = make_batch([[DISC], [DISC]], original_hw=(64, 96))
-    found = model.find(batch)
-    assert [tuple(one.shape) for one in found] == [(1, 2), (1, 2)]
-    assert all(((one >= 0) & (one <= torch.tensor([95.0, 63.0]))).all() for one in found)
-    assert [tuple(one.labels.shape) for one in model.predict(batch)] == [(64, 96)] * 2
 
 
 def test_true_centers_of_pictures_without_an_object() -> None:

@@ -20,8 +20,8 @@ from torchvision import tv_tensors
 from saccade.errors import ConfigError, DataError, UsageError
 from saccade.labels import background_of, centers_of, centroid, label_map, middle, number_regions, object_mask
 from saccade.layers.polar import check_centers, from_polar, to_polar
+from saccade.models.label_maps import answers
 from saccade.models.polar.config import PolarConfig
-from saccade.models.polar.segmenter import best_class
 from saccade.results import Centers, Prediction, SemanticMap
 from saccade.samples import Batch, ClassList, Preprocess, Sample, Target
 from saccade.tasks import Task, require_task
@@ -126,21 +126,20 @@ class PolarSegmenter(nn.Module):
 
         Args:
             batch: Network inputs.
-            centers_xy: Centres ``[N, 2]`` of every picture, in pixels of the original; a picture with none has its
-                centre in the middle. None lets the finder look.
+            centers_xy: Centres ``[N, 2]`` of every picture, in pixels of the original (those of :meth:`find`, of
+                :meth:`true_centers`, or from elsewhere); a picture with none has its centre in the middle. They are not
+                found here, because the finder looks at the original pictures, and a batch holds what was made of them.
 
         Raises:
-            UsageError: No centre is given, and there is no finder.
+            UsageError: None are given.
             DataError: A centre lies outside its picture.
         """
         require_task(self.tasks, batch.task)
+        if centers_xy is None:
+            raise _no_center()
         with torch.inference_mode():
-            given = self.find(batch) if centers_xy is None else centers_xy
-            scores = self.class_scores(batch, given)
-            return [
-                SemanticMap(labels=best_class(one, origin.size_hw), classes=_classes(batch))
-                for one, origin in zip(scores, batch.origins, strict=True)
-            ]
+            scores = self.class_scores(batch, centers_xy)
+            return answers(scores, batch, _classes(batch))
 
     def set_activation_checkpointing(self, enabled: bool) -> None:
         """As the segmenter does it."""
@@ -148,22 +147,32 @@ class PolarSegmenter(nn.Module):
 
     # ------------------------------------------------------------------ centres
 
-    def find(self, batch: Batch) -> list[Tensor]:
-        """Centres ``[N, 2]`` of every picture in pixels of the original, as the finder sees them; N may be 0.
+    def finder_input(self) -> tuple[Task, Preprocess]:
+        """What the finder is asked, and what it declares about its input, which is not the segmenter's.
 
         Raises:
             UsageError: There is no finder.
         """
-        if self.finder is None:
-            raise UsageError(
-                "the model is not told where the object is",
-                why="it looks at pictures that are unrolled around a centre, and has nothing that finds one",
-                fix="give the centre (--center x,y), or a model that finds it (--centers MODEL)",
-            )
-        finder: Finds = self.finder  # type: ignore[assignment]
+        finder = self._finder
         task = Task.CENTER if Task.CENTER in finder.tasks else Task.SEMANTIC
-        seen = _as_declared(batch, self.preprocess(batch.task), finder.preprocess(task))
-        return [self._centers(found) for found in finder.predict(dataclasses.replace(seen, task=task))]
+        return task, finder.preprocess(task)
+
+    def find(self, batch: Batch) -> list[Tensor]:
+        """Centres ``[N, 2]`` of every picture in pixels of the original, as the finder sees them; N may be 0.
+
+        Args:
+            batch: Inputs of the finder (:meth:`finder_input`).
+
+        Raises:
+            UsageError: There is no finder.
+        """
+        return [self._centers(found) for found in self._finder.predict(batch)]
+
+    @property
+    def _finder(self) -> Finds:
+        if self.finder is None:
+            raise _no_center()
+        return self.finder  # type: ignore[return-value]
 
     def true_centers(self, samples: Sequence[Sample]) -> list[Tensor]:
         """Centres ``[N, 2]`` of the truth in pixels of the original.
@@ -250,6 +259,14 @@ class PolarSegmenter(nn.Module):
         return dataclasses.replace(batch, images=images, input_sizes_hw=sizes, targets=[])
 
 
+def _no_center() -> UsageError:
+    return UsageError(
+        "the model is not told where the object is",
+        why="it looks at pictures that are unrolled around a centre, and has nothing that finds one",
+        fix="give the centre (--center x,y), or a model that finds it (--centers MODEL)",
+    )
+
+
 def _classes(batch: Batch) -> ClassList:
     if batch.classes is None:
         raise DataError("a batch of semantic segmentation has no classes", where=batch.origins[0].dataset)
@@ -273,16 +290,3 @@ def _to_frame(points_N2: Tensor, from_hw: tuple[int, int], to_hw: tuple[int, int
     scale = torch.tensor([to_hw[1] / from_hw[1], to_hw[0] / from_hw[0]])
     limit = torch.tensor([to_hw[1] - 1.0, to_hw[0] - 1.0])
     return ((points_N2.float().cpu() + 0.5) * scale - 0.5).clamp(min=torch.zeros(2), max=limit)
-
-
-def _as_declared(batch: Batch, own: Preprocess, other: Preprocess) -> Batch:
-    """Network inputs of one model as another one declares them."""
-
-    def row(values: tuple[float, ...]) -> Tensor:
-        return batch.images.new_tensor(values).view(1, 3, 1, 1)
-
-    images = batch.images * row(own.std) + row(own.mean)
-    if other.size_hw != tuple(images.shape[-2:]):
-        images = F.interpolate(images, size=other.size_hw, mode="bilinear", align_corners=False)
-    images = (images - row(other.mean)) / row(other.std)
-    return dataclasses.replace(batch, images=images, input_sizes_hw=[other.size_hw] * len(batch), targets=[])
