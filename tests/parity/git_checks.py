@@ -23,6 +23,7 @@ from saccade.models.git.config import CaptionConfig, DetectionConfig, GiTConfig,
 from saccade.models.git.convert import from_official, official_key
 from saccade.models.git.grid import PointGrid
 from saccade.models.git.model import GiT
+from saccade.models.label_maps import resize_scores
 from saccade.results import Instances
 from saccade.samples import Batch, ClassList, Origin, Target
 from saccade.tasks import Task
@@ -363,7 +364,7 @@ def predict_semantic(run: Run, model: GiT, batch: Batch, recorder: Recorder, ord
     run.close("outputs_classes", (hidden @ table[:-2].T).softmax(-1)[..., :-1])
     run.close("seg_logits_decode_res", dense)
     size = batch.origins[0].size_hw
-    run.close("seg_logits", semantic.resize_scores(dense[0], size))
+    run.close("seg_logits", resize_scores(dense[0], size))
     answer = semantic.predict(model, batch)[0]
     run.same("pred_sem_seg", answer.labels[None], allowed=MASK_SHARE)
 

@@ -25,6 +25,7 @@ from saccade.models.git.config import DetectionConfig
 from saccade.models.git.convert import our_key, resize_table
 from saccade.models.git.grid import point_grid
 from saccade.models.git.matching import assign_points, point_costs
+from saccade.models.label_maps import resize_scores
 from saccade.samples import ClassList, Origin, Preprocess, Sample, Target
 from saccade.tasks import Task
 from saccade.tokens.boxes import decode_boxes
@@ -218,7 +219,7 @@ def check_semantics(run: Run) -> None:
         run.same(f"{case}/num_pos_neg", counts)
         dense = scores.view(1, *patches, block, block, n).permute(0, 5, 1, 3, 2, 4).reshape(dense_shape)
         run.close(f"{case}/dense", dense)
-        resized = semantic.resize_scores(dense[0], tuple(run.tensors[f"{case}/resized"].shape[1:]))
+        resized = resize_scores(dense[0], tuple(run.tensors[f"{case}/resized"].shape[1:]))
         run.close(f"{case}/resized", resized)
         run.same(f"{case}/pred", resized.argmax(0)[None])
 

@@ -23,6 +23,7 @@ from saccade.layers.vit import Block, PlainViT, from_windows, resize_position, t
 from saccade.models.git import caption, detection, grounding, semantic
 from saccade.models.git.config import CaptionConfig, GiTConfig, GroundingConfig, TaskConfig
 from saccade.models.git.grid import PointGrid, ResponseLayout, point_grid
+from saccade.models.label_maps import resize_scores
 from saccade.results import Prediction
 from saccade.samples import Batch, Preprocess
 from saccade.tasks import Task, require_task
@@ -201,7 +202,7 @@ class GiT(nn.Module):
         """Scores 0..1 of the classes of every pixel of the network input, ``[B, n, H, W]`` (semantic segmentation)."""
         scores, _ = semantic.label_scores(self, batch)
         size_hw = (int(batch.images.shape[-2]), int(batch.images.shape[-1]))
-        return torch.stack([semantic.resize_scores(one, size_hw) for one in scores])
+        return torch.stack([resize_scores(one, size_hw) for one in scores])
 
     def set_activation_checkpointing(self, enabled: bool) -> None:
         """Recompute the activations of every block in the backward pass (saves memory, costs a third more time)."""

@@ -18,7 +18,8 @@ from saccade.labels import label_map
 from saccade.models.git.config import SemanticConfig
 from saccade.models.git.detection import class_names
 from saccade.models.git.matching import choose_points
-from saccade.results import Prediction, SemanticMap
+from saccade.models.label_maps import answers
+from saccade.results import Prediction
 from saccade.samples import IGNORE_LABEL, Batch
 from saccade.tasks import Task
 
@@ -113,17 +114,11 @@ def label_scores(model: GiT, batch: Batch) -> tuple[Tensor, Tensor]:
     return dense.reshape(b, len(classes), rows * block, cols * block), tokens_BQL
 
 
-def resize_scores(scores: Tensor, size_hw: tuple[int, int]) -> Tensor:
-    """Scores ``[n, h, w]`` resized bilinearly (align_corners False) to the original image."""
-    return F.interpolate(scores[None], size=size_hw, mode="bilinear", align_corners=False)[0]
-
-
 def predict(model: GiT, batch: Batch) -> list[Prediction]:
     """One label map per image, in the frame of the original image."""
     classes = class_names(batch)
     scores, _ = label_scores(model, batch)
-    maps = [resize_scores(one, origin.size_hw).argmax(0) for one, origin in zip(scores, batch.origins, strict=True)]
-    return [SemanticMap(labels=labels.cpu(), classes=classes) for labels in maps]
+    return answers(scores, batch, classes)
 
 
 def _config(model: GiT, task: Task) -> SemanticConfig:

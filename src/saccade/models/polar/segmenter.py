@@ -9,14 +9,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from saccade.errors import UsageError, require
-from saccade.labels import background_of, label_map
+from saccade.errors import require
+from saccade.labels import background_of
 from saccade.layers.losses import dice_error
 from saccade.layers.unet import UNet, UNetConfig
 from saccade.layers.vit import PlainViT
 from saccade.models.classes import KnownClasses
+from saccade.models.label_maps import answers, as_asked, own_labels
 from saccade.models.polar.config import LibraryConfig, SegmenterConfig, ViTPixelsConfig
-from saccade.results import Prediction, SemanticMap
+from saccade.results import Prediction
 from saccade.samples import IGNORE_LABEL, Batch, ClassList, Preprocess
 from saccade.tasks import Task, require_task
 
@@ -91,7 +92,7 @@ class Segmenter(nn.Module):
         """The soft Dice error, per class over the whole batch, averaged over classes; ignored pixels count nowhere."""
         require_task(self.tasks, batch.task)
         probabilities = self.logits(batch.images).float().sigmoid()
-        labels_BHW = self._labels(batch)
+        labels_BHW = own_labels(self._known, batch)
         known_B1HW = (labels_BHW != IGNORE_LABEL)[:, None]
         wanted = torch.stack([labels_BHW == class_id for class_id in self._scored], dim=1)
         said, truth = probabilities * known_B1HW, (wanted & known_B1HW).float()
@@ -102,12 +103,7 @@ class Segmenter(nn.Module):
         """One label map per picture, in the frame of the original picture."""
         require_task(self.tasks, batch.task)
         with torch.inference_mode():
-            scores = self.class_scores(batch)
-            classes = batch.classes or self.classes
-            return [
-                SemanticMap(labels=best_class(one, origin.size_hw), classes=classes)
-                for one, origin in zip(scores, batch.origins, strict=True)
-            ]
+            return answers(self.class_scores(batch), batch, batch.classes or self.classes)
 
     def set_activation_checkpointing(self, enabled: bool) -> None:
         """Recompute the activations of a plain ViT in the backward pass; the others have no such blocks."""
@@ -131,14 +127,7 @@ class Segmenter(nn.Module):
         if len(self._scored) == 1:
             pair = [probabilities, 1 - probabilities] if self._scored[0] == 0 else [1 - probabilities, probabilities]
             probabilities = torch.cat(pair, dim=1)
-        classes, places = self._known.wanted(batch.classes)
-        if len(classes) != len(self.config.classes):
-            raise UsageError(
-                f"this model tells all of {', '.join(self.config.classes)} apart",
-                why=f"only {', '.join(classes.names)} is asked for",
-                fix="leave out the classes",
-            )
-        return probabilities if places is None else probabilities[:, places.argsort()]
+        return as_asked(self._known, probabilities, batch.classes)
 
     @property
     def _scored(self) -> tuple[int, ...]:
@@ -146,20 +135,6 @@ class Segmenter(nn.Module):
         if len(self.config.classes) > 2:
             return tuple(range(len(self.config.classes)))
         return (1 - background_of(self.classes),)
-
-    def _labels(self, batch: Batch) -> Tensor:
-        """``[B, H, W]`` int64, our class ids."""
-        pairs = zip(batch.targets, batch.origins, strict=True)
-        labels = torch.stack([label_map(target, origin) for target, origin in pairs])
-        if batch.classes is None or batch.classes.names == self.config.classes:
-            return labels
-        ignored = labels == IGNORE_LABEL
-        return self._known.own_ids(batch, labels.masked_fill(ignored, 0)).masked_fill(ignored, IGNORE_LABEL)
-
-
-def best_class(scores_KHW: Tensor, size_hw: tuple[int, int]) -> Tensor:
-    """The class of every pixel of the original picture, ``[H, W]`` int64; scores are resized bilinearly."""
-    return F.interpolate(scores_KHW[None], size=size_hw, mode="bilinear", align_corners=False)[0].argmax(0).cpu()
 
 
 def _library_network(config: LibraryConfig, inputs: int, outputs: int) -> nn.Module:
