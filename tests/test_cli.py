@@ -421,6 +421,28 @@ def test_convert_captions_of_all_splits_at_once(run, tmp_path: Path) -> None:
     assert (other.code, "--words has no meaning" in other.err) == (2, True)
 
 
+def test_convert_captions_of_one_file_with_all_splits(run, tmp_path: Path) -> None:
+    h5py = pytest.importorskip("h5py", reason="the extra hdf5 is not installed")
+    images = []
+    for at, split in enumerate(("train", "restval", "val", "test")):
+        Image.new("RGB", (8, 8), (40 * at, 0, 0)).save(tmp_path / f"{at}.jpg")
+        sentences = [{"raw": f"a {split}", "tokens": ["a", split]}] * 6
+        images.append({"filename": f"{at}.jpg", "cocoid": at, "split": split, "sentences": sentences})
+    whole = tmp_path / "dataset_coco.json"
+    whole.write_text(json.dumps({"images": images}))
+    (tmp_path / "annotations").mkdir()
+    for split in ("train", "val"):  # COCO's own split, which lies beside it
+        (tmp_path / f"annotations/captions_{split}2017.json").write_text('{"images": [], "annotations": []}')
+    words = ("--annotations", whole.name, "--words", whole, "--out", tmp_path / "out")
+    shown = run("data", "convert", tmp_path, "--from", "karpathy", "--to", "caption_hdf5", *words)
+    assert shown.code == 0, shown.err
+    for split, count in (("TRAIN", 2), ("VAL", 1), ("TEST", 1)):
+        with h5py.File(next((tmp_path / "out").glob(f"{split}_IMAGES_*"))) as file:
+            assert len(file["images"]) == count
+    ids = json.loads(next((tmp_path / "out").glob("WORDMAP_*")).read_text())
+    assert list(ids)[1:6] == ["a", "train", "restval", "val", "test"]
+
+
 @pytest.mark.parametrize(
     ("words", "hint"),
     [

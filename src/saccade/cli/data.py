@@ -167,11 +167,11 @@ def _likely(root: str, readers: Iterable[str]) -> list[str]:
 
 def _splits(arguments: argparse.Namespace, reader: str) -> tuple[str, ...]:
     """The splits to look at: the one asked for; all of one file; or every one that may exist."""
-    from saccade.data.sources import ONE_SPLIT_FILES
+    from saccade.data.sources import names_one_split
 
     if arguments.split:
         return (arguments.split,)
-    return ("all",) if arguments.annotations and reader in ONE_SPLIT_FILES else SPLITS
+    return ("all",) if names_one_split(reader, arguments.annotations) else SPLITS
 
 
 def _reports(arguments: argparse.Namespace, readers: list[str]) -> list[Report]:

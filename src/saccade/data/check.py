@@ -11,7 +11,7 @@ from typing import TypeAlias
 
 from saccade.data.checks import coco, depth, detection_sets, masks, object_masks, panoptic, phrases, text, voc
 from saccade.data.checks.report import DEFECTS, Finding, ImageEntry, Report, check_images
-from saccade.data.sources import DRAWN, ONE_SPLIT_FILES
+from saccade.data.sources import DRAWN, names_one_split
 from saccade.data.sources.coco_layouts import LVIS, OBJECTS365, V3DET
 from saccade.data.sources.depth_folder import DepthLayout
 from saccade.data.sources.layout import data_root, split_names
@@ -147,12 +147,7 @@ def check_dataset(
 def _check_leaks(
     spec: SourceSpec, root: Path, entries: list[ImageEntry], other_splits: Sequence[str], report: Report
 ) -> None:
-    if (
-        not entries
-        or spec.split == "all"
-        or spec.reader in _ALIKE
-        or (spec.annotations and spec.reader in ONE_SPLIT_FILES)
-    ):
+    if not entries or spec.split == "all" or spec.reader in _ALIKE or names_one_split(spec.reader, spec.annotations):
         return
     own = {entry.path: entry for entry in entries}
     prints: dict[int, dict[str, ImageEntry]] | None = None

@@ -12,7 +12,7 @@ import torch
 from saccade.data.augment import Augment, LightAugment, ScaleJitterAugment
 from saccade.data.depth_augment import DepthAugment
 from saccade.data.mask_crops import MaskCropAugment
-from saccade.data.sources import ONE_SPLIT_FILES, Source, SourceSpec, open_source
+from saccade.data.sources import Source, SourceSpec, names_one_split, open_source
 from saccade.data.sources.base import most_objects
 from saccade.errors import DataError, UsageError
 from saccade.hub.checkpoint import read_card
@@ -161,7 +161,7 @@ def _open_training(spec: SourceSpec) -> tuple[SourceSpec, Source]:
 
 def _divide(train: SourceSpec, count: int, val_annotations: str) -> tuple[SourceSpec, SourceSpec, int]:
     """The training part, the validation part, and the number of training samples."""
-    one_file = train.reader in ONE_SPLIT_FILES and train.annotations and not val_annotations
+    one_file = names_one_split(train.reader, train.annotations) and not val_annotations
     if not one_file:
         val = dataclasses.replace(train, split="val", annotations=val_annotations or train.annotations)
         try:

@@ -14,7 +14,7 @@ from saccade.data.sources.coco import open_coco
 from saccade.data.sources.coco_layouts import LVIS, OBJECTS365, V3DET, LvisSource
 from saccade.data.sources.crowdhuman import open_crowdhuman
 from saccade.data.sources.depth_folder import open_depth_folder
-from saccade.data.sources.karpathy import KarpathySource
+from saccade.data.sources.karpathy import KarpathySource, holds_all_splits
 from saccade.data.sources.lits import open_lits
 from saccade.data.sources.llava import LlavaInstructSource
 from saccade.data.sources.mask_crops import MaskCropsSource
@@ -36,7 +36,7 @@ from saccade.data.sources.wider_face import open_wider_face
 from saccade.errors import UsageError, nearest
 from saccade.tasks import Task
 
-__all__ = ["DRAWN", "ONE_SPLIT_FILES", "READERS", "Source", "SourceSpec", "open_source"]
+__all__ = ["DRAWN", "READERS", "Source", "SourceSpec", "names_one_split", "open_source"]
 
 
 def _open_scenes(spec: SourceSpec, *, dialogue: bool = False) -> Source:
@@ -140,12 +140,20 @@ READERS: dict[str, Callable[[SourceSpec], Source]] = {
 DRAWN = frozenset({"scenes", "scene_dialogues"})
 """Readers that draw what they give: nothing on disk."""
 
-ONE_SPLIT_FILES = frozenset(READERS) - DRAWN - {
+_ONE_SPLIT_FILES = frozenset(READERS) - DRAWN - {
     "voc", "mask_folder", "ade20k", "refcoco", "grefcoco", "refzom", "reasonseg",
     "coco_stuff", "mapillary", "depth_folder", "mask_crops", "caption_hdf5",
     "isic2018", "cvc_clinicdb", "lits",
 }  # fmt: skip
-"""Readers of which ``annotations`` names the file of a single split."""
+
+
+def names_one_split(reader: str, annotations: str) -> bool:
+    """Whether the annotations that are named are the file of a single split."""
+    return (
+        bool(annotations)
+        and reader in _ONE_SPLIT_FILES
+        and not (reader == "karpathy" and holds_all_splits(annotations))
+    )
 
 
 def open_source(spec: SourceSpec) -> Source:

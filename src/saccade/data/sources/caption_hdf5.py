@@ -20,6 +20,7 @@ from torchvision import tv_tensors
 
 from saccade.data.resize import resize_pillow
 from saccade.data.sources.base import Source
+from saccade.data.sources.karpathy import holds_all_splits
 from saccade.data.sources.layout import Records, data_root, list_of, read_json
 from saccade.data.sources.spec import SourceSpec
 from saccade.errors import DataError, MissingDataError, UsageError, require
@@ -141,7 +142,7 @@ def read_words(path: Path) -> WordMap:
         CheckpointError: The file is missing or is no map of words.
         DataError: Karpathy's file has another form.
     """
-    if path.name.startswith("dataset_") and path.is_file():
+    if holds_all_splits(path) and path.is_file():
         return WordMap.count(_karpathy_words(path))
     return WordMap.load(path)
 

@@ -15,7 +15,7 @@ from saccade.data.sources.layout import (
     read_json,
     split_names,
 )
-from saccade.errors import DataError, UsageError
+from saccade.errors import DataError, MissingDataError, UsageError
 from saccade.samples import Sample, Target
 from saccade.tasks import Task
 
@@ -66,7 +66,9 @@ class KarpathySource:
         skipped: Counter[str] = Counter()
         listed = read_captions(path, split, skipped)
         if not listed:
-            raise DataError(f"no captioned image of the split '{split}'", where=path, why=str(dict(skipped)) or None)
+            left_out = {reason: count for reason, count in skipped.items() if count}
+            kind = DataError if left_out else MissingDataError  # a file of all splits may lack this one
+            raise kind(f"no captioned image of the split '{split}'", where=path, why=str(left_out or "") or None)
         self._images = find_images(folder, [file for file, _, _ in listed], images, caption_image_folders(split))
         if per_caption:
             listed = [(file, image_id, [caption]) for file, image_id, captions in listed for caption in captions]
@@ -102,6 +104,11 @@ def find_captions(root: Path, split: str, annotations: str = "") -> Path:
     ]
     whole = ["annotations/dataset_coco.json", "dataset_coco.json", "dataset.json"]
     return find_file(root, annotations, [*candidates, *whole], f"the caption file of the split '{split}'")
+
+
+def holds_all_splits(path: str | Path) -> bool:
+    """Whether this is Karpathy's own file (``dataset_coco.json``): every image names its split."""
+    return Path(path).name.startswith("dataset")
 
 
 def caption_image_folders(split: str) -> list[str]:
