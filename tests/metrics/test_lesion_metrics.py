@@ -135,7 +135,10 @@ def test_centre_errors() -> None:
     scores = metric.compute()
     assert tuple(scores) == CENTER_SCORES == METRICS[Task.CENTER]
     assert scores == pytest.approx({"mse_px": (1 + 25) / 2, "distance_px": 3.0, "within": 0.5})
-    assert metric.notes == ["1 of 3 images have no object; they are not scored"]
+    assert metric.notes == [
+        "1 of 3 images have no object; they are not scored",
+        "the middle of every picture would score 12.7 px, 0.000 within",  # (20, 20) and twice (11, 11)
+    ]
     other = CenterMetric()
     other.merge([metric.state()])
     assert other.compute() == scores
