@@ -105,6 +105,7 @@ def test_plain_and_unrolled_networks_train_and_are_found_their_centres(
         result = fit(config)
         evaluated = result.evaluations["semantic_segmentation"]
         assert evaluated.stamp["centers"] == ("own" if finder else "truth")
+        assert evaluated.stamp["protocol"].endswith(f"centres: {evaluated.stamp['centers']}")
         assert 0 <= evaluated.metrics["mean_Dice"] <= 1
         loaded = load_folder(result.folder / "checkpoints/last").model
         if finder:

@@ -155,8 +155,9 @@ def _run(arguments: argparse.Namespace) -> int:
     device = resolve_device(arguments.device)
     model = load_model(arguments.model, device=device).model
     set_detector_options(model, detector_options(arguments))
-    if arguments.centers not in (None, TRUTH):
-        set_finder(model, load_model(arguments.centers, device=device).model)
+    finder = "" if arguments.centers in (None, TRUTH) else arguments.centers
+    if finder:
+        set_finder(model, load_model(finder, device=device).model)
     results: dict[str, EvalResult] = {}
     for task in asked or model.tasks:
         source = open_source(source_spec(arguments, task))
@@ -171,6 +172,7 @@ def _run(arguments: argparse.Namespace) -> int:
                 protocol=arguments.protocol,
                 answer=arguments.answers,
                 centers="truth" if arguments.centers == TRUTH else "own",
+                finder=finder,
                 progress=steps.update,
                 checkpoint=arguments.model,
             )

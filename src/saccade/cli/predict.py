@@ -18,6 +18,7 @@ from saccade.cli.parser import (
     point,
     positive,
 )
+from saccade.errors import UsageError
 from saccade.tasks import TASKS
 
 if TYPE_CHECKING:
@@ -116,6 +117,10 @@ def _run(arguments: argparse.Namespace) -> int:
 
     formats = arguments.save or (DEFAULT_SAVE if arguments.out else ())
     check_formats(formats)
+    if arguments.centers and arguments.centers_xy:
+        raise UsageError(
+            "the centre is given, and a model is named that would find it", fix="leave out --center, or --centers"
+        )
     predictor = load(
         arguments.model,
         device=arguments.device,

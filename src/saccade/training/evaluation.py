@@ -94,6 +94,7 @@ def evaluate(
     protocol: str = "",
     answer: Answering = "given",
     centers: Given = "own",
+    finder: str = "",
     progress: Callable[[int, int], None] | None = None,
     stop: Callable[[], bool] | None = None,
     world: World | None = None,
@@ -116,6 +117,7 @@ def evaluate(
             its own protocol, other boxes by that of COCO.
         answer: How a model that converses answers.
         centers: Where a polar segmenter's centres come from.
+        finder: Name or folder of what finds them in the place of the model's own finder, for the stamp.
         progress: Called with (samples done on this rank, samples of this rank).
         stop: Asked after every batch; once it says yes on any rank, the evaluation is given up.
         world: This process among all; samples are shared out and metrics merged, every rank gets the result.
@@ -155,6 +157,7 @@ def evaluate(
         even=in_step,
         pin_memory=device.type == "cuda",
     )
+    around = _centers_stamp(model, finder or centers)
     share = len(range(world.rank, len(source), world.size))
     started_s, done, stopped = time.perf_counter(), 0, False
     with _evaluation_mode(model):
@@ -196,13 +199,13 @@ def evaluate(
             "left_out": dict(source.skipped),
             "protocol": metric.protocol
             if isinstance(metric, DepthMetric | ReferringMetric)
-            else _protocol_line(source, protocol, engine),
+            else "; ".join([_protocol_line(source, protocol, engine), *(f"centres: {one}" for one in around.values())]),
             "notes": [*metric.notes, *_answer_notes(metric, answer)],
             "input_hw": list(declared.size_hw),
             "precision": precision,
             **_lora_stamp(model),
             **_answer_stamp(model, source.task, answer),
-            **({"centers": centers} if isinstance(model, PolarSegmenter) else {}),
+            **around,
             "checkpoint": checkpoint,
         },
     )
@@ -218,6 +221,11 @@ def _lora_stamp(model: Model) -> dict[str, Any]:
     """How often low-rank updates counted, where there are some."""
     updates = [update for _, update in updates_of(model).values()]
     return {"lora": {"rank": updates[0].config.rank, "multiplier": updates[0].multiplier}} if updates else {}
+
+
+def _centers_stamp(model: Model, centers: str) -> dict[str, str]:
+    """Where centres came from: ``truth``, ``own``, or the checkpoint that found them."""
+    return {"centers": centers} if isinstance(model, PolarSegmenter) else {}
 
 
 def _answer_stamp(model: Model, task: Task, answer: str) -> dict[str, Any]:

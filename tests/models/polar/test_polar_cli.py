@@ -80,6 +80,7 @@ def test_centres_are_an_answer_too(models: dict[str, str], picture: Path, tmp_pa
         ("polar", ["--center", "60,5"], "lies outside"),
         ("polar", ["--center", "5"], "is not a point"),
         ("polar", ["--center", "a,b"], "is not a point"),
+        ("polar", ["--center", "5,5", "--centers", "CENTERS"], "leave out --center, or --centers"),
         ("plain", ["--center", "5,5"], "does not ask where objects are"),
         ("plain", ["--centers", "CENTERS"], "unrolled around them"),
         ("polar", ["--centers", "vitdet-nano"], "finds no centres"),
@@ -99,7 +100,7 @@ def test_a_centre_belongs_to_one_picture(models: dict[str, str], picture: Path) 
         predictor.predict(picture, centers=[])
 
 
-def test_evaluation_with_true_and_found_centres(models: dict[str, str], tmp_path: Path) -> None:
+def test_evaluation_with_true_and_found_centres(models: dict[str, str], tmp_path: Path, capsys) -> None:
     for number in range(5):
         for folder, values in (("images", 200), ("masks", 255)):
             (tmp_path / folder).mkdir(exist_ok=True)
@@ -124,7 +125,9 @@ def test_evaluation_with_true_and_found_centres(models: dict[str, str], tmp_path
         ]
         assert main(["eval", models["polar"], *words, *more]) == 0
         told = json.loads(out.read_text())[str(Task.SEMANTIC)]
-        assert told["images"] == 5 and told["centers"] == ("truth" if centers == "truth" else "own")
+        assert told["images"] == 5 and told["centers"] == centers
+        assert told["protocol"].endswith(f"; centres: {centers}")
+        assert f"; centres: {centers}" in capsys.readouterr().out.replace("\n", "")
         seen[centers] = told["metrics"]
     assert all(0 <= value <= 1 for metrics in seen.values() for value in metrics.values())
     assert main(["eval", models["polar"], *words, "--task", "semantic", "--device", "cpu"]) == 2
