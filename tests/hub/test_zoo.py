@@ -7,9 +7,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from rich.console import Console
 
 from saccade.errors import CheckpointError, UsageError
 from saccade.hub import resolve as module
+from saccade.hub.report import zoo_card
 from saccade.hub.resolve import bundled_checkpoints, fetch_file, load_model, resolve
 from saccade.hub.zoo import ZOO, entry_of_file, get, list_entries
 from saccade.tasks import Task
@@ -65,6 +67,19 @@ def test_published_numbers() -> None:
     assert {name: numbers(name, "single-task") for name in SINGLE} == {k: (v,) for k, v in SINGLE.items()}
     assert {name: numbers(name, "zero-shot") for name in ZERO_SHOT} == ZERO_SHOT
     assert {name: numbers(name, "few-shot") for name in FEW_SHOT} == FEW_SHOT
+
+
+def shown(name: str) -> str:
+    console = Console(width=300)
+    with console.capture() as said:
+        console.print(zoo_card(get(name)))
+    return said.get()
+
+
+def test_published_numbers_are_shown_with_every_digit() -> None:
+    for entry in ZOO.values():
+        lines = [line.split("│") for line in shown(entry.name).splitlines() if line.count("│") == 6]
+        assert [float(cells[5]) for cells in lines] == [result.value for result in entry.results]
 
 
 def test_every_released_file_has_one_entry() -> None:

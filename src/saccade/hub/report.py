@@ -97,7 +97,7 @@ def zoo_card(entry: ZooEntry) -> RenderableType:
     numbers = Table("setting", "task", "data", "metric", "published", title="published numbers", title_justify="left")
     for result in entry.results:
         metric = f"{result.metric} ({result.note})" if result.note else result.metric
-        numbers.add_row(result.setting, str(result.task), result.data, metric, f"{result.value:.1f}")
+        numbers.add_row(result.setting, str(result.task), result.data, metric, str(result.value))
     return Group(facts, numbers)
 
 

@@ -16,7 +16,7 @@ class Published:
         task: What was measured.
         data: Data set and split.
         metric: Name of the metric.
-        value: The number, in the unit of the table (percent).
+        value: The number, as the table has it: percent, but for metrics of depth (shares of 1, metres).
         setting: ``single-task``, ``multi-task``, ``universal``, ``zero-shot`` or ``few-shot``.
         note: What the source leaves open.
     """
