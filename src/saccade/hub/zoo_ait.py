@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from saccade.hub.zoo_entry import Published, ZooEntry
+from saccade.hub.zoo_entry import Published, Setting, ZooEntry
 from saccade.tasks import Task
 
 # The links in its README were signed and ran out on 2026-01-01: whoever has the files converts them by hand.
@@ -48,7 +48,7 @@ def _depth(preset: str) -> ZooEntry:
         tensors=tensors,
         input_sizes={Task.DEPTH: 480},
         recipe=f"ait.{preset.replace('-', '_')}",
-        results=tuple(_nyu(metric, value) for metric, value in zip(_METRICS, values, strict=True)),
+        results=tuple(_nyu(metric, value, "single-task") for metric, value in zip(_METRICS, values, strict=True)),
         summary=f"depth in metres as codes, {preset.removeprefix('depth-')}, NYUv2",
     )
 
@@ -56,9 +56,10 @@ def _depth(preset: str) -> ZooEntry:
 def _objects(preset: str) -> ZooEntry:
     file, parameters, tensors, box, mask, rmse = _OBJECTS[preset]
     joint = rmse is not None
+    setting: Setting = "multi-task" if joint else "single-task"
     results = (
-        Published(task=Task.DETECTION, data="COCO val2017", metric="box AP", value=box, setting="single-task"),
-        Published(task=Task.INSTANCE, data="COCO val2017", metric="mask AP", value=mask, setting="single-task"),
+        Published(task=Task.DETECTION, data="COCO val2017", metric="box AP", value=box, setting=setting),
+        Published(task=Task.INSTANCE, data="COCO val2017", metric="mask AP", value=mask, setting=setting),
     )
     return ZooEntry(
         name=f"ait-{preset}",
@@ -72,13 +73,13 @@ def _objects(preset: str) -> ZooEntry:
         tensors=tensors,
         input_sizes={Task.INSTANCE: 640, **({Task.DEPTH: 480} if joint else {})},
         recipe=f"ait.{preset.replace('-', '_')}",
-        results=(*results, *([_nyu("RMSE", rmse)] if rmse is not None else [])),
+        results=(*results, *([_nyu("RMSE", rmse, setting)] if rmse is not None else [])),
         summary=f"boxes, masks{' and depth' if joint else ''} as codes, {preset}, COCO{' and NYUv2' if joint else ''}",
     )
 
 
-def _nyu(metric: str, value: float) -> Published:
-    return Published(task=Task.DEPTH, data="NYUv2 test", metric=metric, value=value, setting="single-task")
+def _nyu(metric: str, value: float, setting: Setting) -> Published:
+    return Published(task=Task.DEPTH, data="NYUv2 test", metric=metric, value=value, setting=setting)
 
 
 def _vqvae(task: Task, file: str, parameters: int, tensors: int) -> ZooEntry:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, TypeAlias
 
 from saccade.tasks import Task
+
+Setting: TypeAlias = Literal["single-task", "multi-task", "universal", "zero-shot", "few-shot"]
+"""What the weights that a number is of were trained on, beside what they are measured on."""
 
 
 @dataclass(kw_only=True, frozen=True)
@@ -17,7 +20,7 @@ class Published:
         data: Data set and split.
         metric: Name of the metric.
         value: The number, as the table has it: percent, but for metrics of depth (shares of 1, metres).
-        setting: ``single-task``, ``multi-task``, ``universal``, ``zero-shot`` or ``few-shot``.
+        setting: What its weights were trained on.
         note: What the source leaves open.
     """
 
@@ -25,7 +28,7 @@ class Published:
     data: str
     metric: str
     value: float
-    setting: Literal["single-task", "multi-task", "universal", "zero-shot", "few-shot"]
+    setting: Setting
     note: str = ""
 
 

@@ -240,6 +240,7 @@ def test_the_zoo_says_what_the_authors_say(name: str) -> None:
     file, tensors, parameters, numbers = NYU[name]
     assert (entry.file, entry.tensors, entry.parameters) == (file, tensors, parameters)
     assert tuple(result.value for result in entry.results) == numbers
+    assert {result.setting for result in entry.results} <= {"multi-task" if "joint" in name else "single-task"}
     assert entry.kind == "checkpoint" and entry.page.startswith("https://")
 
 
