@@ -14,6 +14,7 @@ from saccade.hub import resolve as module
 from saccade.hub.report import zoo_card
 from saccade.hub.resolve import bundled_checkpoints, fetch_file, load_model, resolve
 from saccade.hub.zoo import ZOO, entry_of_file, get, list_entries
+from saccade.hub.zoo_entry import ZooEntry
 from saccade.tasks import Task
 
 SHARED = Path(__file__).resolve().parents[2].parent / "shared"
@@ -154,6 +155,16 @@ def test_offline_says_what_to_fetch_and_how_to_convert() -> None:
         resolve("visft-e-lora-5000")
     with pytest.raises(CheckpointError, match=r"caption_init=PATH/eva_e_caption_heads\.ckpt"):
         fetch_file(get("visft-e-caption-head"))
+
+
+@pytest.mark.parametrize("entry", [entry for entry in ZOO.values() if entry.page], ids=lambda entry: entry.name)
+def test_what_is_fetched_by_hand_is_named(entry: ZooEntry) -> None:
+    assert f"{entry.file} ({entry.page})" in shown(entry.name)
+    with pytest.raises(CheckpointError) as caught:
+        fetch_file(entry)
+    assert f"fetch {entry.file} ({entry.page})" in str(caught.value)
+    if entry.kind == "checkpoint":
+        assert f"`saccade convert {entry.file} --preset" in str(caught.value)
 
 
 def test_damaged_download_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

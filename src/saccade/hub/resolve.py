@@ -183,8 +183,8 @@ def _by_hand(entry: ZooEntry) -> str:
     if entry.system != "git":
         words = " --vocabulary tokenizer.model" if entry.system == "gsva" else ""
         return (
-            f"fetch {entry.source}, then run `saccade convert FILE --preset {entry.preset}{words} --out {entry.name}` "
-            f"and use the folder {entry.name}"
+            f"fetch {entry.source}, then run `saccade convert {entry.file} --preset {entry.preset}{words} "
+            f"--out {entry.name}` and use the folder {entry.name}"
         )
     return (
         f"fetch {entry.source} and the vocab.txt of {_VOCABULARY_REPO} on a machine with network, then run "

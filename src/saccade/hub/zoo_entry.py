@@ -87,4 +87,6 @@ class ZooEntry:
     @property
     def source(self) -> str:
         """Where the file is, for people."""
-        return f"{self.repo}: {self.file} (Hugging Face hub)" if self.repo else self.url or self.page
+        if self.repo:
+            return f"{self.repo}: {self.file} (Hugging Face hub)"
+        return self.url or f"{self.file} ({self.page})"
