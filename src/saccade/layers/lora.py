@@ -142,13 +142,20 @@ def add_lora(model: nn.Module, config: LoRAConfig) -> None:
         config: Which layers, and what else is trained.
 
     Raises:
-        ConfigError: A pattern fits no linear layer (or no parameter), or thirds of a layer that has none.
+        ConfigError: A pattern fits no linear layer (or no parameter), a layer that is never called, or thirds where there
+            are none.
         UsageError: The model has updates already.
     """
     if lora_of(model) is not None:
         raise UsageError("the model has low-rank updates already", fix="merge them first (saccade lora merge)")
     chosen: dict[str, tuple[nn.Linear, tuple[tuple[int, int], ...]]] = {}
     linears = {name: module for name, module in model.named_modules() if isinstance(module, nn.Linear)}
+    uncalled = {
+        f"{name}.{child}".removeprefix(".")
+        for name, module in model.named_modules()
+        if isinstance(module, nn.MultiheadAttention)
+        for child, _ in module.named_children()
+    }
     for target in config.targets:
         pattern, _, letters = target.partition(":")
         fitting = [name for name in linears if fnmatchcase(name, pattern)]
@@ -161,6 +168,13 @@ def add_lora(model: nn.Module, config: LoRAConfig) -> None:
         for name in fitting:
             if name in chosen:
                 raise ConfigError(f"'{name}' fits two patterns", where="lora.targets")
+            if name in uncalled:
+                raise ConfigError(
+                    f"'{name}' cannot have an update",
+                    where="lora.targets",
+                    why="torch's MultiheadAttention reads its weight and never calls it",
+                    fix=f"patterns that fit other layers alone, instead of '{target}'",
+                )
             chosen[name] = linears[name], _rows(name, linears[name], letters)
     parameters = dict(model.named_parameters())
     idle = [pattern for pattern in config.trained if not any(fnmatchcase(name, pattern) for name in parameters)]
@@ -171,6 +185,16 @@ def add_lora(model: nn.Module, config: LoRAConfig) -> None:
     for layer, rows in chosen.values():
         layer.add_module(CHILD, LowRankUpdate(layer, config, rows))
         layer.register_forward_hook(_add_update)
+
+
+def effective_weight(layer: nn.Linear) -> Tensor:
+    """W with its update, ``[O, I]``, for code that multiplies by the weight and does not call the layer."""
+    update = getattr(layer, CHILD, None)
+    if not isinstance(update, LowRankUpdate) or update.kept is not None:
+        return layer.weight
+    weight = layer.weight.clone()
+    update.put(weight, update.taken(weight) + update.delta().to(weight.dtype))
+    return weight
 
 
 def updates_of(model: nn.Module) -> dict[str, tuple[nn.Linear, LowRankUpdate]]:

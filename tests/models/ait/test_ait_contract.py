@@ -24,10 +24,11 @@ from helpers_ait import (
     tasks_of,
     total,
 )
-from torch import Tensor
+from torch import Tensor, nn
 from torchvision import tv_tensors
 
 from saccade.errors import ConfigError, DataError, UsageError
+from saccade.layers.lora import LoRAConfig, add_lora, merge, updates_of
 from saccade.layers.vit import ViTConfig
 from saccade.models.ait.config import TASK_ROWS, AiTConfig
 from saccade.models.ait.model import AiT
@@ -383,6 +384,26 @@ def test_a_decoding_reads_the_weights_as_they_stand() -> None:
         net.decoder[0].attn.value.weight.mul_(1.5)
         torch.testing.assert_close(net.start(memory, 3).step(x), net.states(memory, x), rtol=1e-9, atol=1e-9)
         assert not torch.allclose(net.start(memory, 3).step(x), before)
+
+
+def test_steps_read_weights_with_their_low_rank_updates() -> None:
+    net = loud_transformer(length=4)
+    memory, inputs = torch.randn(2, 5, 16).double(), torch.randn(2, 4, 16).double()
+
+    def said() -> Tensor:
+        decoding = net.start(memory, 4)
+        return torch.cat([decoding.step(inputs[:, step : step + 1]) for step in range(4)], dim=1)
+
+    with torch.no_grad():
+        plain = said()
+        add_lora(net, LoRAConfig(rank=2, targets=("decoder.*.attn.*", "decoder.*.cross.*", "decoder.*.fc?")))
+        torch.testing.assert_close(said(), plain, rtol=1e-9, atol=1e-9)
+        for _, update in updates_of(net).values():
+            nn.init.normal_(update.B, std=0.3)
+        assert not torch.allclose(said(), plain)
+        torch.testing.assert_close(said(), net.states(memory, inputs), rtol=1e-9, atol=1e-9)
+        merge(net)
+        torch.testing.assert_close(said(), net.states(memory, inputs), rtol=1e-9, atol=1e-9)
 
 
 def test_the_decoder_looks_back_only() -> None:

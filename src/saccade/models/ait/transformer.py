@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from saccade.errors import ConfigError
 from saccade.layers.attention import MapAttention
+from saccade.layers.lora import effective_weight
 from saccade.layers.vit import MLP, DropPath
 
 _STD = 0.02
@@ -264,7 +265,7 @@ class _Layer:
         self._said = keys.new_empty(rows, head_dim, length), keys.new_empty(rows, length, head_dim)
         own = block.attn
         parts = (own.query, own.key, own.value)
-        self._weight, self._bias = torch.cat([p.weight for p in parts]), torch.cat([p.bias for p in parts])
+        self._weight, self._bias = torch.cat([effective_weight(p) for p in parts]), torch.cat([p.bias for p in parts])
 
     def read(self, x_BC: Tensor, at: int) -> Tensor:
         """One more token of every sequence, ``[B, C]`` to the same shape."""
