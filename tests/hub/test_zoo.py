@@ -15,6 +15,7 @@ from saccade.hub.report import zoo_card
 from saccade.hub.resolve import bundled_checkpoints, fetch_file, load_model, resolve
 from saccade.hub.zoo import ZOO, entry_of_file, get, list_entries
 from saccade.hub.zoo_entry import ZooEntry
+from saccade.recipes import RECIPES
 from saccade.tasks import Task
 
 SHARED = Path(__file__).resolve().parents[2].parent / "shared"
@@ -92,6 +93,18 @@ def test_every_released_file_has_one_entry() -> None:
     assert found is not None
     assert found.tasks == (Task.SEMANTIC,)
     assert entry_of_file("other.pth") is None
+
+
+def test_recipes_of_the_entries_exist() -> None:
+    assert {entry.recipe for entry in ZOO.values()} - {""} <= set(RECIPES)
+    # For RefCOCO alone the authors give no recipe: what their fine-tuning on it differs in is not known.
+    assert {entry.name: entry.recipe for entry in list_entries("gsva")} == {
+        "gsva-7b-pt": "gsva.pretrain_7b",
+        "gsva-7b-ft-gres": "gsva.finetune_gres_7b",
+        "gsva-7b-ft-res": "",
+        "gsva-llama2-13b-ft-gres": "gsva.finetune_gres_llama2_13b",
+        "gsva-llama2-13b-ft-res": "",
+    }
 
 
 @pytest.mark.parametrize("size", ["base", "large", "huge"])

@@ -49,7 +49,9 @@ def _referring(metric: str, rows: tuple[tuple[float, ...], ...], note: str) -> t
     )
 
 
-def _entry(name: str, preset: str, file: str, summary: str, results: tuple[Published, ...] = ()) -> ZooEntry:
+def _entry(
+    name: str, preset: str, file: str, summary: str, results: tuple[Published, ...] = (), *, recipe: str = ""
+) -> ZooEntry:
     return ZooEntry(
         name=name,
         system="gsva",
@@ -62,6 +64,7 @@ def _entry(name: str, preset: str, file: str, summary: str, results: tuple[Publi
         tensors=_TENSORS[preset],
         input_sizes={Task.REFERRING: 1024},
         licence=_LICENCE,
+        recipe=recipe,
         results=results,
         summary=summary,
     )
@@ -76,6 +79,7 @@ ENTRIES: tuple[ZooEntry, ...] = (
         _gres(((63.47, 61.65, 56.98, 99.54), (69.99, 69.17, 63.39, 98.46), (61.34, 60.26, 58.68, 98.95)))
         + _referring("cIoU", ((76.4, 77.4, 72.8), (64.5, 67.7, 58.6), (71.1, 72.0)), _ELSEWHERE)
         + _referring("Acc@0.5 of boxes", ((86.3, 89.2, 83.8), (72.8, 78.8, 68.0), (81.6, 81.8)), _ELSEWHERE),
+        recipe="gsva.pretrain_7b",
     ),
     _entry(
         "gsva-7b-ft-gres",
@@ -83,6 +87,7 @@ ENTRIES: tuple[ZooEntry, ...] = (
         "gsva-7b-ft-gres.bin",
         "Vicuna-7B, fine-tuned on gRefCOCO",
         _gres(((66.43, 63.19, 62.56, 99.62), (71.06, 69.87, 65.72, 98.69), (62.20, 60.35, 60.72, 99.10))),
+        recipe="gsva.finetune_gres_7b",
     ),
     _entry(
         "gsva-7b-ft-res",
@@ -96,6 +101,7 @@ ENTRIES: tuple[ZooEntry, ...] = (
         "gsva-llama2-13b",
         "gsva-llama2-13b-ft-gres.bin",
         "Llama-2-13B, fine-tuned on gRefCOCO",
+        recipe="gsva.finetune_gres_llama2_13b",
     ),
     _entry(
         "gsva-llama2-13b-ft-res",
