@@ -253,7 +253,7 @@ def _head_work(model: ViSFT, batch: Batch, part: str) -> Callable[[], object]:
     target = Target(masks=tv_tensors.Mask(masks), class_ids=class_ids).to(map_BHWC.device)
     taught = dataclasses.replace(batch, targets=[target] * len(batch))
     # What the network says is at hand, too: a loss is timed by itself.
-    images = instance._images(map_BHWC, taught)
+    images = instance.images(map_BHWC, taught)
     truths = [instance._truths(taught, index) for index in range(len(taught))]
     return lambda: segmentation_loss(images, truths, instance.config)
 

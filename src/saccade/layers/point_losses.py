@@ -28,6 +28,21 @@ def draw_uniformly(rows: int, points: int, device: torch.device) -> Tensor:
     return torch.rand(rows, points, 2, device=device)
 
 
+def draw_known(known_HW: Tensor) -> Draw:
+    """Uniform over the middles of known pixels, where bilinear truths hold nothing of a pixel that is not known.
+
+    Args:
+        known_HW: Bool, with at least one such pixel.
+    """
+    size_hw = torch.tensor(known_HW.shape, device=known_HW.device)
+    places_N2 = ((known_HW.nonzero() + 0.5) / size_hw).flip(1)
+
+    def draw(rows: int, points: int, device: torch.device) -> Tensor:
+        return places_N2[torch.randint(len(places_N2), (rows, points), device=device)]
+
+    return draw
+
+
 def mask_costs(masks_LQhw: Tensor, truths_GHW: Tensor, points_LP2: Tensor) -> tuple[Tensor, Tensor]:
     """What it costs to let a query answer for a mask, by layer: mean cross entropy and Dice error at points.
 

@@ -9,21 +9,37 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from saccade.errors import UsageError
+from saccade.errors import DataError, UsageError
 from saccade.labels import label_map
 from saccade.models.classes import KnownClasses
 from saccade.results import Prediction, SemanticMap
 from saccade.samples import IGNORE_LABEL, Batch, ClassList
 
 
+def require_known(labels: Tensor, count: int) -> None:
+    """Refuses labels that are neither one of so many classes nor :data:`IGNORE_LABEL`, any shape.
+
+    Raises:
+        DataError: There is one.
+    """
+    wrong = (labels != IGNORE_LABEL) & ((labels < 0) | (labels >= count))
+    if bool(wrong.any()):
+        raise DataError(
+            f"a label map holds label {int(labels[wrong][0])} but there are {count} classes",
+            fix="run `saccade data check` on the data set",
+        )
+
+
 def own_labels(known: KnownClasses, batch: Batch) -> Tensor:
     """The label maps of a batch as the model's own class ids, ``[B, H, W]`` int64; ignored pixels stay ignored.
 
     Raises:
-        DataError: A sample has no label map, or the data set has a class that the model does not.
+        DataError: A sample has no label map, or a label without a class, or the data set has a class that the model
+            does not.
     """
     pairs = zip(batch.targets, batch.origins, strict=True)
     labels = torch.stack([label_map(target, origin) for target, origin in pairs])
+    require_known(labels, known.count if batch.classes is None else len(batch.classes))
     if batch.classes is None or batch.classes.names == known.names:
         return labels
     ignored = labels == IGNORE_LABEL

@@ -11,7 +11,7 @@ from functools import partial
 
 from saccade.errors import UsageError, nearest
 from saccade.models.git.config import GIT_TASKS
-from saccade.models.visft.config import HEADS
+from saccade.models.visft.config import PUBLISHED_HEADS
 from saccade.recipes import ait, ait_scenes, git, gsva, polar, visft, visft_scenes, vitdet
 from saccade.recipes.finetune import finetune as _finetune
 from saccade.recipes.git import multi_fivetask
@@ -87,12 +87,12 @@ RECIPES: dict[str, Recipe] = {
     "gsva.nano_scenes": gsva.nano_scenes,
     **{
         f"visft.{head}_{size}": partial(visft.first_stage, head, size, images=32 if head == "caption" else 1)
-        for head in HEADS
+        for head in PUBLISHED_HEADS
         for size in _EVAS
     },
     **{f"visft.lora_{size}": partial(visft.second_stage, size) for size in _EVAS},
     "visft.nano_clip": visft_scenes.nano_clip,
-    **{f"visft.nano_{head}": partial(visft_scenes.nano_first_stage, head) for head in HEADS},
+    **{f"visft.nano_{head}": partial(visft_scenes.nano_first_stage, head) for head in PUBLISHED_HEADS},
     "visft.nano_lora": visft_scenes.nano_lora,
     **{f"polar.{network}": partial(polar.segmenter, network) for network in _NETWORKS},
     "polar.centers": polar.centers,

@@ -39,7 +39,7 @@ from saccade.models.polar.model import PolarSegmenter
 from saccade.models.polar.segmenter import Segmenter, ViTPixels
 from saccade.models.systems import Model, Vocabulary, build, reading_config, system_of
 from saccade.models.visft.clip import CLIPPair, CLIPPairConfig
-from saccade.models.visft.config import HEADS, ViSFTConfig
+from saccade.models.visft.config import PUBLISHED_HEADS, ViSFTConfig
 from saccade.models.visft.initialise import initialise_published as initialise_eva
 from saccade.models.visft.model import ViSFT
 from saccade.models.vitdet.initialise import initialise_published
@@ -111,7 +111,7 @@ def _started(config: TrainConfig) -> tuple[Model, list[MappingReport]]:
         reports.append(load_text_embedding(model, _file(config.text_init)))
     if isinstance(model, ViSFT):
         heads = {"detection": config.detection_init, "instance": config.instance_init, "caption": config.caption_init}
-        reports += [load_head(model, head, _file(heads[head])) for head in HEADS if heads[head]]
+        reports += [load_head(model, head, _file(heads[head])) for head in PUBLISHED_HEADS if heads[head]]
     return model, reports
 
 

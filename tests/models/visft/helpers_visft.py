@@ -88,3 +88,40 @@ def batch(task: Task, *, counts: tuple[int, ...] = (2, 1), seed: int = 0) -> Bat
         targets=targets,
         classes=None if task is Task.CAPTION else ClassList(names=CLASSES, category_ids=(1, 2, 5)),
     )
+
+
+MAP_CLASSES = ("background", "disc", "box")
+
+
+def map_config(**changes: Any) -> ViSFTConfig:
+    """The smallest ViSFT for label maps; all of it is trained."""
+    instance = tiny_config().instance
+    assert instance is not None
+    head = dataclasses.replace(instance, classes=MAP_CLASSES, category_ids=(), stride=7)
+    config = ViSFTConfig(
+        vit=eva(width=32, depth=1, heads=2, mlp_width=48, image_size=SIZE, patch_size=7),
+        detection=None,
+        instance=None,
+        caption=None,
+        semantic=head,
+        semantic_size=SIZE,
+        trained=("backbone", "semantic"),
+    )
+    return dataclasses.replace(config, **changes)
+
+
+def map_batch(*, original_hw: tuple[int, int] = (SIZE, SIZE)) -> Batch:
+    """A disc, and a disc with a box, in colours of their own."""
+    y, x = torch.meshgrid(torch.arange(SIZE), torch.arange(SIZE), indexing="ij")
+    maps = torch.stack([((x - 20 - 14 * i) ** 2 + (y - 20) ** 2 <= 13**2).long() for i in range(2)])
+    maps[1, 37:53, 4:26] = 2
+    images = torch.stack([maps == class_id for class_id in range(3)], dim=1) * 2.0 - 1
+    noise = torch.randn(images.shape, generator=torch.Generator().manual_seed(0))
+    return Batch(
+        images=images + 0.1 * noise,
+        task=Task.SEMANTIC,
+        origins=[Origin(dataset="t", image_id=i, path=None, size_hw=original_hw) for i in range(2)],
+        input_sizes_hw=[(SIZE, SIZE)] * 2,
+        targets=[Target(semantic=tv_tensors.Mask(one)) for one in maps],
+        classes=ClassList.from_names(MAP_CLASSES),
+    )

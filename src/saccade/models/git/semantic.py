@@ -13,12 +13,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from saccade.errors import DataError
 from saccade.labels import label_map
 from saccade.models.git.config import SemanticConfig
 from saccade.models.git.detection import class_names
 from saccade.models.git.matching import choose_points
-from saccade.models.label_maps import answers
+from saccade.models.label_maps import answers, require_known
 from saccade.results import Prediction
 from saccade.samples import IGNORE_LABEL, Batch
 from saccade.tasks import Task
@@ -51,14 +50,8 @@ def encode_labels(labels: Tensor, patches_hw: tuple[int, int], block: int, num_c
     rows, cols = patches_hw
     step_y, step_x = labels.shape[0] // (rows * block), labels.shape[1] // (cols * block)
     small = labels[::step_y, ::step_x]
-    ignored = small == IGNORE_LABEL
-    wrong = ~ignored & ((small < 0) | (small >= num_classes))
-    if bool(wrong.any()):
-        raise DataError(
-            f"a label map holds label {int(small[wrong][0])} but there are {num_classes} classes",
-            fix="run `saccade data check` on the data set",
-        )
-    tokens = small.masked_fill(ignored, num_classes + 1)
+    require_known(small, num_classes)
+    tokens = small.masked_fill(small == IGNORE_LABEL, num_classes + 1)
     return tokens.view(rows, block, cols, block).transpose(1, 2).reshape(rows * cols, block * block)
 
 

@@ -72,6 +72,8 @@ class CLIPPairConfig:
         vit: The image tower; it must have a class token and a final norm.
         text: The text tower.
         joint_width: Channels J of the space.
+        map_weight: Weight of the same loss on the mean of the map (ours). The published pair reads the class token
+            alone (0), so that nothing teaches the last patches, which are what heads and probes read.
         mean: RGB mean of the network input, 0..255.
         std: RGB standard deviation, likewise.
     """
@@ -79,12 +81,15 @@ class CLIPPairConfig:
     vit: ViTConfig
     text: TextTowerConfig = field(default_factory=TextTowerConfig)
     joint_width: int = 1024
+    map_weight: float = 0.0
     mean: tuple[float, float, float] = CLIP_MEAN
     std: tuple[float, float, float] = CLIP_STD
 
     def __post_init__(self) -> None:
         if not (self.vit.class_token and self.vit.final_norm):
             raise ConfigError("the image tower of a pair needs a class token and a final norm", where="vit")
+        if self.map_weight < 0:
+            raise ConfigError(f"the weight must not be negative, got {self.map_weight}", where="map_weight")
 
 
 class TextTower(nn.Module):
@@ -163,13 +168,20 @@ class CLIPPair(nn.Module):
 
         A caption is drawn where an image has several (torch's CPU generator).
 
+        Returns:
+            ``caption_contrastive``, and where the map has a weight ``caption_contrastive_map``.
+
         Raises:
             DataError: An image without a caption.
         """
         require_task(self.tasks, batch.task)
-        images_BJ = self.encode_images(batch.images)
+        tokens_BNC = self.backbone.tokens(batch.images)
         texts_BJ = self.encode_texts([_one_caption(batch, index) for index in range(len(batch))])
-        return {"caption_contrastive": contrastive_loss(images_BJ, texts_BJ, self.scale)}
+        losses = {"caption_contrastive": contrastive_loss(self.joint(tokens_BNC[:, 0]), texts_BJ, self.scale)}
+        if weight := self.config.map_weight:
+            map_BJ = self.joint(tokens_BNC[:, 1:].mean(1))
+            losses["caption_contrastive_map"] = weight * contrastive_loss(map_BJ, texts_BJ, self.scale)
+        return losses
 
     def predict(self, batch: Batch) -> list[Prediction]:
         """Always an error: two towers compare, they do not speak.
@@ -196,7 +208,11 @@ class CLIPPair(nn.Module):
 
     def encode_images(self, images_B3HW: Tensor) -> Tensor:
         """Normalised pixels to points ``[B, J]`` of length 1."""
-        return F.normalize(self.project(self.backbone.tokens(images_B3HW)[:, 0]), dim=-1)
+        return self.joint(self.backbone.tokens(images_B3HW)[:, 0])
+
+    def joint(self, states_BC: Tensor) -> Tensor:
+        """States of the image tower (the class token's) to points ``[B, J]`` of length 1."""
+        return F.normalize(self.project(states_BC), dim=-1)
 
     def encode_ids(self, ids_NT: Tensor, mask_NT: Tensor) -> Tensor:
         """Word ids and their mask to points ``[N, J]`` of length 1."""

@@ -13,11 +13,11 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from saccade.errors import CheckpointError
+from saccade.errors import CheckpointError, UsageError
 from saccade.layers.lora import LoRAConfig
 from saccade.mapping import MappingReport, Rule, apply_mapping, rename
 from saccade.models.visft import caption, detection, segmentation
-from saccade.models.visft.config import HEADS, Head, ViSFTConfig
+from saccade.models.visft.config import PUBLISHED_HEADS, Head, ViSFTConfig
 
 BACKBONE = "visft_heads.backbone.0."
 PREFIXES = (BACKBONE, "visual_encoder.", "visual.", "")
@@ -77,14 +77,14 @@ def prefix_of(names: Sequence[str] | Mapping[str, Tensor]) -> str | None:
 def heads_of(names: Sequence[str] | Mapping[str, Tensor]) -> tuple[Head, ...]:
     """The heads that a file holds."""
     found = {(rename(name, _RULES) or "").partition(".")[0] for name in names}
-    return tuple(head for head in HEADS if head in found)
+    return tuple(head for head in PUBLISHED_HEADS if head in found)
 
 
 def from_official(
     state: Mapping[str, Tensor],
     expected: Mapping[str, Sequence[int]],
     *,
-    heads: Sequence[Head] = HEADS,
+    heads: Sequence[Head] = PUBLISHED_HEADS,
     source: str = "",
 ) -> tuple[dict[str, Tensor], MappingReport]:
     """Maps a file onto a model, or onto those of its parts that ``expected`` names.
@@ -120,7 +120,7 @@ def from_official(
             known = next((reason for start, reason in _LEFT_OUT.items() if bare.startswith(start)), None)
             return known or (None if backbone else "the backbone")
         part = (rename(name, _RULES) or "").partition(".")[0]
-        return "another head" if part in HEADS and part not in heads else None
+        return "another head" if part in PUBLISHED_HEADS and part not in heads else None
 
     prepared = {key: _position_map(key, tensor) for key, tensor in state.items()}
     table = f"{prefix}pos_embed"
@@ -148,7 +148,16 @@ def to_official(state: Mapping[str, Tensor], config: ViSFTConfig) -> dict[str, T
     Args:
         state: Our names to tensors.
         config: Of the model.
+
+    Raises:
+        UsageError: It has a head for label maps.
     """
+    if config.semantic is not None:
+        raise UsageError(
+            "the authors' form has no head for label maps",
+            why="ViSFT has none",
+            fix="take the backbone from the checkpoint as it is (init_from=FOLDER)",
+        )
     official: dict[str, Tensor] = {}
     for key, tensor in state.items():
         if key == "backbone.class_position":

@@ -1,4 +1,4 @@
-"""ViSFT: detection, instance segmentation and captioning from one map of a plain backbone.
+"""ViSFT: detection, masks, captions and label maps from one map of a plain backbone.
 
 Shape legend: B images, H W map of the backbone, C channels. Source: Supervised Fine-tuning in turn Improves Visual
 Foundation Models, arXiv 2401.10222; facts in docs/visft.md.
@@ -17,19 +17,25 @@ from saccade.models.visft.caption import CaptionHead
 from saccade.models.visft.config import Head, Part, ViSFTConfig
 from saccade.models.visft.detection import DetectionHead
 from saccade.models.visft.segmentation import SegmentationHead
+from saccade.models.visft.semantic import SemanticHead
 from saccade.results import Prediction
 from saccade.samples import Batch, ClassList, Preprocess
 from saccade.tasks import Task, require_task
 from saccade.tokens.words import WordMap
 
-HEAD_OF: dict[Task, Head] = {Task.DETECTION: "detection", Task.INSTANCE: "instance", Task.CAPTION: "caption"}
+HEAD_OF: dict[Task, Head] = {
+    Task.DETECTION: "detection",
+    Task.INSTANCE: "instance",
+    Task.CAPTION: "caption",
+    Task.SEMANTIC: "semantic",
+}
 """The head that a task is for."""
 
 _GREY = 128  # of the padding of instance segmentation, in training and after it
 
 
 class ViSFT(nn.Module):
-    """A backbone with up to three heads.
+    """A backbone with heads.
 
     In the first stage the heads are trained on a frozen backbone, in the second low-rank updates of the backbone
     (:mod:`saccade.layers.lora`) through frozen heads. Parts of which nothing is trained are in evaluation mode.
@@ -49,6 +55,7 @@ class ViSFT(nn.Module):
         self.detection = None if config.detection is None else DetectionHead(config.detection, width)
         self.instance = None if config.instance is None else SegmentationHead(config.instance, width)
         self.caption = None if config.caption is None else CaptionHead(config.caption, width, vocabulary)
+        self.semantic = None if config.semantic is None else SemanticHead(config.semantic, width)
         for name, part in self.parts.items():
             part.requires_grad_(name in config.trained)
 
@@ -62,16 +69,19 @@ class ViSFT(nn.Module):
     @property
     def classes(self) -> ClassList | None:
         """The named classes of the heads that have some; None where none has."""
-        named = (head for head in (self.config.detection, self.config.instance) if head is not None and head.classes)
+        heads = (self.config.detection, self.config.instance, self.config.semantic)
+        named = (head for head in heads if head is not None and head.classes)
         head = next(named, None)
         return None if head is None else KnownClasses(head.classes, head.category_ids, head.num_classes).listed
 
     def preprocess(self, task: Task) -> Preprocess:
-        """The network input: the shorter side to one size where the longer fits into another; of captions a square."""
+        """The network input: the shorter side to one size where the longer fits into another, or a square."""
         require_task(self.tasks, task)
         config = self.config
         if task is Task.CAPTION:
             return Preprocess(size_hw=(config.caption_size,) * 2, interpolation="pillow")
+        if task is Task.SEMANTIC:
+            return Preprocess(size_hw=(config.semantic_size,) * 2, interpolation="pillow")
         if task is Task.DETECTION:
             return Preprocess(
                 size_hw=(config.detection_size,) * 2,
@@ -109,6 +119,16 @@ class ViSFT(nn.Module):
         with torch.inference_mode():
             return [*self._head(batch.task).predict(self.features(batch.images), batch)]
 
+    def class_scores(self, batch: Batch) -> Tensor:
+        """Scores 0..1 of the classes of every pixel of the network input, ``[B, K, H, W]`` (semantic segmentation).
+
+        Raises:
+            UsageError: There is no head for label maps, or not all of its classes are asked for.
+        """
+        require_task(self.tasks, Task.SEMANTIC)
+        assert self.semantic is not None
+        return self.semantic.class_scores(self.features(batch.images), batch)
+
     def set_activation_checkpointing(self, enabled: bool) -> None:
         """Recompute the activations of every block in the backward pass (saves memory, costs a third more time)."""
         self.backbone.activation_checkpointing = enabled
@@ -135,9 +155,9 @@ class ViSFT(nn.Module):
         with torch.set_grad_enabled(torch.is_grad_enabled() and _learns(self.backbone)):
             return self.backbone(images_B3HW)
 
-    def _head(self, task: Task) -> DetectionHead | SegmentationHead | CaptionHead:
+    def _head(self, task: Task) -> DetectionHead | SegmentationHead | CaptionHead | SemanticHead:
         head = self.get_submodule(HEAD_OF[task])
-        assert isinstance(head, DetectionHead | SegmentationHead | CaptionHead)
+        assert isinstance(head, DetectionHead | SegmentationHead | CaptionHead | SemanticHead)
         return head
 
 

@@ -24,7 +24,7 @@ from saccade.errors import ConfigError, DataError
 from saccade.layers.distributed import mean_over_ranks
 from saccade.layers.mask2former import MaskedDecoder, MaskedDecoderConfig, PixelDecoder, PixelDecoderConfig
 from saccade.layers.matching import assign
-from saccade.layers.point_losses import Draw, draw_uniformly, mask_costs, point_errors, uncertain_points
+from saccade.layers.point_losses import Draw, draw_known, draw_uniformly, mask_costs, point_errors, uncertain_points
 from saccade.mapping import Rule
 from saccade.models.classes import KnownClasses
 from saccade.models.visft.terms import class_entropy, require_classes, weigh_by_layer
@@ -122,10 +122,12 @@ class MaskTruths:
     Attributes:
         labels_G: Logit of every object.
         masks_GHW: Its mask, bool or 0..1, over the padded picture.
+        known_HW: Where masks are compared, bool, over the same; None = everywhere.
     """
 
     labels_G: Tensor
     masks_GHW: Tensor
+    known_HW: Tensor | None = None
 
 
 class SegmentationHead(nn.Module):
@@ -167,7 +169,7 @@ class SegmentationHead(nn.Module):
             DataError: A sample has no masks, or a class that the head does not know.
         """
         truths = [self._truths(batch, index) for index in range(len(batch))]
-        return set_loss(self._images(map_BHWC, batch), truths, self.config, draw=draw)
+        return set_loss(self.images(map_BHWC, batch), truths, self.config, draw=draw)
 
     def predict(self, map_BHWC: Tensor, batch: Batch) -> list[Instances]:
         """The masks of all queries in the frame of the original images, the best first.
@@ -177,7 +179,7 @@ class SegmentationHead(nn.Module):
         """
         classes, places = self._known.wanted(batch.classes)
         results = []
-        sizes = zip(self._images(map_BHWC, batch), batch.input_sizes_hw, batch.origins, strict=True)
+        sizes = zip(self.images(map_BHWC, batch), batch.input_sizes_hw, batch.origins, strict=True)
         for image, input_hw, origin in sizes:
             scores, labels = decode(image.logits_LQK[-1])
             class_ids = labels - self.config.first_logit
@@ -207,7 +209,7 @@ class SegmentationHead(nn.Module):
     def _known(self) -> KnownClasses:
         return KnownClasses(self.config.classes, self.config.category_ids, self.config.num_classes)
 
-    def _images(self, map_BHWC: Tensor, batch: Batch) -> list[ImageMasks]:
+    def images(self, map_BHWC: Tensor, batch: Batch) -> list[ImageMasks]:
         """What is said about every image; images with as many cells are read together."""
         together: dict[tuple[int, int], list[int]] = defaultdict(list)
         for index in range(len(batch)):
@@ -268,22 +270,24 @@ def set_loss(
         truths: What is true.
         config: Weights and costs.
         draw: Draws points: of every image with objects those of the assignment (a row per prediction); then of every
-            image and prediction those to choose from, and those that are added.
+            image and prediction those to choose from, and those that are added. Images of which not all is known have
+            points among their known pixels instead.
     """
+    draws = [draw if truth.known_HW is None else draw_known(truth.known_HW) for truth in truths]
     logits = torch.stack([image.logits_LQK for image in images], dim=1).float()
     layers, _, _, no_object = logits.shape
     no_object -= 1
     wanted = torch.full(logits.shape[:3], no_object, device=logits.device)
     with torch.no_grad():
         tables = [
-            match_costs(image, truth, config, draw=draw)
+            match_costs(image, truth, config, draw=one)
             if len(truth.labels_G)
             else logits.new_zeros(layers, logits.shape[2], 0)
-            for image, truth in zip(images, truths, strict=True)
+            for image, truth, one in zip(images, truths, draws, strict=True)
         ]
         pairs = assign([table_QG for table in tables for table_QG in table])
     errors: list[list[Tensor]] = [[] for _ in range(layers)]
-    for number, (image, truth) in enumerate(zip(images, truths, strict=True)):
+    for number, (image, truth, one) in enumerate(zip(images, truths, draws, strict=True)):
         for layer, (queries, objects) in enumerate(pairs[number * layers : (number + 1) * layers]):
             wanted[layer, number, queries] = truth.labels_G[objects]
             masks = image.masks_LQhw[layer, queries]
@@ -291,7 +295,7 @@ def set_loss(
                 errors[layer].append(masks.sum().expand(2))  # 0, and yet every weight has a gradient
                 continue
             points = uncertain_points(
-                masks, config.points, oversample=config.oversample, importance=config.importance, draw=draw
+                masks, config.points, oversample=config.oversample, importance=config.importance, draw=one
             )
             found = point_errors(masks, truth.masks_GHW, objects, points)
             errors[layer].append(torch.stack([error.sum() for error in found]))
