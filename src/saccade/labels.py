@@ -60,21 +60,35 @@ def centroid(mask_HW: Tensor) -> Tensor | None:
     return places.double().mean(dim=0).flip(0).floor().float().cpu() if len(places) else None
 
 
-def number_regions(mask_HW: Tensor) -> tuple[Tensor, int]:
-    """The connected regions of a mask (8 neighbours) numbered from 1 in reading order, ``[H, W]``, and their count."""
-    numbered, count = ndimage.label(mask_HW.as_subclass(Tensor).cpu().numpy(), structure=np.ones((3, 3)))
-    return torch.from_numpy(np.asarray(numbered)).to(mask_HW.device), int(count)
+def number_regions(mask_HW: Tensor, least_region: float = 0.0) -> tuple[Tensor, int]:
+    """The connected regions of a mask (8 neighbours) numbered from 1 in reading order, ``[H, W]``, and their count.
+
+    Args:
+        mask_HW: The mask.
+        least_region: Least area of a region as a share of the picture's; smaller ones are 0, like what is outside.
+    """
+    numbered, _ = ndimage.label(mask_HW.as_subclass(Tensor).cpu().numpy(), structure=np.ones((3, 3)))
+    large = np.bincount(numbered.ravel()) >= least_region * mask_HW.numel()
+    large[0] = False  # what is outside
+    numbers = large.cumsum() * large
+    return torch.from_numpy(numbers[numbered]).to(mask_HW.device), int(large.sum())
 
 
-def regions(mask_HW: Tensor) -> Iterator[Tensor]:
+def regions(mask_HW: Tensor, least_region: float = 0.0) -> Iterator[Tensor]:
     """The regions of :func:`number_regions` one after the other, each ``[H, W]`` bool."""
-    numbered, count = number_regions(mask_HW)
+    numbered, count = number_regions(mask_HW, least_region)
     for number in range(1, count + 1):
         yield numbered == number
 
 
-def centers_of(mask_HW: Tensor, objects: Objects) -> Tensor:
-    """Centres of a mask, ``[N, 2]`` float32: of all of it, or of every region; without an object none."""
-    parts = [mask_HW] if objects == "one" else regions(mask_HW)
+def centers_of(mask_HW: Tensor, objects: Objects, least_region: float = 0.0) -> Tensor:
+    """Centres of a mask, ``[N, 2]`` float32; without an object none.
+
+    Args:
+        mask_HW: The mask.
+        objects: ``one``: of all of it; ``each``: of every region.
+        least_region: For ``each``: see :func:`number_regions`.
+    """
+    parts = [mask_HW] if objects == "one" else regions(mask_HW, least_region)
     found = [center for part in parts if (center := centroid(part)) is not None]
     return torch.stack(found) if found else torch.zeros(0, 2)

@@ -279,6 +279,9 @@ def test_several_centres() -> None:
     pictures = make_batch([[(6.0, 6.0, 3.0), (24.0, 22.0, 4.0)], []], (32, 32), task=Task.CENTER)
     drawn = net.targets(pictures)
     assert drawn.shape == (2, 1, 8, 8) and not drawn[1].any()
+    specks = make_batch([[(6.0, 6.0, 3.0), (24.0, 22.0, 0.0)]], (32, 32), task=Task.CENTER)
+    strict = CenterPredictor(dataclasses.replace(config, least_region=0.01)).targets(specks)
+    assert torch.equal(strict, net.targets(make_batch([[(6.0, 6.0, 3.0)]], (32, 32), task=Task.CENTER)))
     found = net._read(drawn[0, 0], (64, 64))
     assert len(found) == 2
     for wanted in ((12.5, 12.5), (48.5, 44.5)):
@@ -297,6 +300,7 @@ def test_several_centres() -> None:
         ({"network": HourglassConfig(heatmaps=2)}, "one heatmap"),
         ({"sigma": 0.0}, "sigma"),
         ({"least_peak": 0.0}, "least_peak"),
+        ({"least_region": 1.5}, "least_region"),
     ],
 )
 def test_centre_predictors_that_cannot_be_are_refused(changes: dict[str, object], what: str) -> None:

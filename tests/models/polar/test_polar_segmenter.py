@@ -160,6 +160,32 @@ def test_one_object_is_learned_at_a_time_where_each_has_a_centre() -> None:
     assert len(areas) == 2
 
 
+def test_specks_are_no_objects_where_each_has_a_centre() -> None:
+    """One pixel of 32 x 48 is a share of 0.00065."""
+    discs = [(20.0, 14.0, 7.0), (40.0, 28.0, 0.0)]
+    (found,) = polar(objects="each").true_centers([make_sample(discs, (32, 48))])
+    assert found.tolist() == [[20, 14]]
+    (found,) = polar(objects="one").true_centers([make_sample([discs[1]], (32, 48))])
+    assert found.tolist() == [[40, 28]]
+    (found,) = polar(objects="each", least_region=0.0).true_centers([make_sample(discs, (32, 48))])
+    assert sorted(found.tolist()) == [[20, 14], [40, 28]]
+    model = polar(objects="each", jitter_probability=0.0)
+    for number in range(8):
+        torch.manual_seed(number)
+        model.segmenter.seen.clear()
+        batch = make_batch([discs])
+        model.loss(batch)
+        (shown,) = model.segmenter.seen[0].targets
+        alone = make_batch([discs[:1]]).targets[0].semantic.as_subclass(Tensor)
+        wanted = to_polar(alone[None, None], torch.tensor([[20.0, 14.0]]), mode="nearest")[0, 0]
+        assert torch.equal(shown.semantic.as_subclass(Tensor), wanted)
+    model.segmenter.seen.clear()
+    batch = make_batch([[(26.0, 16.0, 0.0)]])
+    model.loss(batch)  # a speck alone: around the middle, and still learned
+    assert torch.equal(model.segmenter.seen[0].images, to_polar(batch.images, torch.tensor([[24.0, 16.0]])))
+    assert model.segmenter.seen[0].targets[0].semantic.as_subclass(Tensor).any()
+
+
 def test_ignored_pixels_stay_ignored_and_the_outside_is_background() -> None:
     classes = ClassList.from_names(("lesion", "background"))  # the background is not the first here
     batch = dataclasses.replace(make_batch([[DISC]]), classes=classes)
@@ -193,7 +219,9 @@ def test_padding_cannot_be_unrolled() -> None:
         PolarSegmenter(PolarConfig(), Padded())
 
 
-@pytest.mark.parametrize("changes", [{"jitter": -0.1}, {"jitter": 2.0}, {"jitter_probability": 1.5}])
+@pytest.mark.parametrize(
+    "changes", [{"jitter": -0.1}, {"jitter": 2.0}, {"least_region": 1.5}, {"jitter_probability": 1.5}]
+)
 def test_impossible_shares_are_refused(changes: dict[str, float]) -> None:
     with pytest.raises(ConfigError, match="share"):
         PolarConfig(**changes)

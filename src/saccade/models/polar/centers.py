@@ -78,7 +78,8 @@ class CenterPredictor(nn.Module):
         drawn = []
         size_hw = (int(batch.images.shape[-2]), int(batch.images.shape[-1]))
         for target, origin in zip(batch.targets, batch.origins, strict=True):
-            centers = centers_of(object_mask(label_map(target, origin), batch.classes), self.config.objects)
+            mask = object_mask(label_map(target, origin), batch.classes)
+            centers = centers_of(mask, self.config.objects, self.config.least_region)
             drawn.append(draw_heatmap(centers, size_hw, self.config.sigma))
         return shrink_heatmaps(torch.stack(drawn), self.config.network.stride)
 

@@ -102,6 +102,7 @@ class CentersConfig:
         input_size: Side of the square network input in pixels.
         sigma: Standard deviation of a centre's Gaussian in the training target, in pixels of the input.
         objects: What has a centre.
+        least_region: Least area of an object as a share of the picture's (for ``objects="each"``): specks are none.
         least_peak: Least height of a further peak, as a share of the highest one (for ``objects="each"``).
         mean: Pixel mean, 0..255, per channel of RGB.
         std: What pixels are divided by after that.
@@ -112,6 +113,7 @@ class CentersConfig:
     input_size: int = 256
     sigma: float = 8.0
     objects: Objects = "one"
+    least_region: float = 0.001
     least_peak: float = 0.5
     mean: tuple[float, float, float] = (127.5, 127.5, 127.5)
     std: tuple[float, float, float] = (255.0, 255.0, 255.0)
@@ -129,6 +131,8 @@ class CentersConfig:
             raise ConfigError("centres are drawn on one heatmap", where="model.network.heatmaps", fix="set it to 1")
         if self.sigma <= 0:
             raise ConfigError(f"sigma must be above 0, got {self.sigma}", where="model.sigma")
+        if not 0 <= self.least_region <= 1:
+            raise ConfigError(f"least_region is a share, got {self.least_region}", where="model.least_region")
         if not 0 < self.least_peak <= 1:
             raise ConfigError(f"least_peak is a share, got {self.least_peak}", where="model.least_peak")
 
@@ -142,6 +146,7 @@ class PolarConfig:
         finder: What finds the centre in a picture without a truth: a centre predictor, or a segmenter, the centre of
             whose mask is taken (the first, Cartesian pass). It does not learn. None = the centre is always given.
         objects: What has a centre.
+        least_region: Least area of an object as a share of the picture's (for ``objects="each"``): specks are none.
         jitter: Greatest shift of a training centre along both axes, as a share of the height of the input.
         jitter_probability: Probability of the shift.
         interpolation: How pictures are unrolled and answers rolled up; the paper takes ``nearest``.
@@ -150,12 +155,13 @@ class PolarConfig:
     segmenter: SegmenterConfig | GiTConfig = field(default_factory=SegmenterConfig)
     finder: SegmenterConfig | GiTConfig | CentersConfig | None = None
     objects: Objects = "one"
+    least_region: float = 0.001
     jitter: float = 0.05
     jitter_probability: float = 0.3
     interpolation: Interpolation = "bilinear"
 
     def __post_init__(self) -> None:
-        for name in ("jitter", "jitter_probability"):
+        for name in ("least_region", "jitter", "jitter_probability"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ConfigError(f"{name} is a share, got {getattr(self, name)}", where=f"model.{name}")
         for name in ("segmenter", "finder"):

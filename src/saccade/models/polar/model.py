@@ -181,23 +181,27 @@ class PolarSegmenter(nn.Module):
             DataError: A sample has no label map.
         """
         masks = [object_mask(label_map(sample.target, sample.origin), sample.classes) for sample in samples]
-        return [centers_of(mask, self.config.objects) for mask in masks]
+        return [self._places(mask) for mask in masks]
 
     def _centers(self, found: Prediction) -> Tensor:
         if isinstance(found, Centers):
             return found.points_xy if self.config.objects == "each" else found.points_xy[:1]
         assert isinstance(found, SemanticMap)
-        return centers_of(object_mask(found.labels, found.classes), self.config.objects)
+        return self._places(object_mask(found.labels, found.classes))
+
+    def _places(self, mask_HW: Tensor) -> Tensor:
+        """Centres of the objects of a mask, ``[N, 2]``."""
+        return centers_of(mask_HW, self.config.objects, self.config.least_region)
 
     def _choose(self, labels_HW: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
         """What a training picture is unrolled around: all objects, or one of them without the others."""
         mask = object_mask(labels_HW, batch.classes)
         if self.config.objects == "each":
-            numbered, count = number_regions(mask)
-            if count > 1:
-                chosen = numbered == 1 + int(torch.randint(count, ()))
+            numbered, count = number_regions(mask, self.config.least_region)
+            chosen = numbered == 1 + int(torch.randint(max(1, count), ()))
+            if count:
                 labels_HW = labels_HW.masked_fill(mask & ~chosen, background_of(batch.classes))
-                mask = chosen
+            mask = chosen  # without an object empty: the picture is unrolled around its middle
         center = centroid(mask)
         return labels_HW, middle((mask.shape[-2], mask.shape[-1])) if center is None else center
 
