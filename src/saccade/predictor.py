@@ -28,7 +28,7 @@ from saccade.layers.offload import place
 from saccade.layers.precision import Precision, autocast, halve_linears
 from saccade.layers.quantize import Quantization, quantize_linears
 from saccade.models.git.model import GiT
-from saccade.models.gsva.conversation import check_phrase
+from saccade.models.gsva.conversation import check_words
 from saccade.models.gsva.model import GSVA
 from saccade.models.polar.model import PolarSegmenter
 from saccade.models.systems import backbone_of, extra_of, fixed_classes
@@ -360,7 +360,7 @@ class Predictor:
             if not listed:
                 raise UsageError("no phrase is given", fix="say what to segment: --phrases 'the red ball' 'a dog'")
             for phrase in listed:
-                check_phrase(phrase)
+                check_words(phrase, "phrase")
             return listed
         if not listed or any(not clean_caption(phrase) for phrase in listed):
             raise UsageError(

@@ -36,8 +36,12 @@ def test_a_slot_before_the_image(token: int) -> None:
 
 
 def test_more_tokens_than_positions() -> None:
-    with pytest.raises(DataError, match="97 tokens, image included"):
-        model().answer(with_ids(*QUESTION, *[5] * 89))
+    long = with_ids(*QUESTION, *[5] * 89)
+    with pytest.raises(DataError, match=r"97 tokens, image included(.|\n)*ask in fewer words"):
+        model().answer(dataclasses.replace(long, expressions=[()] * len(long.input_ids)))
+    many = dataclasses.replace(long, expressions=[("a dog", "a cat")] * len(long.input_ids))
+    with pytest.raises(DataError, match=r"97 tokens, image included(.|\n)*fewer expressions at once"):
+        model().answer(many)
     full = dataclasses.replace(with_ids(*QUESTION, *[5] * 88), labels=None)
     with pytest.raises(DataError, match="97 tokens, image included"):
         model().answer(full)

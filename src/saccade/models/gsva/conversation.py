@@ -76,23 +76,29 @@ def wrap_image(text: str) -> str:
     return text.replace(IMAGE, f"{IMAGE_START}{IMAGE}{IMAGE_END}")
 
 
-def check_phrase(phrase: str, *, where: object = None) -> None:
+def check_words(words: str, kind: Literal["phrase", "question"], *, where: object = None) -> None:
     """Refuses what the model would take for its own words, or for nothing at all.
+
+    Args:
+        words: What the model is asked.
+        kind: What it is called in the error.
+        where: File and entry, where it comes from data.
 
     Raises:
         DataError: See :func:`saccade.tokens.pieces.unsayable`.
     """
-    reason = unsayable(phrase)
+    reason = unsayable(words)
     if reason is None:
         return
     if reason.startswith("with "):
         raise DataError(
-            f"a phrase {reason}",
-            where=where or phrase[:80],
+            f"a {kind} {reason}",
+            where=where or words[:80],
             why="the model reads it as one of its own marks, and would answer something else",
             fix="leave it out",
         )
-    raise DataError(f"a phrase {reason}", where=where, fix="say what to look for, in words")
+    fix = "say what to look for, in words" if kind == "phrase" else "ask in words"
+    raise DataError(f"a {kind} {reason}", where=where, fix=fix)
 
 
 def learned(text: str, ids: Sequence[int], vocabulary: PieceVocabulary, style: Style) -> list[int]:

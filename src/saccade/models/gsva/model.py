@@ -442,7 +442,7 @@ class GSVA(nn.Module):
         prompt = self._splice(batch, encoded)
         length, positions = prompt.ids_NT.shape[1], self.config.language.positions
         if length == positions:
-            raise _too_long(length + 1, positions)
+            raise _too_long(batch, length + 1, positions)
         room = positions - length
         most = min(self.config.max_new_tokens, room)
         said = generate(self.language, prompt, end_id=self.config.end_id, most=most, prefix=encoded.prefix)
@@ -521,7 +521,7 @@ class GSVA(nn.Module):
         ids = batch.input_ids
         length, most = ids.shape[1] - 1 + self.config.clip.tokens, self.config.language.positions
         if length > most:
-            raise _too_long(length, most)
+            raise _too_long(batch, length, most)
         embeds = self.language.model.embed_tokens(ids.clamp(min=0))
         tokens = encoded.tokens_BPC[batch.conversation_to_image].to(embeds.dtype)
         return splice(embeds, tokens, ids, batch.attention_mask, batch.labels)
@@ -593,11 +593,12 @@ def _referral(
     )
 
 
-def _too_long(length: int, positions: int) -> DataError:
+def _too_long(batch: ConversationBatch, length: int, positions: int) -> DataError:
+    anew = "ask in fewer words; of a dialogue that has become too long, encode the picture again"
     return DataError(
         f"a conversation of {length} tokens, image included",
         why=f"the language model has {positions} positions",
-        fix="ask for fewer expressions at once",
+        fix="ask for fewer expressions at once" if any(batch.expressions) else anew,
     )
 
 

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 from saccade.draws import Draws
 from saccade.errors import DataError, UsageError
-from saccade.models.gsva.conversation import Conversation, check_phrase
+from saccade.models.gsva.conversation import Conversation, check_words
 from saccade.samples import Sample
 from saccade.tokens.pieces import IMAGE, REJ, SEG
 
@@ -231,7 +231,7 @@ def check(sample: Sample) -> None:
     if not sample.phrases:
         raise UsageError("no phrase is given", where=_name(sample), fix="say what to segment: --phrase 'the red ball'")
     for phrase in sample.phrases:
-        check_phrase(phrase, where=_name(sample))
+        check_words(phrase, "phrase", where=_name(sample))
 
 
 def _name(sample: Sample) -> str:
