@@ -111,8 +111,11 @@ def build(config: ModelConfig, vocabulary: Vocabulary | None = None) -> Model:
     if isinstance(config, CentersConfig):
         return CenterPredictor(config)
     if isinstance(config, PolarConfig):
-        finder = None if config.finder is None else build(config.finder, vocabulary)
-        return PolarSegmenter(config, build(config.segmenter, vocabulary), finder)
+
+        def part(of: ModelConfig) -> Model:
+            return build(of, vocabulary if reading_config(of) else None)
+
+        return PolarSegmenter(config, part(config.segmenter), None if config.finder is None else part(config.finder))
     if not isinstance(vocabulary, TextVocabulary):
         raise ConfigError("the model needs a text vocabulary", where="vocabulary")
     return GiT(config, vocabulary)
@@ -125,7 +128,7 @@ def backbone_of(model: Model) -> nn.Module:
     if isinstance(model, Segmenter | CenterPredictor):
         return model.network
     if isinstance(model, PolarSegmenter):
-        return model.segmenter
+        return backbone_of(cast(Model, model.segmenter))
     return model.sam.image_encoder if isinstance(model, GSVA) else model.backbone
 
 
@@ -286,14 +289,18 @@ def reader_of(model: Model | nn.Module) -> GiT | GSVA | ViSFT | CLIPPair | None:
     """The part of a model that reads or writes words, and has a vocabulary; None where there is none."""
     if isinstance(model, PolarSegmenter):
         return reader_of(model.segmenter) or (None if model.finder is None else reader_of(model.finder))
-    return model if isinstance(model, GiT | GSVA | ViSFT | CLIPPair) else None
+    if isinstance(model, ViSFT):
+        return None if model.caption is None else model
+    return model if isinstance(model, GiT | GSVA | CLIPPair) else None
 
 
 def reading_config(config: ModelConfig) -> GiTConfig | GSVAConfig | ViSFTConfig | CLIPPairConfig | None:
     """The configuration of :func:`reader_of`."""
     if isinstance(config, PolarConfig):
         return reading_config(config.segmenter) or (None if config.finder is None else reading_config(config.finder))
-    return config if isinstance(config, GiTConfig | GSVAConfig | ViSFTConfig | CLIPPairConfig) else None
+    if isinstance(config, ViSFTConfig):
+        return None if config.caption is None else config
+    return config if isinstance(config, GiTConfig | GSVAConfig | CLIPPairConfig) else None
 
 
 def set_finder(model: Model, finder: Model) -> None:

@@ -93,10 +93,8 @@ def _started(config: TrainConfig) -> tuple[Model, list[MappingReport]]:
     model = build(config.model, vocabulary_of(config))
     if config.initialise == "local":
         _start_local(model)
-    elif isinstance(model, ViTDet):
-        initialise_published(model)
-    elif isinstance(model, ViSFT | CLIPPair):
-        initialise_eva(model.backbone)
+    else:
+        _start_as_published(model)
     reports: list[MappingReport] = []
     if isinstance(model, GSVA):
         given = {"sam": config.init_from, "llava": config.language_init, "clip": config.clip_init}
@@ -206,6 +204,15 @@ def _vqvae(source: str, where: str) -> Model:
 
 def _kind(model: Model) -> str:
     return f"a VQ-VAE of {model.config.task}" if isinstance(model, MapVQVAE) else f"a {model.system} model"
+
+
+def _start_as_published(model: Model) -> None:
+    if isinstance(model, ViTDet):
+        initialise_published(model)
+    elif isinstance(model, ViSFT | CLIPPair):
+        initialise_eva(model.backbone)
+    elif isinstance(model, PolarSegmenter):
+        _start_as_published(cast(Model, model.segmenter))
 
 
 def _start_local(model: Model) -> None:
@@ -323,7 +330,8 @@ def vocabulary_of(config: TrainConfig) -> Vocabulary | None:
         return _pieces_of(config, config.model.language.vocab_size)
     reading = reading_config(config.model)
     if isinstance(reading, ViSFTConfig):
-        return None if reading.caption is None else _words_of(config, reading.caption.speaker.vocabulary)
+        assert reading.caption is not None  # only its captions are words
+        return _words_of(config, reading.caption.speaker.vocabulary)
     if isinstance(reading, CLIPPairConfig):
         return _pair_vocabulary(config, reading.text.vocab_size)
     if not isinstance(reading, GiTConfig):

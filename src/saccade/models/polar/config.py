@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, TypeAlias
 
 from saccade.errors import ConfigError
 from saccade.labels import Objects
@@ -12,6 +12,7 @@ from saccade.layers.polar import Interpolation
 from saccade.layers.unet import UNetConfig
 from saccade.layers.vit import ViTConfig
 from saccade.models.git.config import GiTConfig
+from saccade.models.visft.config import ViSFTConfig
 
 _LIBRARY_STRIDE = 32
 
@@ -137,6 +138,10 @@ class CentersConfig:
             raise ConfigError(f"least_peak is a share, got {self.least_peak}", where="model.least_peak")
 
 
+PixelConfig: TypeAlias = SegmenterConfig | GiTConfig | ViSFTConfig
+"""Of the models that label every pixel."""
+
+
 @dataclass(kw_only=True)
 class PolarConfig:
     """A segmenter that sees every picture unrolled around the centre of an object.
@@ -152,8 +157,8 @@ class PolarConfig:
         interpolation: How pictures are unrolled and answers rolled up; the paper takes ``nearest``.
     """
 
-    segmenter: SegmenterConfig | GiTConfig = field(default_factory=SegmenterConfig)
-    finder: SegmenterConfig | GiTConfig | CentersConfig | None = None
+    segmenter: PixelConfig = field(default_factory=SegmenterConfig)
+    finder: PixelConfig | CentersConfig | None = None
     objects: Objects = "one"
     least_region: float = 0.001
     jitter: float = 0.05
@@ -166,9 +171,10 @@ class PolarConfig:
                 raise ConfigError(f"{name} is a share, got {getattr(self, name)}", where=f"model.{name}")
         for name in ("segmenter", "finder"):
             part = getattr(self, name)
-            if isinstance(part, GiTConfig) and part.semantic_segmentation is None:
+            without_git = isinstance(part, GiTConfig) and part.semantic_segmentation is None
+            if without_git or (isinstance(part, ViSFTConfig) and part.semantic is None):
                 raise ConfigError(
-                    "this GiT does not segment",
+                    f"this {'GiT' if without_git else 'ViSFT'} does not label pixels",
                     where=f"model.{name}",
                     fix="give one that offers semantic_segmentation",
                 )
