@@ -117,6 +117,29 @@ def test_a_checkpoint_takes_its_own_updates_or_those_of_a_file(tmp_path: Path) -
         extract(without, tmp_path / "c.pt")
 
 
+@pytest.mark.parametrize("alpha", [0.0, 1.5])
+@pytest.mark.parametrize("times", [1, 2])
+def test_a_checkpoint_that_tells_how_often_its_updates_count_is_one_model_everywhere(
+    tmp_path: Path, times: int, alpha: float
+) -> None:
+    """Earlier configs had a multiplier: loading obeyed it, merging and writing did not."""
+    model = make(lora=LoRAConfig(rank=4, alpha=alpha))
+    folder = saved(model, tmp_path / "model")
+    card = json.loads((folder / "config.json").read_text())
+    card["lora"]["multiplier"] = times
+    (folder / "config.json").write_text(json.dumps(card))
+    set_multiplier(model, times)
+    expected = model.features(IMAGES)
+    loaded = load_folder(folder).model
+    torch.testing.assert_close(loaded.features(IMAGES), expected, rtol=1e-4, atol=1e-5)
+    assert merge_files(folder, None, tmp_path / "merged").scale == times * (alpha or 4) / 4
+    merged = load_folder(tmp_path / "merged").model
+    torch.testing.assert_close(merged.features(IMAGES), expected, rtol=1e-4, atol=1e-5)
+    extract(folder, tmp_path / "adapter", form="peft")
+    told = json.loads((tmp_path / "adapter" / PEFT_CONFIG).read_text())
+    assert told["lora_alpha"] / told["r"] == times * (alpha or 4) / 4
+
+
 @pytest.mark.parametrize("targets", [("backbone.*.qkv:qv",), ("backbone.*.qkv:k", "*.fc1"), ("*.qkv",)])
 def test_peft_reads_what_is_written_for_it(tmp_path: Path, targets: tuple[str, ...]) -> None:
     model = make(lora=LoRAConfig(rank=3, alpha=2.0, targets=targets))

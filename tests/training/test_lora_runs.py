@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
+import json
 from pathlib import Path
 
 import pytest
@@ -16,6 +18,7 @@ from saccade.hub.checkpoint import load_folder, read_card
 from saccade.layers.lora import LoRAConfig, fold, lora_of, updates_of
 from saccade.models.gsva.presets import nano as gsva_nano
 from saccade.tasks import Task
+from saccade.training.checkpoint import MANIFEST, STATE_VALUES
 from saccade.training.config import TrainConfig, validate
 from saccade.training.trainer import Trainer
 
@@ -77,6 +80,20 @@ def test_other_updates_are_another_run(run: Path) -> None:
     config = dataclasses.replace(lora_run(run.parent.parent), lora=dataclasses.replace(LORA, rank=8))
     with pytest.raises(ConfigError, match=r"lora\.rank: 4 -> 8"):
         Trainer(config).fit()
+
+
+def test_a_run_whose_config_tells_how_often_updates_count_goes_on(tmp_path: Path) -> None:
+    config = lora_run(tmp_path, steps=3, save_every=2)
+    run = Trainer(config).fit(until=2)
+    values = run.checkpoint / STATE_VALUES
+    saved = json.loads(values.read_text())
+    saved["config"]["lora"]["multiplier"] = 1
+    values.write_text(json.dumps(saved))
+    manifest = json.loads((run.checkpoint / MANIFEST).read_text())
+    told = {"sha256": hashlib.sha256(values.read_bytes()).hexdigest(), "bytes": values.stat().st_size}
+    manifest["files"][STATE_VALUES] = told
+    (run.checkpoint / MANIFEST).write_text(json.dumps(manifest))
+    assert Trainer(config).fit().checkpoint.name.endswith("3")
 
 
 def test_gsva_has_its_own(tmp_path: Path) -> None:

@@ -32,7 +32,7 @@ import saccade
 from saccade.configs import from_dict, to_dict
 from saccade.errors import CheckpointError, ConfigError, DataError, UsageError, nearest
 from saccade.hub.shards import SHARD_BYTES, check_weights, fill, no_weights, write_weights
-from saccade.layers.lora import LoRAConfig, add_lora, lora_of
+from saccade.layers.lora import LoRAConfig, add_lora, lora_of, without_multiplier
 from saccade.models.gsva.config import GSVAConfig
 from saccade.models.systems import (
     CONFIGS,
@@ -299,7 +299,7 @@ def read_card(folder: str | Path) -> CheckpointCard:
             },
             provenance=dict(data.get("provenance", {})),
             weights=dict(data.get("weights", {})),
-            lora=from_dict(LoRAConfig, data["lora"], where="lora") if "lora" in data else None,
+            lora=from_dict(LoRAConfig, without_multiplier(data["lora"]), where="lora") if "lora" in data else None,
         )
     except KeyError as error:
         raise CheckpointError("config.json of the checkpoint lacks a key", where=file, why=f"no {error}") from error

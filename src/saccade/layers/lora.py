@@ -11,7 +11,7 @@ Shape legend: I inputs, O outputs of the layer, g updated groups of outputs (1, 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any, Literal, TypeAlias
@@ -40,14 +40,12 @@ class LoRAConfig:
         targets: Shell patterns of the names of linear layers. Letters behind a colon choose among the thirds of a layer
             that makes queries, keys and values together: ``backbone.*.qkv:qv`` updates queries and values.
         trained: Shell patterns of parameters that are trained in full beside the updates (heads for new classes).
-        multiplier: See :data:`Multiplier`.
     """
 
     rank: int = 16
     alpha: float = 0.0
     targets: tuple[str, ...] = ("backbone.*.qkv:qv",)
     trained: tuple[str, ...] = ()
-    multiplier: Multiplier = 1
 
     def __post_init__(self) -> None:
         if self.rank < 1:
@@ -69,6 +67,15 @@ class LoRAConfig:
         return (self.alpha or self.rank) / self.rank
 
 
+def without_multiplier(saved: Mapping[str, Any]) -> dict[str, Any]:
+    """The plain form of a config that an earlier version saved: how often its updates counted goes into alpha."""
+    plain = dict(saved)
+    times = plain.pop("multiplier", 1)
+    if times != 1:
+        plain["alpha"] = times * (plain.get("alpha") or plain["rank"])
+    return plain
+
+
 class LowRankUpdate(nn.Module):
     """The update of one layer.
 
@@ -81,7 +88,7 @@ class LowRankUpdate(nn.Module):
     def __init__(self, layer: nn.Linear, config: LoRAConfig, rows: tuple[tuple[int, int], ...]) -> None:
         super().__init__()
         self.config, self.rows = config, rows
-        self.multiplier: Multiplier = config.multiplier
+        self.multiplier: Multiplier = 1
         outputs = sum(last - first for first, last in rows)
         self.A = nn.Parameter(layer.weight.new_empty(len(rows) * config.rank, layer.in_features))
         self.B = nn.Parameter(layer.weight.new_zeros(outputs, config.rank))
@@ -142,8 +149,8 @@ def add_lora(model: nn.Module, config: LoRAConfig) -> None:
         config: Which layers, and what else is trained.
 
     Raises:
-        ConfigError: A pattern fits no linear layer (or no parameter), a layer that is never called, or thirds where there
-            are none.
+        ConfigError: A pattern fits no linear layer (or no parameter) or one that is never called, or thirds of a layer
+            that has none.
         UsageError: The model has updates already.
     """
     if lora_of(model) is not None:

@@ -12,6 +12,7 @@ from typing import Any
 
 from saccade.configs import differences, from_dict, to_dict
 from saccade.errors import ConfigError, TrainingError
+from saccade.layers.lora import without_multiplier
 from saccade.training.checkpoint import STATE_VALUES, CheckpointStore
 from saccade.training.config import TrainConfig
 
@@ -117,6 +118,8 @@ def _compare(values: dict[str, Any], config: dict[str, Any], processes: int, fol
 
 def _completed(saved: dict[str, Any]) -> dict[str, Any]:
     """A configuration that an earlier version wrote, with the fields that it did not know at their defaults."""
+    if saved.get("lora"):
+        saved = {**saved, "lora": without_multiplier(saved["lora"])}
     try:
         return to_dict(from_dict(TrainConfig, saved))
     except ConfigError:  # a field has gone, or was renamed: the difference is for the user to see
