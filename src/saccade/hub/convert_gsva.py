@@ -60,6 +60,11 @@ def map_gsva(file: TensorFile, preset: str | None) -> tuple[str, GSVAConfig, dic
         report.notes.append(
             "taken for the model on Vicuna; that on Llama-2 has the same shapes: --preset gsva-llama2-13b"
         )
+    if name == "gsva-llama2-13b":
+        report.notes.append(
+            "prompts in the form llava_llama_2; which one its authors used is not known, and the default of their "
+            "program is the other: --preset gsva-llama2-13b-v1"
+        )
     return name or "custom", config, state, report
 
 

@@ -173,10 +173,12 @@ def test_a_folder_that_lacks_a_tensor(official: tuple[GSVA, Path], tmp_path: Pat
 
 
 def test_presets_by_hand(official: tuple[GSVA, Path], tmp_path: Path) -> None:
-    convert_file(official[1], out=tmp_path / "llama2", preset="gsva-llama2-13b")
-    found = read_card(tmp_path / "llama2").config
-    assert isinstance(found, GSVAConfig)
-    assert found.conversation == "llava_llama_2" and found.language.norm_eps == 1e-5
+    for preset, prompt in (("gsva-llama2-13b", "llava_llama_2"), ("gsva-llama2-13b-v1", "llava_v1")):
+        report = convert_file(official[1], out=tmp_path / preset, preset=preset)
+        found = read_card(tmp_path / preset).config
+        assert isinstance(found, GSVAConfig)
+        assert found.conversation == prompt and found.language.norm_eps == 1e-5
+        assert any("--preset gsva-llama2-13b-v1" in note for note in report.notes) is (preset == "gsva-llama2-13b")
     with pytest.raises(UsageError, match="did you mean 'gsva-7b'"):
         convert_file(official[1], out=tmp_path / "other", preset="gsva-7")
 

@@ -10,6 +10,7 @@ from saccade.layers.sam import SAMConfig
 from saccade.layers.sam_decoder import MaskDecoderConfig
 from saccade.layers.vit import ViTConfig
 from saccade.models.gsva.config import CLIPConfig, GSVAConfig, LanguageConfig, LoRAConfig
+from saccade.models.gsva.conversation import Style
 
 NANO_PIECES = 492
 """Pieces of the vocabulary that is bundled for ``gsva-nano``, without the four tokens that GSVA adds."""
@@ -22,15 +23,21 @@ def gsva_7b() -> GSVAConfig:
     return GSVAConfig()
 
 
-def gsva_13b(base: Literal["vicuna", "llama2"] = "vicuna") -> GSVAConfig:
-    """On LLaVA-13B-v1-1 (Vicuna), or on LLaVA-Llama-2-13B."""
+def gsva_13b(base: Literal["vicuna", "llama2"] = "vicuna", prompt: Style = "llava_llama_2") -> GSVAConfig:
+    """On LLaVA-13B-v1-1 (Vicuna), or on LLaVA-Llama-2-13B.
+
+    Args:
+        base: The language model.
+        prompt: Form of the prompt on Llama-2. Which one the authors used is not known: LISA takes that of Llama-2 for
+            this language model, and the default of their own program is ``llava_v1``.
+    """
     if base == "llama2":
         return GSVAConfig(
             language=_LARGE_LANGUAGE(norm_eps=1e-5, positions=4096),
             lora=LoRAConfig(rank=64),
             seg_id=32000,
             rej_id=32001,
-            conversation="llava_llama_2",
+            conversation=prompt,
         )
     return GSVAConfig(language=_LARGE_LANGUAGE(), lora=LoRAConfig(rank=64), seg_id=32000, rej_id=32001)
 
@@ -73,5 +80,6 @@ PRESETS: dict[str, Callable[[], GSVAConfig]] = {
     "gsva-7b": gsva_7b,
     "gsva-13b": gsva_13b,
     "gsva-llama2-13b": partial(gsva_13b, "llama2"),
+    "gsva-llama2-13b-v1": partial(gsva_13b, "llama2", "llava_v1"),
     "gsva-nano": nano,
 }
