@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from torchvision import tv_tensors
 
 from saccade.errors import UsageError, nearest
+from saccade.labels import middle
 from saccade.layers.lora import LoRAConfig, add_lora
 from saccade.layers.precision import Precision, autocast, halve_linears
 from saccade.layers.sam import resize_masks
@@ -36,7 +37,11 @@ from saccade.models.gsva.config import GSVAConfig
 from saccade.models.gsva.inputs import IGNORED, ConversationBatch
 from saccade.models.gsva.model import GSVA, EncodedImages
 from saccade.models.gsva.presets import PRESETS as GSVA_PRESETS
-from saccade.models.systems import Model, ModelConfig, backbone_of, build, input_size
+from saccade.models.polar.centers import CenterPredictor
+from saccade.models.polar.model import PolarSegmenter
+from saccade.models.polar.presets import PRESETS as POLAR_PRESETS
+from saccade.models.polar.segmenter import Segmenter
+from saccade.models.systems import Model, ModelConfig, backbone_of, build, fixed_classes, input_size
 from saccade.models.visft.config import ViSFTConfig
 from saccade.models.visft.model import ViSFT
 from saccade.models.visft.presets import PRESETS as VISFT_PRESETS
@@ -55,6 +60,7 @@ PRESETS: dict[str, Mapping[str, Callable[[], ModelConfig]]] = {
     "ait": {**AIT_PRESETS, "nano": ait_nano, "nano-parallel": partial(ait_nano, parallel=True)},
     "gsva": GSVA_PRESETS,
     "visft": VISFT_PRESETS,
+    "polar": POLAR_PRESETS,
 }
 """System to its named sizes."""
 
@@ -82,10 +88,10 @@ class BenchResult:
     """What a benchmark measured.
 
     Attributes:
-        system: ``git``, ``vitdet``, ``ait``, ``gsva`` or ``visft``.
+        system: ``git``, ``vitdet``, ``ait``, ``gsva``, ``visft`` or ``polar``.
         preset: Size of the model.
         task: The task, or the part of a model.
-        input_size: Side of the network input in pixels.
+        input_size: Side of the network input in pixels, the longer one where it is no square.
         dtype: Arithmetic.
         threads: Threads of torch.
         batch: Images per forward pass.
@@ -130,7 +136,7 @@ def run_bench(
     """Times a model with random weights.
 
     Args:
-        system: ``git``, ``vitdet``, ``ait``, ``gsva`` or ``visft``.
+        system: ``git``, ``vitdet``, ``ait``, ``gsva``, ``visft`` or ``polar``.
         task: The task; :data:`BACKBONE`, which sees what the first task of the model sees; :data:`MASKS`; or one of
             :data:`HEAD_PARTS`.
         preset: Size of the model.
@@ -174,6 +180,8 @@ def run_bench(
             size = input_size(model.config, asked)
             size = min(size, _SQUARE) if isinstance(model, ViSFT) else size
         batch = _batch(asked, size, batch_size, device, named=isinstance(model, GiT))
+        if isinstance(model, Segmenter | CenterPredictor | PolarSegmenter):
+            batch = _oblong(model, batch)
         if isinstance(model, GSVA):
             batch = _conversations(model, batch)
         work = _work(model, batch, task)
@@ -226,6 +234,9 @@ def _work(model: Model, batch: Batch, task: Task | str) -> Callable[[], object]:
     if task in HEAD_PARTS:
         assert isinstance(model, ViSFT)
         return _head_work(model, batch, str(task))
+    if isinstance(model, PolarSegmenter):
+        centers = [middle(origin.size_hw)[None] for origin in batch.origins]
+        return lambda: model.predict(batch, centers_xy=centers)
     return lambda: model.predict(batch)
 
 
@@ -378,6 +389,15 @@ def _batch(task: Task, size: int, batch_size: int, device: str, *, named: bool) 
         phrases=[_PHRASE] * batch_size if task is Task.GROUNDING else None,
         origins=[Origin(dataset="bench", image_id=index, path=None, size_hw=original) for index in range(batch_size)],
         input_sizes_hw=[(size, size)] * batch_size,
+    )
+
+
+def _oblong(model: Segmenter | CenterPredictor | PolarSegmenter, batch: Batch) -> Batch:
+    """The batch at the size of a network whose input is no square, with the classes that it knows."""
+    height, width = size_hw = model.preprocess(batch.task).size_hw
+    images = batch.images[..., :height, :width].contiguous()
+    return dataclasses.replace(
+        batch, images=images, classes=fixed_classes(model), input_sizes_hw=[size_hw] * len(batch)
     )
 
 

@@ -18,6 +18,7 @@ from saccade.layers.hourglass import HourglassConfig
 from saccade.layers.unet import UNetConfig
 from saccade.models.git.config import GiTConfig
 from saccade.models.polar.config import CentersConfig, PolarConfig, SegmenterConfig
+from saccade.models.polar.presets import PRESETS, SEGMENTERS, grey
 from saccade.recipes import get_recipe
 from saccade.tasks import Task
 from saccade.training.config import TrainConfig, validate
@@ -89,6 +90,22 @@ def test_the_published_trainings() -> None:
     centers = get_recipe("polar.centers")()
     assert centers.model == CentersConfig() and centers.train[0].augment == WarpAugment()
     validate(centers)
+
+
+@pytest.mark.parametrize("network", SEGMENTERS)
+def test_the_recipes_train_the_named_sizes(network: str, lesions: Path) -> None:
+    sized = SEGMENTERS[network]()
+    recipe = get_recipe(f"polar.{network}")
+    assert recipe().model == sized and recipe(polar=True).model.segmenter == sized
+    cut = recipe(reader="lits", steps=2).model
+    assert cut == dataclasses.replace(grey(sized), classes=("background", "liver")) and cut.input_hw == (128, 128)
+    assert (cut.channels, cut.mean) == (3 if network == "vit" else 1, (25.5,) * 3)
+    own = recipe(data=str(lesions), reader="mask_folder", size=(64, 96), steps=2)
+    assert own.model.input_hw == (64, 96)
+    for small, name in ((True, "centers-small"), (False, "centers")):
+        assert get_recipe("polar.centers")(small=small).model == PRESETS[name]()
+    narrow = get_recipe("polar.unet")(features=16).model.network
+    assert narrow == UNetConfig(features=16)
 
 
 @pytest.mark.parametrize("augment", [False, True])

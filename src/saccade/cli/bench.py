@@ -20,22 +20,23 @@ def add(verbs: Verbs) -> None:
             "saccade bench vitdet --task backbone,instance",
             "saccade bench ait --task backbone,depth --preset depth-b-parallel",
             "saccade bench gsva --task backbone,masks --preset gsva-7b",
+            "saccade bench polar --preset unet-polar",
             "saccade bench visft --preset eva-g --task backbone --side 1022 --lora 64",
             "saccade bench visft --preset eva-g --task detection-head,instance-head,instance-loss,caption-head",
         ],
         run=_run,
     )
     parser.add_argument(
-        "system", metavar="SYSTEM", help="what to measure: git, vitdet, ait, gsva or visft (random weights)"
+        "system", metavar="SYSTEM", help="what to measure: git, vitdet, ait, gsva, visft or polar (random weights)"
     )
     parser.add_argument(
         "--task",
         type=comma_list,
         metavar="TASKS",
         help="one or several; backbone; masks (of GSVA: of 8 phrases); detection-head, instance-head, instance-loss, "
-        "caption-head (of ViSFT) (default: detection, GSVA: referring)",
+        "caption-head (of ViSFT) (default: detection, GSVA: referring, polar: semantic)",
     )
-    parser.add_argument("--preset", help="the size (default: base, vitdet-b, detection-b, gsva-nano, eva-g)")
+    parser.add_argument("--preset", help="the size (default: base, vitdet-b, detection-b, gsva-nano, eva-g, unet)")
     parser.add_argument("--side", type=positive, default=0, metavar="N", help="ViSFT's backbone: side of the input")
     parser.add_argument(
         "--lora", type=positive, default=0, metavar="RANK", help="with low-rank updates of queries and values, unmerged"
@@ -56,9 +57,9 @@ def _run(arguments: argparse.Namespace) -> int:
     from saccade.training.distributed import resolve_device
 
     device = str(resolve_device(arguments.device))
-    asked = arguments.task or (("referring",) if arguments.system == "gsva" else ("detection",))
+    asked = arguments.task or ({"gsva": "referring", "polar": "semantic"}.get(arguments.system, "detection"),)
     tasks = [name if name in (BACKBONE, MASKS, *HEAD_PARTS) else parse_task(name) for name in asked]
-    usual = {"vitdet": "vitdet-b", "ait": "detection-b", "gsva": "gsva-nano", "visft": "eva-g"}
+    usual = {"vitdet": "vitdet-b", "ait": "detection-b", "gsva": "gsva-nano", "visft": "eva-g", "polar": "unet"}
     preset = arguments.preset or usual.get(arguments.system, "base")
     results = [
         run_bench(

@@ -17,18 +17,11 @@ from saccade.errors import UsageError
 from saccade.hub.checkpoint import read_card
 from saccade.hub.resolve import resolve
 from saccade.labels import Objects
-from saccade.layers.hourglass import HourglassConfig
 from saccade.layers.polar import Interpolation
 from saccade.layers.unet import UNetConfig
-from saccade.layers.vit import ViTConfig
 from saccade.models.git.config import GiTConfig
-from saccade.models.polar.config import (
-    CentersConfig,
-    LibraryConfig,
-    PolarConfig,
-    SegmenterConfig,
-    ViTPixelsConfig,
-)
+from saccade.models.polar import presets
+from saccade.models.polar.config import CentersConfig, PolarConfig, SegmenterConfig
 from saccade.models.systems import ModelConfig
 from saccade.recipes.finetune import finetune
 from saccade.tasks import Task
@@ -38,22 +31,10 @@ Network: TypeAlias = Literal["unet", "unetplusplus", "deeplabv3plus", "vit"]
 DataSet: TypeAlias = Literal["isic2018", "cvc_clinicdb", "lits", "mask_folder"]
 
 _EPOCHS, _BATCH = 100, 16
-_SIZES_HW = {"isic2018": (384, 512), "cvc_clinicdb": (288, 384), "lits": (128, 128), "mask_folder": (256, 256)}
+_SIZES_HW = {"isic2018": (384, 512), "cvc_clinicdb": (288, 384), "mask_folder": (256, 256)}
 _IMAGES = {"isic2018": 2156, "cvc_clinicdb": 490}  # of the published training parts
 _OBJECTS = {"isic2018": "lesion", "cvc_clinicdb": "polyp", "lits": "liver", "mask_folder": "lesion"}
 _ADAM = OptimConfig(lr=1e-3, weight_decay=0.0, clip_norm=0.0, schedule="constant")
-_GREY_MEAN = 25.5
-_SMALL_VIT = ViTConfig(
-    width=192,
-    depth=8,
-    heads=3,
-    mlp_width=768,
-    patch_size=16,
-    image_size=256,
-    window_size=8,
-    global_blocks=(3, 7),
-    drop_path=0.0,
-)
 
 
 def segmenter(
@@ -94,18 +75,12 @@ def segmenter(
     if finder and not polar:
         raise UsageError("plain pictures need no centre", where="finder", fix="leave it out, or set polar=true")
     names = classes or ("background", _OBJECTS[reader])
-    input_hw = size if min(size) > 0 else _SIZES_HW[reader]
-    grey = reader == "lits"
-    model: ModelConfig = SegmenterConfig(
-        network=_network(network, features),
-        classes=names,
-        input_hw=input_hw,
-        channels=1 if grey and network != "vit" else 3,
-        mean=(_GREY_MEAN,) * 3 if grey else (127.5,) * 3,
-    )
-    if polar:
-        assert isinstance(model, SegmenterConfig)
-        model = _unrolled(model, finder, objects=objects, interpolation=interpolation)
+    sized = presets.SEGMENTERS[network]()
+    sized = presets.grey(sized) if reader == "lits" else dataclasses.replace(sized, input_hw=_SIZES_HW[reader])
+    if isinstance(sized.network, UNetConfig):
+        sized = dataclasses.replace(sized, network=dataclasses.replace(sized.network, features=features))
+    plain = dataclasses.replace(sized, classes=names, input_hw=size if min(size) > 0 else sized.input_hw)
+    model = _unrolled(plain, finder, objects=objects, interpolation=interpolation) if polar else plain
     light = LightAugment(flip_vertical=0.5, rotate=True) if augment else None
     train, val = _sources(Task.SEMANTIC, data, reader, names, light)
     return _training(
@@ -139,8 +114,8 @@ def centers(
         steps: Optimiser steps; 0 = 100 epochs.
     """
     names = classes or ("background", _OBJECTS[reader])
-    network = HourglassConfig(stacks=2, width=64) if small else HourglassConfig()
-    model = CentersConfig(network=network, classes=names, objects=objects)
+    sized = presets.centers_small() if small else presets.centers()
+    model = dataclasses.replace(sized, classes=names, objects=objects)
     train, val = _sources(Task.CENTER, data, reader, names, WarpAugment())
     # The paper keeps the least validation loss, we what that loss is for.
     return _training("polar/centers", model, train, val, monitor="center/within", steps=steps)
@@ -183,12 +158,6 @@ def git(
         monitor="semantic_segmentation/mean_Dice",
         finder=finder,
     )
-
-
-def _network(network: Network, features: int) -> UNetConfig | LibraryConfig | ViTPixelsConfig:
-    if network == "unet":
-        return UNetConfig(features=features)
-    return ViTPixelsConfig(vit=_SMALL_VIT) if network == "vit" else LibraryConfig(architecture=network)
 
 
 def _unrolled(

@@ -1,16 +1,18 @@
-"""Named sizes: the paper's three networks as published, and small ones for tests and for a CPU."""
+"""Named sizes: the paper's networks as published, a plain ViT of ours, and a small centre predictor for a CPU."""
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import TypeAlias
+from typing import Literal, TypeAlias
 
 from torch import Tensor
 
 from saccade.layers.hourglass import HourglassConfig
 from saccade.layers.unet import UNetConfig
-from saccade.models.polar.config import CentersConfig, LibraryConfig, PolarConfig, SegmenterConfig
+from saccade.layers.vit import ViTConfig
+from saccade.models.polar.config import CentersConfig, LibraryConfig, PolarConfig, SegmenterConfig, ViTPixelsConfig
 from saccade.models.polar.convert import Network, sizes_of
 
 AnyConfig: TypeAlias = SegmenterConfig | CentersConfig | PolarConfig
@@ -34,6 +36,28 @@ def library(architecture: LibraryConfig) -> SegmenterConfig:
     return SegmenterConfig(network=architecture)
 
 
+def vit() -> SegmenterConfig:
+    """A plain ViT of 4 million parameters with a light head at the same input."""
+    blocks = ViTConfig(
+        width=192,
+        depth=8,
+        heads=3,
+        mlp_width=768,
+        patch_size=16,
+        image_size=256,
+        window_size=8,
+        global_blocks=(3, 7),
+        drop_path=0.0,
+    )
+    return SegmenterConfig(network=ViTPixelsConfig(vit=blocks))
+
+
+def grey(config: SegmenterConfig) -> SegmenterConfig:
+    """The same for slices of the paper's CT: 128 x 128 pixels, and one channel where the network reads one."""
+    channels: Literal[1, 3] = 3 if isinstance(config.network, ViTPixelsConfig) else 1
+    return dataclasses.replace(config, input_hw=_GREY_HW, channels=channels, mean=(_GREY_MEAN,) * 3)
+
+
 def centers() -> CentersConfig:
     """The paper's centre predictor: eight hourglasses of width 256 at 256 pixels."""
     return CentersConfig()
@@ -44,11 +68,17 @@ def centers_small() -> CentersConfig:
     return CentersConfig(network=HourglassConfig(stacks=2, width=64))
 
 
-PRESETS: dict[str, Callable[[], AnyConfig]] = {
+SEGMENTERS: dict[str, Callable[[], SegmenterConfig]] = {
     "unet": unet,
-    "unet-polar": unet_polar,
     "unetplusplus": partial(library, LibraryConfig(architecture="unetplusplus")),
     "deeplabv3plus": partial(library, LibraryConfig(architecture="deeplabv3plus")),
+    "vit": vit,
+}
+"""Networks that score every pixel."""
+
+PRESETS: dict[str, Callable[[], AnyConfig]] = {
+    **SEGMENTERS,
+    "unet-polar": unet_polar,
     "centers": centers,
     "centers-small": centers_small,
 }
@@ -71,8 +101,5 @@ def config_of(state: Mapping[str, Tensor], network: Network, *, polar: bool) -> 
     names = ("lesion",) if outputs == 1 else tuple(f"class {number}" for number in range(1, outputs))
     segmenter = SegmenterConfig(network=size, classes=("background", *names))
     if sizes["channels"] == 1:
-        mean = (_GREY_MEAN,) * 3
-        segmenter = SegmenterConfig(
-            network=size, classes=("background", "liver"), channels=1, input_hw=_GREY_HW, mean=mean
-        )
+        segmenter = grey(SegmenterConfig(network=size, classes=("background", "liver")))
     return PolarConfig(segmenter=segmenter, interpolation="nearest") if polar else segmenter
