@@ -63,7 +63,7 @@ def choose_config(file: TensorFile, kind: Kind, preset: str | None) -> tuple[str
         if preset not in PRESETS:
             raise UsageError(f"unknown preset '{preset}'", fix=nearest(preset, PRESETS))
         config = PRESETS[preset]()
-        return preset, config, variant_notes(file.tensors, config)
+        return preset, config, variant_notes(file.tensors, config.vit)
     if kind == "text":
         words, width = file.tensors["word_embeddings.weight"].shape
         for name, make in PRESETS.items():
@@ -159,11 +159,11 @@ def _config_from_shapes(shapes: Mapping[str, tuple[int, ...]]) -> GiTConfig:
     )
 
 
-def variant_notes(tensors: Mapping[str, Tensor], config: GiTConfig) -> list[str]:
+def variant_notes(tensors: Mapping[str, Tensor], vit: ViTConfig) -> list[str]:
     """Names the size that the file seems to have, where it is not the size that was asked for."""
     width, depth = _width(tensors), count_blocks(tensors)
-    if width in (0, config.vit.width):
+    if width in (0, vit.width):
         return []
     fitting = [name for name, make in PRESETS.items() if make().vit.width == width]
-    sizes = f"the file has width {width} and {depth} blocks, the model width {config.vit.width} and {config.vit.depth}"
+    sizes = f"the file has width {width} and {depth} blocks, the model width {vit.width} and {vit.depth}"
     return [f"{sizes}: it is a file of '{fitting[0]}'" if fitting else f"{sizes}: no preset has that width"]

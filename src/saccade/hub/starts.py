@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import dataclasses
+import re
 from collections.abc import Mapping
 from pathlib import Path
+from typing import cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from saccade.errors import CheckpointError, ConfigError
 from saccade.hub.shards import WEIGHTS
 from saccade.hub.sizes import count_blocks, variant_notes
 from saccade.hub.unpickle import TensorFile, read_tensor_file
+from saccade.layers.vit import PlainViT
 from saccade.mapping import MappingReport, apply_mapping
 from saccade.models.ait import convert as ait
 from saccade.models.ait.model import AiT
@@ -21,7 +25,7 @@ from saccade.models.git.model import GiT
 from saccade.models.gsva.model import GSVA
 from saccade.models.polar.centers import CenterPredictor
 from saccade.models.polar.model import PolarSegmenter
-from saccade.models.polar.segmenter import Segmenter
+from saccade.models.polar.segmenter import Segmenter, ViTPixels
 from saccade.models.systems import Model
 from saccade.models.visft import convert as visft
 from saccade.models.visft.clip import CLIPPair
@@ -33,13 +37,17 @@ from saccade.models.vitdet.model import ViTDet
 BACKBONE, TEXT, HEADS_FILE = "backbone.safetensors", "text_embed.safetensors", "heads.safetensors"
 """Names of the files that a converted backbone, text embedding and heads have in their folders."""
 
+# What stands before the backbone in a plain ViT with a light head, and in the polar wrapper.
+_WRAPPED = re.compile(r"(segmenter\.)?(network\.)?(?=backbone\.blocks\.)")
+
 
 def load_backbone(model: Model, path: str | Path) -> MappingReport:
     """Copies a pre-trained backbone into a model (``init_from``); blocks beyond its depth keep their fresh values.
 
     A detector takes a plain ViT or ViTAE as pre-trained by MAE; what such a file cannot know (relative positions,
     convolutions between windows) keeps its fresh values, too. A solver of AiT takes the transformer of another one, too
-    (:func:`saccade.models.ait.convert.from_start`).
+    (:func:`saccade.models.ait.convert.from_start`). The polar wrapper starts what it wraps, and a segmenter its plain
+    ViT.
 
     Args:
         model: Its backbone is overwritten.
@@ -48,13 +56,17 @@ def load_backbone(model: Model, path: str | Path) -> MappingReport:
 
     Raises:
         CheckpointError: The file is damaged, or a tensor of the backbone is missing or has another shape.
+        ConfigError: The model has no backbone that is known elsewhere.
     """
-    if isinstance(model, MapVQVAE | GSVA | Segmenter | CenterPredictor | PolarSegmenter):
+    if isinstance(model, PolarSegmenter):
+        return load_backbone(cast(Model, model.segmenter), path)
+    host: nn.Module = model.network if isinstance(model, Segmenter) else model
+    if isinstance(model, MapVQVAE | GSVA | CenterPredictor) or (host is not model and not isinstance(host, ViTPixels)):
         raise ConfigError(f"a {model.system} model has no backbone of its own", where="init_from")
     file, depth = _read_part(path, BACKBONE)
     whole = isinstance(model, AiT) and ait.has_transformer(file.tensors)
     parts = ("backbone.", "transformer.") if whole else ("backbone.",)
-    expected = {k: tuple(v.shape) for k, v in model.state_dict().items() if k.startswith(parts)}
+    expected = {k: tuple(v.shape) for k, v in host.state_dict().items() if k.startswith(parts)}
     if whole:
         mapped, report = ait.from_start(file.tensors, expected, source=str(file.path))
     elif any(key.startswith(("backbone.blocks.", "backbone.stages.")) for key in file.tensors):
@@ -87,10 +99,12 @@ def load_backbone(model: Model, path: str | Path) -> MappingReport:
     elif isinstance(model, ViTDet):
         allowed = ["backbone.blocks.*.attn.rel_pos_?", "backbone.blocks.*.residual.*"]
     else:
-        allowed = [f"backbone.blocks.{index}.*" for index in range(depth, model.config.vit.depth)]
-        report.notes += variant_notes(file.tensors, model.config)
+        assert isinstance(host.backbone, PlainViT)
+        vit = host.backbone.config
+        allowed = [f"backbone.blocks.{index}.*" for index in range(depth, vit.depth)]
+        report.notes += variant_notes(file.tensors, vit)
     report.check(allow=allowed)
-    _copy_into(model, mapped)
+    _copy_into(host, mapped)
     return report
 
 
@@ -164,10 +178,14 @@ def _read_part(path: str | Path, name: str) -> tuple[TensorFile, int]:
             )
         given = parts[0]
     file = read_tensor_file(given)
+    before = next((found[0] for key in file.tensors if (found := _WRAPPED.match(key))), "")
+    if before:
+        inside = {key.removeprefix(before): value for key, value in file.tensors.items() if key.startswith(before)}
+        file = dataclasses.replace(file, tensors=inside)
     return file, count_blocks(file.tensors)
 
 
-def _copy_into(model: Model, mapped: Mapping[str, Tensor]) -> None:
+def _copy_into(model: nn.Module, mapped: Mapping[str, Tensor]) -> None:
     own = dict(model.named_parameters()) | dict(model.named_buffers())
     with torch.no_grad():
         for key, value in mapped.items():
