@@ -203,6 +203,11 @@ def test_caption_without_crop_or_flip_is_the_test_resize_and_one_caption_is_draw
     assert drawn == {("caption 7 a",), ("caption 7 b",)}
     image = transform(sample, np.random.default_rng(0)).image
     assert np.array_equal(image.numpy(), resize_bicubic(sample.image.numpy(), (SIZE, SIZE)))
+    bright = CaptionAugment(flip=0.0, min_area=1.0, brightness=0.2).build(SIZE)
+    ratios = [
+        bright(sample, np.random.default_rng(seed)).image.float().mean() / image.float().mean() for seed in range(20)
+    ]
+    assert 0.79 < min(ratios) < 0.9 and 1.1 < max(ratios) < 1.21
     sample.target.captions = ()
     with pytest.raises(DataError, match="without a caption"):
         transform(sample, np.random.default_rng(0))

@@ -165,11 +165,15 @@ class CaptionAugment:
         flip: Probability of the horizontal flip.
         min_area: Least share of the image that the crop keeps; 1 = no crop.
         aspect_range: Least and greatest aspect ratio of the crop.
+        brightness: Strength of the brightness factor (0 as published).
+        contrast: Strength of the contrast factor (0 as published).
     """
 
     flip: float = 0.5
     min_area: float = 0.08
     aspect_range: tuple[float, float] = (3 / 4, 4 / 3)
+    brightness: float = 0.0
+    contrast: float = 0.0
 
     def build(self, size: int) -> Transform:
         """A function from a sample and a generator to a sample of ``size`` x ``size`` pixels."""
@@ -186,6 +190,10 @@ class CaptionAugment:
             view.resize((size, size), resize_bicubic)
             if rng.random() < self.flip:
                 view.flip_horizontal()
+            if self.brightness or self.contrast:
+                view.image = color_jitter(
+                    view.image, rng, brightness=self.brightness, contrast=self.contrast, saturation=0.0, hue=0.0
+                )
             return view.to_sample(Target(captions=(captions[rng.integers(len(captions))],)))
 
         return transform

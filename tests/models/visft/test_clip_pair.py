@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import gzip
 import json
 from pathlib import Path
@@ -228,6 +229,30 @@ def test_the_pair_learns_which_caption_belongs_to_which_image(pieces: CLIPPieces
     with torch.no_grad():
         scores = pair.encode_images(batch.images) @ pair.encode_texts(["a cat", "a dog", "red", "a red cat"]).T
     assert scores.argmax(1).tolist() == [0, 1, 2, 3]
+
+
+def test_the_map_is_taught_only_where_it_has_a_weight(pieces: CLIPPieces) -> None:
+    batch = batch_of([("a cat",), ("a dog",), ("red",)])
+    plain = random_pair(pair_config(), pieces)
+    assert set(plain.loss(batch)) == {"caption_contrastive"}
+    both = random_pair(dataclasses.replace(pair_config(), map_weight=0.5), pieces)
+    assert {*both.state_dict()} == {*plain.state_dict()}, "nothing is added to the weights"
+    losses = both.loss(batch)
+    assert torch.equal(losses["caption_contrastive"], plain.loss(batch)["caption_contrastive"])
+    points = both.joint(both.backbone(batch.images).mean((1, 2)))
+    told = both.encode_texts(["a cat", "a dog", "red"])
+    torch.testing.assert_close(
+        losses["caption_contrastive_map"], 0.5 * contrastive_loss(points, told, both.scale), rtol=1e-5, atol=1e-5
+    )
+    # The queries of the last block at the patches are learned through it alone.
+    kept = []
+    for pair in (plain, both):
+        last = torch.zeros(())
+        pair.backbone.norm.register_forward_hook(lambda _, __, out: out.retain_grad() or kept.append(out))
+        sum(pair.loss(batch).values(), last).backward()
+    assert not kept[0].grad[..., 1:, :].any() and kept[1].grad[..., 1:, :].any()
+    with pytest.raises(ConfigError, match="negative"):
+        dataclasses.replace(pair_config(), map_weight=-1.0)
 
 
 def test_the_contrastive_loss_is_symmetric() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -19,6 +20,7 @@ _UNUSED = {12, 26, 29, 30, 45, 66, 68, 69, 71, 83}
 _CATEGORY_IDS = tuple(id_ for id_ in range(1, 91) if id_ not in _UNUSED)
 
 _NANO_SIDE, _NANO_PATCH = 112, 8  # pixels
+_PUBLISHED_HEAD_FROM = 768  # channels of the backbone
 
 
 def eva(*, width: int, depth: int, heads: int, mlp_width: int, **changes: Any) -> ViTConfig:
@@ -82,20 +84,41 @@ def nano(*, words: CaptionHeadConfig, classes: int) -> ViSFTConfig:
             queries=24,
             num_classes=classes,
         ),
-        instance=SegmentationHeadConfig(
-            pixels=PixelDecoderConfig(width=96, mask_width=96, heads=4, mlp_width=192, layers=2, groups=8),
-            decoder=MaskedDecoderConfig(heads=4, mlp_width=192, layers=3, queries=24),
-            num_classes=classes,
-            points=1024,
-            stride=_NANO_PATCH,
-            pad_multiple=_NANO_PATCH,
-        ),
+        instance=dataclasses.replace(_small_masks(), num_classes=classes, stride=_NANO_PATCH, pad_multiple=_NANO_PATCH),
         caption=words,
         detection_size=_NANO_SIDE,
         detection_short_side=0,
         instance_size=_NANO_SIDE,
         instance_short_side=0,
         caption_size=_NANO_SIDE,
+    )
+
+
+def labelling(vit: ViTConfig, classes: tuple[str, ...], *, side: int) -> ViSFTConfig:
+    """A backbone with a head for label maps alone, small on a small backbone and else as large as the published ones.
+
+    Args:
+        vit: Any plain ViT; its map gets a norm where it has none, and a class token is left out.
+        classes: All that a pixel can be.
+        side: Side of the network input in pixels.
+    """
+    masks = _small_masks() if vit.width < _PUBLISHED_HEAD_FROM else SegmentationHeadConfig()
+    return ViSFTConfig(
+        vit=dataclasses.replace(vit, final_norm=True, class_token=False),
+        detection=None,
+        instance=None,
+        caption=None,
+        semantic=dataclasses.replace(masks, num_classes=len(classes), classes=classes, stride=vit.patch_size),
+        trained=("backbone", "semantic"),
+        semantic_size=side,
+    )
+
+
+def _small_masks() -> SegmentationHeadConfig:
+    return SegmentationHeadConfig(
+        pixels=PixelDecoderConfig(width=96, mask_width=96, heads=4, mlp_width=192, layers=2, groups=8),
+        decoder=MaskedDecoderConfig(heads=4, mlp_width=192, layers=3, queries=24),
+        points=1024,
     )
 
 
