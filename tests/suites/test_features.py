@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from itertools import chain
 from pathlib import Path
@@ -84,6 +85,7 @@ def test_features_are_kept_and_a_stopped_run_goes_on(tmp_path: Path, monkeypatch
     found = run(pictures, options, tower="a")
     assert found[:, 0].tolist() == list(range(8)) and seen == [(3, 8), (6, 8), (8, 8)] and pictures.reads == 8
     (folder,) = (tmp_path / "kept").iterdir()
+    assert json.loads((folder / "about.json").read_text())["precision"] == "float32"
     (folder / "00001.safetensors").unlink()  # as if it had been stopped there
     again = Counted(8)
     assert torch.equal(run(again, options, tower="a"), found) and again.reads == 3

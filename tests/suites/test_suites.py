@@ -15,8 +15,8 @@ from PIL import Image
 
 from saccade.cli import main
 from saccade.data.benchmarks.imagenet import CLASSIFIED, imagenet_classes
-from saccade.data.scenes import SCENE_STYLES, draw_scene, write_scenes
-from saccade.errors import CheckpointError, MissingDataError, UsageError
+from saccade.data.scenes import SCENE_STYLES, THING_CLASSES, VOCABULARY, draw_scene, write_scenes
+from saccade.errors import CheckpointError, MissingDataError, SaccadeError, UsageError
 from saccade.hub.checkpoint import save_model
 from saccade.hub.unpickle import read_tensor_file
 from saccade.layers.lora import LoRAConfig, add_lora, updates_of
@@ -24,6 +24,7 @@ from saccade.models.visft.clip_convert import to_eva_clip
 from saccade.models.visft.convert import PUBLISHED_LORA
 from saccade.models.visft.qformer import QFormerConfig
 from saccade.suites import language as spoken
+from saccade.suites import scene_questions
 from saccade.suites import scenes as drawn
 from saccade.suites.base import SuiteOptions
 from saccade.suites.classify import class_points
@@ -252,8 +253,42 @@ def test_objects_in_boxes_are_identified(tower: Tower, tmp_path: Path) -> None:
     with unchanged(tower.model):
         result = run_suite("visft.goi", tower, asked)
     assert set(result.metrics) == {"top1", "top5", "mean_class"} and result.items == 9
-    assert result.notes[0].startswith("9 boxes") and "20 boxes" in result.notes[1]
+    assert result.notes[0].startswith("9 boxes") and "20 boxes" in result.notes[2]
     assert run_suite("visft.goi", tower, asked).metrics == result.metrics, "drawn by the seed, the probe kept"
+
+
+def test_features_in_boxes_are_kept(tower: Tower, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for split in ("train", "val"):
+        write_scenes(tmp_path / "coco", format="coco", split=split, count=5, size=64)
+    monkeypatch.setattr("saccade.suites.identify._SHARD", 2)
+    asked = options(tmp_path / "coco", train_limit=20, limit=7, steps=5, cache=tmp_path / "kept")
+    result = run_suite("visft.goi", tower, asked)
+    images = [*(tmp_path / "coco").rglob("*.jpg")]
+    assert len(images) == 10
+    for image in images:  # what is kept needs no picture
+        image.write_bytes(b"")
+    assert run_suite("visft.goi", tower, asked).metrics == result.metrics
+    with pytest.raises(SaccadeError):
+        run_suite("visft.goi", tower, dataclasses.replace(asked, seed=1))
+
+
+def test_boxes_in_the_layout_of_voc(tower: Tower, tmp_path: Path) -> None:
+    for split, first in (("train", 0), ("val", 6)):
+        for index in range(first, first + 4):
+            save(tmp_path / f"voc/JPEGImages/{index}.jpg", index)
+            (tmp_path / "voc/Annotations").mkdir(exist_ok=True)
+            boxes = "".join(
+                f"<object><name>{name}</name><bndbox><xmin>{x}</xmin><ymin>2</ymin><xmax>{x + 20}</xmax>"
+                "<ymax>40</ymax></bndbox></object>"
+                for name, x in (("RBC", 1), ("RBC", 12), ("WBC", 30))
+            )
+            (tmp_path / f"voc/Annotations/{index}.xml").write_text(f"<annotation>{boxes}</annotation>")
+        (tmp_path / "voc/ImageSets/Main").mkdir(parents=True, exist_ok=True)
+        (tmp_path / f"voc/ImageSets/Main/{split}.txt").write_text("".join(f"{first + n}\n" for n in range(4)))
+    result = run_suite("visft.goi", tower, options(tmp_path / "voc", steps=5))
+    assert set(result.metrics) == {"top1", "mean_class"} and result.items == 12
+    assert "12 boxes of voc/val" in result.notes[0] and "12 boxes" in result.notes[2]
+    assert result.notes[1] == "the commonest class alone: top1 0.6667, mean_class 0.5000"
 
 
 def test_features_of_a_box_are_those_under_it(tower: Tower) -> None:
@@ -266,12 +301,13 @@ def test_features_of_a_box_are_those_under_it(tower: Tower) -> None:
         config = tower.vit.config
 
         def forward(self, images: torch.Tensor) -> torch.Tensor:
-            return torch.arange(4.0).expand(len(images), 4, 4)[..., None]
+            return torch.arange(4.0).expand(len(images), 4, 4)[..., None].expand(-1, -1, -1, self.config.width)
 
     tower.vit = Flat()  # type: ignore[assignment]
     tower.vit.parameters = tower.model.parameters  # type: ignore[method-assign]
     source = ScenesSource(task=Task.DETECTION, split="val", size=112, limit=6)
     found = box_features(tower, source, options(Path()), most=200, what="")
+    assert len(box_features(tower, source, options(Path()), most=7, what="").labels) == 7
     boxes = torch.cat(
         [
             source[i].target.boxes.as_subclass(torch.Tensor)
@@ -322,17 +358,93 @@ def test_answers_in_words(
 
 def test_scenes_of_unseen_styles(tmp_path: Path) -> None:
     tower = tiny_tower(tmp_path, image_size=112)
-    result = run_suite("visft.scenes", tower, options(Path(), limit=6, train_limit=12, steps=5, batch_size=6))
-    styles = [*drawn.UNSEEN, "mean"]
-    assert set(styles) == {*SCENE_STYLES, "mean"} - {"plain"}
-    names = {name.partition("/")[2] for name in result.metrics}
-    assert {"counting", "box_class", "zero_shot/colour", "zero_shot/shape", "zero_shot/ground"} <= names
-    assert {"retrieval/i2t/R@5", "retrieval/t2i/R@5"} <= names
-    assert set(result.metrics) == {f"{style}/{name}" for style in styles for name in names}
-    for name in names:
+    asked = options(Path(), limit=6, train_limit=12, steps=5, batch_size=6, probe=tmp_path / "probes.safetensors")
+    result = run_suite("visft.scenes", tower, dataclasses.replace(asked, cache=tmp_path / "kept"))
+    assert set(drawn.UNSEEN) == {*SCENE_STYLES} - {"plain"}
+    asked_in_words = {f"zero_shot/{name}" for name in ("colour", "shape", "ground")}
+    names = {"counting", "counting/top1", "counting/within1", "box_class", "box_class/top1"}
+    names |= {f"{name}{kind}" for name in asked_in_words for kind in ("", "/top1", "/any")}
+    retrieved = {"retrieval/i2t/R@5", "retrieval/t2i/R@5"}
+    styles = {f"{style}/{name}" for style in (*SCENE_STYLES, "mean") for name in names | retrieved}
+    assert set(result.metrics) == styles | {f"commonest/{name}" for name in names}
+    for name in names | retrieved:
         mean = sum(result.metrics[f"{style}/{name}"] for style in drawn.UNSEEN) / len(drawn.UNSEEN)
-        assert result.metrics[f"mean/{name}"] == pytest.approx(mean)
-    assert run_suite("visft.scenes", tower, options(Path(), limit=6, train_limit=12, steps=5)).metrics == result.metrics
+        assert result.metrics[f"mean/{name}"] == pytest.approx(mean), "plain scenes are for reference only"
+    again = run_suite("visft.scenes", tower, dataclasses.replace(asked, cache=tmp_path / "kept", batch_size=4))
+    assert again.metrics == result.metrics and len([*(tmp_path / "kept").iterdir()]) == 1 + len(SCENE_STYLES)
+    tower.pair = None
+    without = run_suite("visft.scenes", tower, asked).metrics
+    assert {name.partition("/")[2] for name in without} == {name for name in names if not name.startswith("zero")}
+    assert all(result.metrics[name] == value for name, value in without.items())
+
+
+def test_every_scene_is_drawn_and_shown_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tower = tiny_tower(tmp_path, image_size=112)
+    seeds: list[tuple[int, ...]] = []
+    monkeypatch.setattr(
+        scene_questions, "draw_scene", lambda seed, size_hw: seeds.append(seed) or draw_scene(seed, size_hw)
+    )
+    shown: list[int] = []
+    tower.vit.register_forward_pre_hook(lambda _, images: shown.append(len(images[0])))
+    tokens = tower.vit.tokens
+    monkeypatch.setattr(tower.vit, "tokens", lambda images: shown.append(len(images)) or tokens(images))
+    run_suite("visft.scenes", tower, options(Path(), limit=3, train_limit=4, steps=2))
+    assert len(seeds) == len(set(seeds)) == 3 + 4 and sum(shown) == 3 * len(SCENE_STYLES) + 4
+
+
+def test_what_is_seen_of_a_scene_is_what_the_towers_make_of_it(tmp_path: Path) -> None:
+    tower = tiny_tower(tmp_path, image_size=112)
+    pair = tower.require_pair()
+    scenes = scene_questions.draw_scenes(112, "test", 2, 3)
+    seen = drawn.look(tower, scenes, "fog", options(Path()), split="test")
+    pictures = [draw_scene((3, 2, index), (112, 112), style="fog") for index in range(2)]
+    raw = torch.stack([torch.from_numpy(one.image).permute(2, 0, 1).float() for one in pictures])
+    images = (raw - torch.tensor(tower.mean).view(3, 1, 1)) / torch.tensor(tower.std).view(3, 1, 1)
+    with torch.no_grad():
+        torch.testing.assert_close(seen.points, pair.encode_images(images))
+        torch.testing.assert_close(seen.means, tower.vit(images).mean((1, 2)))
+    assert len(seen.in_boxes) == sum(map(len, pictures)) == len(scene_questions.which_in_boxes(scenes).truth)
+
+
+def test_answers_to_questions_about_scenes() -> None:
+    truth = torch.tensor([0, 0, 0, 1])
+    accepted = torch.tensor([[1, 0, 1], [1, 1, 0], [1, 0, 0], [0, 1, 0]], dtype=torch.bool)
+    question = scene_questions.Question(name="q", truth=truth, answers=3, loose="any", accepted=accepted)
+    scores = question.scores(F.one_hot(torch.tensor([0, 1, 2, 1]), 3).float())
+    assert scores == pytest.approx({"q": (1 / 3 + 1) / 2, "q/top1": 0.5, "q/any": 0.75})
+    assert question.commonest() == pytest.approx({"q": 0.5, "q/top1": 0.75, "q/any": 0.75})
+    scenes = scene_questions.draw_scenes(112, "test", 12, 0)
+    counted = scene_questions.how_many(scenes)
+    assert counted.truth.tolist() == [len(scene.things) - 1 for scene in scenes]
+    near = F.one_hot(counted.truth - 1, counted.answers).float()
+    assert counted.scores(near) == {"counting": 0.0, "counting/top1": 0.0, "counting/within1": 1.0}
+    shape = scene_questions.which_value("shape", scenes)
+    for scene, label, allowed in zip(scenes, shape.truth, shape.accepted, strict=True):
+        assert THING_CLASSES[label] == scene.things[0].name
+        assert {THING_CLASSES[k] for k in allowed.nonzero()[:, 0]} == {thing.name for thing in scene.things}
+
+
+def test_prompts_have_the_form_of_captions() -> None:
+    red, blue = (scene_questions.prompts("colour", value) for value in ("red", "blue"))
+    assert len(red) == len(blue) == 5 * 32 and all("red" in text for text in red)
+    words = [[one.split(), other.split()] for one, other in zip(red, blue, strict=True)]
+    assert all([a for a, b in zip(*pair, strict=True) if a != b] == ["red"] for pair in words), "all else is the same"
+    assert all(set(text.split()) <= set(VOCABULARY) for text in red)
+    assert all(
+        f"on the {ground}" in text for ground in ("road", "sand") for text in scene_questions.prompts("ground", ground)
+    )
+    assert all("star" in text for text in scene_questions.prompts("name", "star"))
+
+
+def test_options_that_a_suite_has_no_use_for_are_refused(tower: Tower, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"visft\.nocaps has no use for --cache"):
+        run_suite("visft.nocaps", tower, options(tmp_path, cache=tmp_path))
+    with pytest.raises(UsageError, match="no use for --probe, --learning-rate"):
+        run_suite("visft.imagenet", tower, options(tmp_path, probe=tmp_path / "a", learning_rate=1.0))
+    with pytest.raises(UsageError, match="no use for --train-root, --root"):
+        run_suite("visft.scenes", tower, options(tmp_path, train_root=tmp_path))
+    with pytest.raises(UsageError, match="no use for --language"):
+        run_suite("visft.goi", tower, options(tmp_path, language=tmp_path))
 
 
 def test_every_suite_says_what_is_published_and_what_is_ours() -> None:

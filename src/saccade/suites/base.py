@@ -30,8 +30,8 @@ class SuiteOptions:
         batch_size: Pictures per forward pass.
         workers: Loader processes.
         precision: Arithmetic of the tower.
-        cache: Folder in which features of test pictures are kept, so that a run goes on where it was stopped; None =
-            they are not kept.
+        cache: Folder in which features of pictures are kept, so that a run goes on where it was stopped; None = they
+            are not kept.
         probe: File of a trained probe: read where it exists, written where it does not; None = trained every time.
         steps: Updates of a probe (0 = as many as the suite says).
         learning_rate: Of a probe (0 = as the suite says).

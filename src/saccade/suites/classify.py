@@ -39,15 +39,19 @@ def class_points(
     """
     points = []
     for done, name in enumerate(names, start=1):
-        prompts = [template.format(name) for template in templates]
-        with torch.inference_mode():
-            parts = [
-                pair.encode_texts(prompts[start : start + batch_size]).float()
-                for start in range(0, len(prompts), batch_size)
-            ]
-        points.append(F.normalize(torch.cat(parts).mean(0), dim=0))
+        points.append(mean_point(pair, [template.format(name) for template in templates], batch_size=batch_size))
         progress("classes", done, len(names))
-    return torch.stack(points).cpu()
+    return torch.stack(points)
+
+
+def mean_point(pair: CLIPPair, texts: Sequence[str], *, batch_size: int) -> Tensor:
+    """The mean of the points of sentences that mean the same, brought back to length 1: ``[J]`` on the CPU."""
+    with torch.inference_mode():
+        parts = [
+            pair.encode_texts([*texts[start : start + batch_size]]).float()
+            for start in range(0, len(texts), batch_size)
+        ]
+    return F.normalize(torch.cat(parts).mean(0), dim=0).cpu()
 
 
 def classify(tower: Tower, options: SuiteOptions, *, which: str) -> SuiteResult:

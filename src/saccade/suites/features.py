@@ -3,7 +3,7 @@
 ::
 
     CACHE/KEY/about.json          what the key stands for
-    CACHE/KEY/00000.safetensors   the first 512 pictures; written whole or not at all
+    CACHE/KEY/00000.safetensors   the first pictures; written whole or not at all
 """
 
 from __future__ import annotations
@@ -12,8 +12,9 @@ import hashlib
 import json
 import os
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -63,7 +64,8 @@ def extract(
         fit: How they become network inputs.
         options: Batch size, precision, cache, progress.
         device: Where the tower is.
-        about: What the features depend on besides pictures and order: tower, updates, data set, layer. Plain values.
+        about: What the features depend on besides pictures, order and precision: tower, updates, data set, layer.
+            Plain values.
         what: For the progress.
 
     Returns:
@@ -72,54 +74,61 @@ def extract(
     Raises:
         CheckpointError: A shard of the cache is damaged.
     """
-    folder = _folder(options.cache, about | {"pictures": len(pictures), "fit": repr(fit)})
+    folder = shard_folder(options, about | {"pictures": len(pictures), "fit": repr(fit)})
     shards = []
     for number, start in enumerate(range(0, len(pictures), SHARD)):
         indices = range(start, min(start + SHARD, len(pictures)))
-        path = None if folder is None else folder / f"{number:05d}.safetensors"
-        if path is not None and path.is_file():
-            shards.append(_read(path, len(indices)))
-        else:
-            shards.append(_compute(compute, _Fitted(pictures, fit, indices), options, device))
-            if path is not None:
-                _write(path, shards[-1])
+        make = partial(_compute, compute, _Fitted(pictures, fit, indices), options, device)
+        shards.append(shard(folder, number, make)["features"])
         options.progress(what, indices.stop, len(pictures))
     return torch.cat(shards) if shards else torch.empty(0)
 
 
 def _compute(
     compute: Callable[[Tensor], Tensor], dataset: Dataset[Tensor], options: SuiteOptions, device: torch.device
-) -> Tensor:
+) -> dict[str, Tensor]:
     parts = []
     for images in DataLoader(dataset, batch_size=options.batch_size, num_workers=options.workers):
         with torch.no_grad(), autocast(options.precision, device):
             parts.append(compute(images.to(device)).float().cpu())
-    return torch.cat(parts)
+    return {"features": torch.cat(parts)}
 
 
-def _folder(cache: Path | None, about: dict[str, Any]) -> Path | None:
-    if cache is None:
+def shard_folder(options: SuiteOptions, about: dict[str, Any]) -> Path | None:
+    """The folder of the shards of some features; None where none are kept.
+
+    Args:
+        options: Name the cache and the precision.
+        about: All else that the features depend on. Plain values.
+    """
+    if options.cache is None:
         return None
-    text = json.dumps(about, indent=2, sort_keys=True)
-    folder = cache / hashlib.sha256(text.encode()).hexdigest()[:_KEY_LENGTH]
+    text = json.dumps(about | {"precision": options.precision}, indent=2, sort_keys=True)
+    folder = options.cache / hashlib.sha256(text.encode()).hexdigest()[:_KEY_LENGTH]
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "about.json").write_text(text + "\n", encoding="utf-8")
     return folder
 
 
-def _read(path: Path, count: int) -> Tensor:
-    try:
-        kept = load_file(path)["features"]
-    except (SafetensorError, OSError, KeyError) as error:
-        raise CheckpointError(
-            "kept features cannot be read", where=path, why=str(error), fix="delete the file: it is made anew"
-        ) from error
-    if len(kept) != count:
-        raise CheckpointError(f"{len(kept)} kept features of {count} pictures", where=path, fix="delete the file")
-    return cast(Tensor, kept)
+def shard(folder: Path | None, number: int, make: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
+    """One shard: read where it is kept; made, and kept where anything is, where it is not.
 
-
-def _write(path: Path, features: Tensor) -> None:
+    Raises:
+        CheckpointError: It is damaged.
+    """
+    if folder is None:
+        return make()
+    path = folder / f"{number:05d}.safetensors"
+    if path.is_file():
+        try:
+            kept: dict[str, Tensor] = load_file(path)
+        except (SafetensorError, OSError) as error:
+            raise CheckpointError(
+                "kept features cannot be read", where=path, why=str(error), fix="delete the file: it is made anew"
+            ) from error
+        return kept
+    made = make()
     temporary = path.with_name(f".{path.name}.writing-{os.getpid()}")
-    save_file({"features": features.contiguous()}, temporary)
+    save_file({name: tensor.contiguous() for name, tensor in made.items()}, temporary)
     temporary.replace(path)
+    return made

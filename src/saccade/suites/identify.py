@@ -1,13 +1,15 @@
 """Grounded object identification: what is the object in a given box?
 
 A linear layer over the frozen features in the box. The form of the probe is ours; the numbers of boxes are those of
-M3IT's task of that name, which was made from COCO. Shape legend: B pictures, K boxes, C channels.
+M3IT's task of that name, which was made from COCO. Shape legend: B pictures, H W map, K boxes, C channels.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -20,6 +22,7 @@ from saccade.layers.precision import autocast
 from saccade.metrics.ranking import TopK
 from saccade.samples import ClassList
 from saccade.suites.base import SuiteOptions, SuiteResult
+from saccade.suites.features import shard, shard_folder
 from saccade.suites.pictures import Squash
 from saccade.suites.probes import fit_probe, keep_probe, kept_probe, shuffled
 from saccade.suites.towers import Tower
@@ -32,6 +35,7 @@ SIDE = 448
 """Side of the network input in pixels; a smaller tower (of a nominal input below 224) is shown its own size."""
 
 _BINS = 7
+_SHARD = 32  # pictures: few, for the last shard is made whole though not all of its boxes may be wanted
 _STEPS, _RATE, _DECAY, _BATCH = 3_000, 1e-3, 1e-4, 256
 
 
@@ -67,7 +71,13 @@ class Boxes:
 
 
 def identify(tower: Tower, options: SuiteOptions) -> SuiteResult:
-    """Accuracy over boxes of COCO's validation pictures, of a probe trained on boxes of its training pictures."""
+    """Accuracy over boxes of validation pictures, of a probe trained on boxes of training pictures.
+
+    Args:
+        tower: Any.
+        options: The folder of COCO, or of other boxes in the layout of PASCAL VOC; ``limit`` and ``train_limit`` are
+            numbers of boxes.
+    """
     test = _open(options.root, "val")
     classes = test.classes
     if classes is None:
@@ -75,7 +85,11 @@ def identify(tower: Tower, options: SuiteOptions) -> SuiteResult:
     found = box_features(tower, test, options, most=options.limit or TEST_BOXES, what="test boxes")
     probe = BoxProbe(tower.vit.config.width, len(classes)).to(tower.device)
     about = f"boxes, {len(classes)} classes, {tower.identity}"
-    notes = [f"{len(found.labels)} boxes, drawn with the seed {options.seed}, at {_side(tower)} px"]
+    most = float(torch.bincount(found.labels).max()) / len(found.labels)
+    notes = [
+        f"{len(found.labels)} boxes of {test.name}, pictures drawn with the seed {options.seed}, at {_side(tower)} px",
+        f"the commonest class alone: top1 {most:.4f}, mean_class {1 / len(found.labels.unique()):.4f}",
+    ]
     if not kept_probe(options.probe, probe, about):
         train = _open(options.train_root or options.root, "train", classes)
         known = box_features(tower, train, options, most=options.train_limit or TRAIN_BOXES, what="training boxes")
@@ -89,43 +103,79 @@ def identify(tower: Tower, options: SuiteOptions) -> SuiteResult:
 
 
 def box_features(tower: Tower, source: Source, options: SuiteOptions, *, most: int, what: str) -> Boxes:
-    """Mean features of the tower's map in true boxes, crowds left out, of pictures drawn by the seed."""
-    generator = torch.Generator().manual_seed(options.seed)
-    fit = Squash(size_hw=(_side(tower),) * 2, mean=tower.mean, std=tower.std)
-    order = torch.randperm(len(source), generator=generator).tolist()
-    features, labels, done = [], [], 0
-    for index in order:
+    """Mean features of the tower's map in true boxes, crowds left out, of pictures drawn by the seed.
+
+    Args:
+        tower: Any.
+        source: Of detection.
+        options: Batch size, precision, cache, seed, progress.
+        most: Greatest number of boxes.
+        what: For the progress.
+
+    Raises:
+        DataError: There is no box.
+    """
+    order = torch.randperm(len(source), generator=torch.Generator().manual_seed(options.seed)).tolist()
+    about = {"tower": tower.identity, "data": f"{source.name} {options.root.resolve()}", "what": "boxes"}
+    folder = shard_folder(options, about | {"pictures": len(order), "seed": options.seed, "side": _side(tower)})
+    parts: list[dict[str, Tensor]] = []
+    done = 0
+    for number, start in enumerate(range(0, len(order), _SHARD)):
+        parts.append(shard(folder, number, partial(_look, tower, source, order[start : start + _SHARD], options)))
+        done += len(parts[-1]["labels"])
+        options.progress(what, min(done, most), most)
         if done >= most:
             break
-        sample = source[index]
-        target = sample.target
-        if target.boxes is None or target.class_ids is None or not len(target.class_ids):
-            continue
-        real = torch.ones(len(target.class_ids), dtype=torch.bool) if target.is_crowd is None else ~target.is_crowd
-        boxes, class_ids = target.boxes.as_subclass(Tensor)[real].float(), target.class_ids[real]
-        if not len(class_ids):
-            continue
-        kept = torch.randperm(len(class_ids), generator=generator)[: most - done]
-        height, width = sample.size_hw
-        scale = torch.tensor([_side(tower) / width, _side(tower) / height] * 2)
-        images = fit(sample.image.as_subclass(Tensor))[None].to(tower.device)
-        with torch.inference_mode(), autocast(options.precision, tower.device):
-            map_1HWC = tower.vit(images)
-        pooled = roi_align(
-            map_1HWC.float().permute(0, 3, 1, 2),
-            [(boxes[kept] * scale).to(tower.device)],
-            output_size=_BINS,
-            spatial_scale=1 / tower.vit.config.patch_size,
-            sampling_ratio=2,
-            aligned=True,
-        )
-        features.append(pooled.mean((2, 3)).cpu())
-        labels.append(class_ids[kept])
-        done += len(kept)
-        options.progress(what, min(done, most), most)
-    if not features:
+    if not done:
         raise DataError("no box to identify", where=source.name)
-    return Boxes(features=torch.cat(features), labels=torch.cat(labels))
+    features, labels = (torch.cat([part[name] for part in parts])[:most] for name in ("features", "labels"))
+    return Boxes(features=features, labels=labels)
+
+
+def mean_in_boxes(map_BHWC: Tensor, boxes_xyxy: Sequence[Tensor], patch_size: int) -> Tensor:
+    """Mean features of a map in boxes (RoIAlign), ``[K, C]``, one picture after the other.
+
+    Args:
+        map_BHWC: The map.
+        boxes_xyxy: Of every picture, in pixels of the network input.
+        patch_size: Pixels per cell.
+    """
+    pooled = roi_align(
+        map_BHWC.float().permute(0, 3, 1, 2),
+        [boxes.to(map_BHWC.device, torch.float32) for boxes in boxes_xyxy],
+        output_size=_BINS,
+        spatial_scale=1 / patch_size,
+        sampling_ratio=2,
+        aligned=True,
+    )
+    return pooled.mean((2, 3))
+
+
+def _look(tower: Tower, source: Source, indices: Sequence[int], options: SuiteOptions) -> dict[str, Tensor]:
+    """Features and classes of all boxes of some pictures, in order."""
+    side, config = _side(tower), tower.vit.config
+    fit = Squash(size_hw=(side, side), mean=tower.mean, std=tower.std)
+    features, labels = [torch.empty(0, config.width)], [torch.empty(0, dtype=torch.int64)]
+    for start in range(0, len(indices), options.batch_size):
+        images, boxes = [], []
+        for index in indices[start : start + options.batch_size]:
+            sample = source[index]
+            target = sample.target
+            if target.boxes is None or target.class_ids is None:
+                continue
+            real = torch.ones(len(target.class_ids), dtype=torch.bool) if target.is_crowd is None else ~target.is_crowd
+            if not real.any():
+                continue
+            height, width = sample.size_hw
+            images.append(fit(sample.image.as_subclass(Tensor)))
+            boxes.append(target.boxes.as_subclass(Tensor)[real] * torch.tensor([side / width, side / height] * 2))
+            labels.append(target.class_ids[real])
+        if not images:
+            continue
+        with torch.inference_mode(), autocast(options.precision, tower.device):
+            map_BHWC = tower.vit(torch.stack(images).to(tower.device))
+        features.append(mean_in_boxes(map_BHWC, boxes, config.patch_size).cpu())
+    return {"features": torch.cat(features), "labels": torch.cat(labels)}
 
 
 def fit_linear(probe: nn.Module, known: Boxes, options: SuiteOptions) -> int:
@@ -159,6 +209,13 @@ def _side(tower: Tower) -> int:
     return SIDE // patch * patch if tower.side >= SIDE // 2 else tower.side
 
 
-def _open(root: object, split: str, classes: ClassList | None = None) -> Source:
-    names = () if classes is None else classes.names
-    return open_source(SourceSpec(task=Task.DETECTION, reader="coco", root=str(root), split=split, classes=names))
+def _open(root: Path, split: str, classes: ClassList | None = None) -> Source:
+    voc = next(root.glob("ImageSets/Main"), None) or next(root.glob("VOC*/ImageSets/Main"), None)
+    spec = SourceSpec(
+        task=Task.DETECTION,
+        reader="coco" if voc is None else "voc",
+        root=str(root),
+        split=split,
+        classes=() if classes is None else classes.names,
+    )
+    return open_source(spec)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 from saccade.errors import UsageError, nearest
 from saccade.suites.base import SuiteOptions, SuiteResult
@@ -29,6 +30,7 @@ class Suite:
         published: What of the protocol is as published, and by whom.
         ours: What is our reconstruction; empty = nothing.
         run: Does it.
+        reads: Which of the options that not every suite has a use for it reads; others are refused.
     """
 
     summary: str
@@ -36,6 +38,13 @@ class Suite:
     published: str
     ours: str
     run: Callable[[Tower, SuiteOptions], SuiteResult]
+    reads: tuple[str, ...]
+
+
+_KEPT = ("cache",)
+_PROBED = ("train_limit", "probe", "steps", "learning_rate", "seed")
+_TRAINED = ("train_root", *_PROBED)
+_SPECIAL = (*_KEPT, *_TRAINED, "language")
 
 
 _ZERO_SHOT = (
@@ -86,6 +95,7 @@ SUITES: dict[str, Suite] = {
             published=_ZERO_SHOT,
             ours=ours,
             run=CLASSIFICATION[name],
+            reads=_KEPT,
         )
         for name, (title, layout, ours) in _CLASSES.items()
     },
@@ -96,6 +106,7 @@ SUITES: dict[str, Suite] = {
             published="recall at 1, 5, 10 both ways, five captions an image, points of length 1, CLIP's preprocessing",
             ours="",
             run=RETRIEVAL[name],
+            reads=_KEPT,
         )
         for name, (title, layout) in _RETRIEVED.items()
     },
@@ -105,14 +116,17 @@ SUITES: dict[str, Suite] = {
         published="the test sets, words compared as lower-case letters and digits, a shallow transformer decoder",
         ours="the decoder (2 layers, 384 wide), the input (4 x 16 patches), the schedule, MJSynth alone as training",
         run=read_words,
+        reads=(*_KEPT, *_TRAINED),
     ),
     f"{PREFIX}goi": Suite(
         summary="grounded object identification: the class of the object in a true box",
-        layout="COCO: annotations/instances_{train,val}2017.json, train2017/, val2017/",
+        layout="COCO: annotations/instances_{train,val}2017.json, train2017/, val2017/; or boxes of your own in the "
+        "layout of PASCAL VOC: ImageSets/Main/{train,val}.txt, Annotations/*.xml, JPEGImages/",
         published="the question, COCO's boxes, the numbers of M3IT's task (30,000 to train on, 2,000 to test)",
         ours="which boxes (M3IT's choice is not reproduced), the probe (features averaged in the box, one linear "
         "layer), the input size",
         run=identify,
+        reads=(*_KEPT, *_TRAINED),
     ),
     **{
         f"{PREFIX}{name}": Suite(
@@ -121,6 +135,7 @@ SUITES: dict[str, Suite] = {
             published=f"{_BLIP2}, at most 10 tokens, no length penalty, its prompt; the official VQA accuracy",
             ours=f"{_COCO_ALONE}{more}",
             run=LANGUAGE[name],
+            reads=(*_TRAINED, "language"),
         )
         for name, (title, layout, more) in _ASKED.items()
     },
@@ -131,6 +146,7 @@ SUITES: dict[str, Suite] = {
         "'a photo of'; CIDEr by domain",
         ours=_COCO_ALONE,
         run=LANGUAGE["nocaps"],
+        reads=(*_TRAINED, "language"),
     ),
     f"{PREFIX}scenes": Suite(
         summary="a small pair on drawn scenes of styles that it never saw: zero-shot, retrieval, linear probes",
@@ -138,6 +154,7 @@ SUITES: dict[str, Suite] = {
         published="nothing: it stands for the published evaluations where there is no such data",
         ours="all of it",
         run=measure_scenes,
+        reads=(*_KEPT, *_PROBED),
     ),
 }
 """Name to suite."""
@@ -158,9 +175,10 @@ def run_suite(name: str, tower: Tower, options: SuiteOptions) -> SuiteResult:
     """Runs a suite and stamps its result.
 
     Raises:
-        UsageError: No such suite, or no such folder.
+        UsageError: No such suite, no such folder, or an option that the suite has no use for.
     """
     suite = find_suite(name)
+    _refuse_unread(name, suite, options)
     if suite.layout and not options.root.is_dir():
         raise UsageError(
             "the folder of the data set does not exist", where=options.root, fix=f"it holds {suite.layout}"
@@ -179,3 +197,22 @@ def run_suite(name: str, tower: Tower, options: SuiteOptions) -> SuiteResult:
         "seconds": round(time.perf_counter() - started_s, 3),
     }
     return result
+
+
+def _refuse_unread(name: str, suite: Suite, options: SuiteOptions) -> None:
+    """Refuses options that would be passed over in silence."""
+    usual = SuiteOptions(root=options.root)
+    given = [option for option in _SPECIAL if getattr(options, option) != getattr(usual, option)]
+    unread = [option for option in given if option not in suite.reads]
+    if not suite.layout and options.root != Path():
+        unread.append("root")
+    if unread:
+        raise UsageError(
+            f"{name} has no use for {', '.join(_flag(option) for option in unread)}",
+            why=f"it reads {', '.join(_flag(option) for option in suite.reads)}",
+            fix="leave it out",
+        )
+
+
+def _flag(option: str) -> str:
+    return f"--{option.replace('_', '-')}"

@@ -14,9 +14,10 @@ from saccade.data.sources.base import Source, select_range
 from saccade.data.sources.karpathy import KarpathySource
 from saccade.data.sources.layout import first_existing
 from saccade.metrics.ranking import recall_at_k
+from saccade.models.visft.clip import CLIPPair
 from saccade.suites.base import SuiteOptions, SuiteResult
 from saccade.suites.features import extract
-from saccade.suites.pictures import CentreCrop, Pictures
+from saccade.suites.pictures import CentreCrop
 from saccade.suites.towers import Tower
 from saccade.tasks import Task
 
@@ -71,28 +72,31 @@ def retrieve(tower: Tower, options: SuiteOptions, *, which: Retrieval) -> SuiteR
     source = open_captioned(options.root, which)
     chosen = select_range(source, limit=options.limit)
     captions = [source.captions_of(index) for index in range(len(chosen))]
-    data = f"{source.name} {options.root.resolve()}"
+    pair = tower.require_pair()
+    images_IJ = extract(
+        pair.encode_images,
+        SourcePictures(chosen),
+        CentreCrop(side=tower.side, mean=tower.mean, std=tower.std),
+        options=options,
+        device=tower.device,
+        about={"tower": tower.identity, "data": f"{source.name} {options.root.resolve()}", "what": "points"},
+    )
     return SuiteResult(
-        metrics=retrieval_of(tower, SourcePictures(chosen), captions, options, data=data),
+        metrics=recall_at_k(images_IJ, *caption_points(pair, captions, options)),
         items=len(chosen),
         notes=[f"the first {CAPTIONS} captions of every image"],
         left_out=source.skipped,
     )
 
 
-def retrieval_of(
-    tower: Tower, pictures: Pictures, captions: Sequence[Sequence[str]], options: SuiteOptions, *, data: str
-) -> dict[str, float]:
-    """Recall of any captioned pictures.
+def caption_points(pair: CLIPPair, captions: Sequence[Sequence[str]], options: SuiteOptions) -> tuple[Tensor, Tensor]:
+    """The points of captions ``[T, J]``, and which picture each is of ``[T]``.
 
     Args:
-        tower: With its text tower.
-        pictures: The pictures.
+        pair: The towers.
         captions: Of each picture; the first five count.
-        options: Batch size, precision, cache, progress.
-        data: What the pictures are, for kept features.
+        options: Batch size, progress.
     """
-    pair = tower.require_pair()
     texts = [text for own in captions for text in own[:CAPTIONS]]
     image_of = [index for index, own in enumerate(captions) for _ in own[:CAPTIONS]]
     points = []
@@ -100,15 +104,7 @@ def retrieval_of(
         with torch.inference_mode():
             points.append(pair.encode_texts(texts[start : start + options.batch_size]).float().cpu())
         options.progress("captions", min(start + options.batch_size, len(texts)), len(texts))
-    images = extract(
-        pair.encode_images,
-        pictures,
-        CentreCrop(side=tower.side, mean=tower.mean, std=tower.std),
-        options=options,
-        device=tower.device,
-        about={"tower": tower.identity, "data": data, "what": "points"},
-    )
-    return recall_at_k(images, torch.cat(points), torch.tensor(image_of))
+    return torch.cat(points), torch.tensor(image_of)
 
 
 RETRIEVAL = {"flickr30k": partial(retrieve, which="flickr30k"), "coco_retrieval": partial(retrieve, which="coco")}
