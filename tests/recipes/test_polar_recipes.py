@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
+from saccade.data.sources import open_source
 from saccade.data.warp_augment import WarpAugment
 from saccade.errors import ConfigError, UsageError
 from saccade.hub.checkpoint import load_folder
@@ -143,6 +144,22 @@ def test_a_git_learns_from_unrolled_pictures(lesions: Path, tmp_path: Path) -> N
     assert all((value == learned.segmenter.state_dict()[key]).all() for key, value in started.state_dict().items())
     with pytest.raises(UsageError, match="is no GiT"):
         get_recipe("polar.git")(data=str(lesions), model=str(fit_unet(lesions, tmp_path)))
+
+
+def test_a_git_reads_the_published_data_sets(lesions: Path, tmp_path: Path) -> None:
+    cvc = tmp_path / "cvc"
+    for folder, own in (("Original", "images"), ("Ground Truth", "masks")):
+        (cvc / folder).mkdir(parents=True)
+        for number in range(12):
+            picture = (lesions / own / "train" / f"{number % 6}.png").read_bytes()
+            (cvc / folder / f"{number}.png").write_bytes(picture)
+    recipe = get_recipe("polar.git")
+    config = recipe(data=str(cvc), reader="cvc_clinicdb", interpolation="nearest", steps=2)
+    assert (config.train[0].reader, config.val[0].reader) == ("cvc_clinicdb", "cvc_clinicdb")
+    assert config.train[0].classes == ("background", "polyp") and config.model.interpolation == "nearest"
+    assert [len(open_source(one)) for one in (config.train[0], config.val[0])] == [10, 1]
+    plain = recipe(data=str(lesions), polar=False, steps=2)
+    assert plain.train[0].reader == "mask_folder" and plain.train[0].classes == ("background", "lesion")
 
 
 def fit_unet(lesions: Path, tmp_path: Path) -> Path:

@@ -7,6 +7,7 @@ epochs, no augmentation of the segmenters besides the shift of the centre, the b
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from pathlib import Path
 from typing import Literal, TypeAlias
 
@@ -16,24 +17,36 @@ from saccade.data.warp_augment import WarpAugment
 from saccade.errors import UsageError
 from saccade.hub.checkpoint import read_card
 from saccade.hub.resolve import resolve
+from saccade.hub.zoo import ZOO
 from saccade.labels import Objects
 from saccade.layers.polar import Interpolation
 from saccade.layers.unet import UNetConfig
+from saccade.layers.vit import ViTConfig
 from saccade.models.git.config import GiTConfig
 from saccade.models.polar import presets
-from saccade.models.polar.config import CentersConfig, PolarConfig, SegmenterConfig
-from saccade.models.systems import ModelConfig
+from saccade.models.polar.config import CentersConfig, PixelConfig, PolarConfig, SegmenterConfig, ViTPixelsConfig
+from saccade.models.systems import ModelConfig, plain_vit_of
+from saccade.models.visft import presets as visft_presets
+from saccade.models.visft.config import ViSFTConfig
 from saccade.recipes.finetune import finetune
+from saccade.recipes.small import scratch_optim
 from saccade.tasks import Task
 from saccade.training.config import OptimConfig, SourceConfig, TrainConfig
 
 Network: TypeAlias = Literal["unet", "unetplusplus", "deeplabv3plus", "vit"]
+Tower: TypeAlias = Literal["nano", "g", "e"]
 DataSet: TypeAlias = Literal["isic2018", "cvc_clinicdb", "lits", "mask_folder"]
 
 _EPOCHS, _BATCH = 100, 16
 _SIZES_HW = {"isic2018": (384, 512), "cvc_clinicdb": (288, 384), "mask_folder": (256, 256)}
 _IMAGES = {"isic2018": 2156, "cvc_clinicdb": 490}  # of the published training parts
 _OBJECTS = {"isic2018": "lesion", "cvc_clinicdb": "polyp", "lits": "liver", "mask_folder": "lesion"}
+_TOWERS: dict[Tower, Callable[[], ViTConfig]] = {
+    "nano": visft_presets.nano_vit,
+    "g": visft_presets.eva_g,
+    "e": visft_presets.eva_e,
+}
+_CELLS = 32  # along a side of the map that masks are read from
 _ADAM = OptimConfig(lr=1e-3, weight_decay=0.0, clip_norm=0.0, schedule="constant")
 
 
@@ -45,6 +58,7 @@ def segmenter(
     classes: tuple[str, ...] = (),
     size: tuple[int, int] = (0, 0),
     features: int = 32,
+    backbone: str = "",
     polar: bool = False,
     finder: str = "",
     objects: Objects = "one",
@@ -59,8 +73,9 @@ def segmenter(
         data: Folder of the data set.
         reader: The data set; ``mask_folder`` is a folder of one's own.
         classes: Names of the background and the object, where they are other ones.
-        size: Height and width of the network input; 0,0 = as published for the data set.
+        size: Height and width of the network input; 0,0 = as published for the data set, in whole patches.
         features: Channels of the U-Net's first level.
+        backbone: A checkpoint of any model whose plain ViT the plain ViT is to be and to start from (``git-nano``).
         polar: Unroll the pictures around the centre of the object.
         finder: What finds the centre later: a trained centre predictor or plain segmenter (a checkpoint folder). It
             goes into the checkpoint. Without one, centres have to be given.
@@ -70,16 +85,25 @@ def segmenter(
         steps: Optimiser steps; 0 = 100 epochs.
 
     Raises:
-        UsageError: A finder for plain pictures, or one that does not exist.
+        UsageError: A finder for plain pictures, or one that does not exist; a backbone for another network, or one that
+            is no plain ViT.
     """
-    if finder and not polar:
-        raise UsageError("plain pictures need no centre", where="finder", fix="leave it out, or set polar=true")
+    _require_polar(finder, polar)
     names = classes or ("background", _OBJECTS[reader])
     sized = presets.SEGMENTERS[network]()
     sized = presets.grey(sized) if reader == "lits" else dataclasses.replace(sized, input_hw=_SIZES_HW[reader])
     if isinstance(sized.network, UNetConfig):
         sized = dataclasses.replace(sized, network=dataclasses.replace(sized.network, features=features))
-    plain = dataclasses.replace(sized, classes=names, input_hw=size if min(size) > 0 else sized.input_hw)
+    input_hw = size if min(size) > 0 else sized.input_hw
+    if backbone:
+        if network != "vit":
+            raise UsageError("only a plain ViT starts from a backbone", where="backbone", fix="take recipe=polar.vit")
+        vit = dataclasses.replace(_vit_of(backbone), class_token=False)
+        step = vit.patch_size
+        sized = dataclasses.replace(sized, network=ViTPixelsConfig(vit=vit), input_hw=(step, step))
+        if min(size) <= 0:
+            input_hw = (input_hw[0] // step * step, input_hw[1] // step * step)
+    plain = dataclasses.replace(sized, classes=names, input_hw=input_hw)
     model = _unrolled(plain, finder, objects=objects, interpolation=interpolation) if polar else plain
     light = LightAugment(flip_vertical=0.5, rotate=True) if augment else None
     train, val = _sources(Task.SEMANTIC, data, reader, names, light)
@@ -90,6 +114,7 @@ def segmenter(
         dataclasses.replace(val, protocol="polar"),
         monitor="semantic_segmentation/mean_Dice",
         finder=finder,
+        init_from=backbone,
         steps=steps,
     )
 
@@ -124,28 +149,34 @@ def centers(
 def git(
     *,
     data: str,
+    reader: DataSet = "mask_folder",
+    classes: tuple[str, ...] = (),
     model: str = "git-nano",
     polar: bool = True,
     finder: str = "",
     objects: Objects = "one",
-    classes: tuple[str, ...] = ("background", "lesion"),
+    interpolation: Interpolation = "bilinear",
     steps: int = 0,
 ) -> TrainConfig:
-    """Fine-tunes a GiT on the label maps of a folder, on unrolled pictures or plain ones.
+    """Fine-tunes a GiT on label maps, on unrolled pictures or plain ones.
 
     Args:
-        data: A folder of images and masks.
+        data: Folder of the data set.
+        reader: The data set; ``mask_folder`` is a folder of one's own.
+        classes: Names of the background and the object, where they are other ones; of a folder of label maps those of
+            all values, in order.
         model: A bundled name, a zoo name or a checkpoint folder.
         polar: Unroll the pictures around the centre of the object.
         finder: What finds the centre later, as for the other polar recipes.
         objects: Unroll around all objects together, or around each.
-        classes: Class names in the order of the values.
+        interpolation: How pictures are unrolled.
         steps: Optimiser steps; 0 = by the number of images.
 
     Raises:
         UsageError: The model is no GiT.
     """
-    config = finetune(data_root=data, task="semantic", model=model, classes=classes, reader="mask_folder", steps=steps)
+    names = classes or ("background", _OBJECTS[reader])
+    config = finetune(data_root=data, task="semantic", model=model, classes=names, reader=reader, steps=steps)
     if not isinstance(config.model, GiTConfig):
         raise UsageError(f"'{model}' is no GiT", where="model", fix="name git-nano, git-base, ...")
     (val,) = config.val
@@ -153,18 +184,85 @@ def git(
     return dataclasses.replace(
         config,
         name=f"polar/{Path(model).name}_{form}",
-        model=_unrolled(config.model, finder, objects=objects) if polar else config.model,
+        model=_unrolled(config.model, finder, objects=objects, interpolation=interpolation) if polar else config.model,
         val=(dataclasses.replace(val, protocol="polar"),),
         monitor="semantic_segmentation/mean_Dice",
         finder=finder,
     )
 
 
-def _unrolled(
-    model: SegmenterConfig | GiTConfig, finder: str, *, objects: Objects, interpolation: Interpolation = "bilinear"
-) -> PolarConfig:
+def visft(
+    *,
+    data: str = "data/isic2018",
+    reader: DataSet = "isic2018",
+    classes: tuple[str, ...] = (),
+    backbone: str = "",
+    tower: Tower = "nano",
+    side: int = 0,
+    polar: bool = False,
+    finder: str = "",
+    objects: Objects = "one",
+    interpolation: Interpolation = "bilinear",
+    augment: bool = False,
+    steps: int = 0,
+) -> TrainConfig:
+    """Trains the segmentation head of ViSFT, and its backbone, on label maps; on plain pictures or on unrolled ones.
+
+    Args:
+        data: Folder of the data set.
+        reader: The data set; ``mask_folder`` is a folder of one's own.
+        classes: Names of the background and the object, where they are other ones.
+        backbone: What the backbone starts from: a checkpoint of any model with a plain ViT, which is then the backbone,
+            or weights of a tower (``eva-vit-g``, ``eva-clip-e``, or a file). Empty = fresh weights.
+        tower: The backbone where no checkpoint says it: a small one, EVA-ViT-g or EVA-ViT-E.
+        side: Side of the network input; 0 = 32 patches.
+        polar: Unroll the pictures around the centre of the object.
+        finder: What finds the centre later, as for the other polar recipes.
+        objects: Unroll around all objects together, or around each.
+        interpolation: How pictures are unrolled.
+        augment: Flips, quarter turns, crops and colours.
+        steps: Optimiser steps; 0 = 100 epochs.
+
+    Raises:
+        UsageError: A finder for plain pictures, or a backbone that is no plain ViT.
+    """
+    _require_polar(finder, polar)
+    names = classes or ("background", _OBJECTS[reader])
+    weights = not backbone or backbone in ZOO or Path(backbone).is_file()
+    vit = _TOWERS[tower]() if weights else _vit_of(backbone)
+    plain = visft_presets.labelling(vit, names, side=side or _CELLS * vit.patch_size)
+    light = LightAugment(flip_vertical=0.5, rotate=True) if augment else None
+    train, val = _sources(Task.SEMANTIC, data, reader, names, light)
+    config = _training(
+        f"polar/visft{'_polar' if polar else ''}",
+        _unrolled(plain, finder, objects=objects, interpolation=interpolation) if polar else plain,
+        train,
+        dataclasses.replace(val, protocol="polar"),
+        monitor="semantic_segmentation/mean_Dice",
+        finder=finder,
+        init_from=backbone,
+        steps=steps,
+    )
+    return dataclasses.replace(config, optim=dataclasses.replace(scratch_optim(config.steps), lr=5e-4))
+
+
+def _require_polar(finder: str, polar: bool) -> None:
+    if finder and not polar:
+        raise UsageError("plain pictures need no centre", where="finder", fix="leave it out, or set polar=true")
+
+
+def _vit_of(checkpoint: str) -> ViTConfig:
+    vit = plain_vit_of(read_card(resolve(checkpoint)).config)
+    if vit is None:
+        raise UsageError(
+            "the model has no plain ViT", where=f"backbone={checkpoint}", fix="name git-nano, vitdet-nano, ..."
+        )
+    return vit
+
+
+def _unrolled(model: PixelConfig, finder: str, *, objects: Objects, interpolation: Interpolation) -> PolarConfig:
     found = read_card(resolve(finder)).config if finder else None
-    if found is not None and not isinstance(found, SegmenterConfig | CentersConfig | GiTConfig):
+    if found is not None and not isinstance(found, SegmenterConfig | CentersConfig | GiTConfig | ViSFTConfig):
         raise UsageError(
             "it finds no centres", where=f"finder={finder}", fix="name a centre predictor, or a model that segments"
         )
@@ -188,7 +286,15 @@ def _sources(
 
 
 def _training(
-    name: str, model: ModelConfig, train: SourceConfig, val: SourceConfig, *, monitor: str, steps: int, finder: str = ""
+    name: str,
+    model: ModelConfig,
+    train: SourceConfig,
+    val: SourceConfig,
+    *,
+    monitor: str,
+    steps: int,
+    finder: str = "",
+    init_from: str = "",
 ) -> TrainConfig:
     count = steps or _EPOCHS * max(1, _images(train) // _BATCH)
     every = max(1, count // _EPOCHS) if not steps else max(1, steps // 10)
@@ -198,6 +304,7 @@ def _training(
         train=(train,),
         val=(val,),
         finder=finder,
+        init_from=init_from,
         steps=count,
         optim=_ADAM,
         eval_every=every,
