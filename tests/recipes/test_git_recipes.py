@@ -104,6 +104,7 @@ OUR_OWN = {
     *(f"visft.nano_{name}" for name in ("clip", "detection", "instance", "caption", "lora")),
     "polar.git",
     "polar.vit",
+    "polar.visft",
     *(f"git.nano_scenes_single_{task}" for task in ("detection", "instance", "semantic", "caption", "grounding")),
 }
 GIT = sorted(set(RECIPES) - {"finetune", "polar.git"})  # these two begin with the user's own data

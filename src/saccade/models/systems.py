@@ -182,6 +182,17 @@ def with_vit(config: GiTConfig | ViTDetConfig, vit: ViTConfig) -> ModelConfig:
     return dataclasses.replace(config, backbone=changed)
 
 
+def plain_vit_of(config: ModelConfig) -> ViTConfig | None:
+    """The plain ViT that a model looks with, by whose names other models can start from it; None = it has none."""
+    if isinstance(config, PolarConfig):
+        return plain_vit_of(config.segmenter)
+    if isinstance(config, SegmenterConfig):
+        return config.network.vit if isinstance(config.network, ViTPixelsConfig) else None
+    if isinstance(config, ViTDetConfig):
+        return config.backbone if isinstance(config.backbone, ViTConfig) else None
+    return config.vit if isinstance(config, GiTConfig | ViSFTConfig | CLIPPairConfig) else None
+
+
 def input_size(config: ModelConfig, task: Task) -> int:
     """Side of the network input of a task in pixels, the longer one where it is no square."""
     if isinstance(config, ViTDetConfig | CentersConfig):

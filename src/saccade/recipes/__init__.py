@@ -97,6 +97,7 @@ RECIPES: dict[str, Recipe] = {
     **{f"polar.{network}": partial(polar.segmenter, network) for network in _NETWORKS},
     "polar.centers": polar.centers,
     "polar.git": polar.git,
+    "polar.visft": polar.visft,
     **{f"git.few_shot_{name}_{size}": partial(few_shot, name, size) for name in _FEW_SHOT for size in _SIZES},
 }
 """Every recipe by its name."""
