@@ -5,10 +5,13 @@ from __future__ import annotations
 import dataclasses
 import json
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from peft import LoraConfig, inject_adapter_in_model, set_peft_model_state_dict
 from safetensors.torch import load_file
 from torch import Tensor
@@ -17,7 +20,8 @@ from saccade.cli import main
 from saccade.errors import CheckpointError, UsageError
 from saccade.hub.checkpoint import load_folder, save_model
 from saccade.hub.convert import convert_file, export_official
-from saccade.hub.lora import PEFT_CONFIG, PEFT_WEIGHTS, extract, load_lora, merge_files
+from saccade.hub.lora import extract, load_lora, merge_files, unmerge_files
+from saccade.hub.peft_adapter import PEFT_CONFIG, PEFT_WEIGHTS
 from saccade.hub.starts import load_backbone, load_head
 from saccade.layers.lora import LoRAConfig, add_lora, fold, lora_of, set_multiplier, updates_of
 from saccade.models.visft.convert import to_official
@@ -153,6 +157,35 @@ def test_peft_reads_what_is_written_for_it(tmp_path: Path, targets: tuple[str, .
     torch.testing.assert_close(plain.features(IMAGES), model.features(IMAGES), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("whole", [False, True])
+def test_a_released_file_is_written_for_peft(tmp_path: Path, whole: bool) -> None:
+    model = make()
+    source = tmp_path / "lora.pth"
+    if whole:
+        export_official(saved(model, tmp_path / "model"), source)
+    else:
+        torch.save(official_updates(model), source)
+    assert main(["lora", "extract", str(source), "--form", "peft", "--out", str(tmp_path / "adapter")]) == 0
+    plain = make(lora=None)
+    plain.load_state_dict({key: value for key, value in model.state_dict().items() if ".lora." not in key})
+    before = plain.features(IMAGES)
+    config = LoraConfig(**json.loads((tmp_path / "adapter" / PEFT_CONFIG).read_text()))
+    inject_adapter_in_model(config, plain)
+    loaded = set_peft_model_state_dict(plain, load_file(tmp_path / "adapter" / PEFT_WEIGHTS))
+    assert not loaded.unexpected_keys and not [key for key in loaded.missing_keys if "lora" in key]
+    assert not torch.allclose(plain.features(IMAGES), before, atol=1e-3)
+    torch.testing.assert_close(plain.features(IMAGES), model.features(IMAGES), rtol=1e-4, atol=1e-5)
+
+
+def test_a_file_of_several_ranks_is_no_adapter(tmp_path: Path) -> None:
+    held = official_updates(make())
+    down, up = (f"visual.blocks.1.attn.qkv.lora_{side}" for side in "AB")
+    torch.save(held | {down: held[down][:4], up: held[up][:, :2]}, tmp_path / "lora.pt")
+    with pytest.raises(CheckpointError, match=r"(?s)rank 2, not 4.*block 1"):
+        extract(tmp_path / "lora.pt", tmp_path / "adapter", form="peft")
+    assert not (tmp_path / "adapter").exists()
+
+
 def broken(kind: str) -> dict[str, Tensor]:
     held = official_updates(make())
     if kind == "another backbone":
@@ -236,6 +269,81 @@ def test_what_merging_cannot_do_is_said(tmp_path: Path) -> None:
     (tmp_path / "folder").mkdir()
     with pytest.raises(UsageError, match="written to a file"):
         merge_files(tmp_path / "base.pth", tmp_path / "lora.pt", tmp_path / "folder")
+
+
+@settings(max_examples=15, deadline=None)
+@given(
+    seed=st.integers(0, 99),
+    stored=st.sampled_from([torch.float32, torch.float16, torch.bfloat16]),
+    multiplier=st.sampled_from([1, 2]),
+    official=st.booleans(),
+)
+def test_updates_are_taken_out_again_to_rounding(
+    seed: int, stored: torch.dtype, multiplier: int, official: bool
+) -> None:
+    model = make(seed=seed)
+    plain = {key: value for key, value in model.state_dict().items() if ".lora." not in key}
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        torch.save(official_updates(model), folder / "lora.pt")
+        if official:
+            base = folder / "base.pth"
+            torch.save({k: v.to(stored) for k, v in to_official(plain, model.config).items()}, base)
+        else:
+            other = make(lora=None, seed=seed)
+            other.load_state_dict(plain)
+            base = saved(other, folder / "base")
+        merge_files(base, folder / "lora.pt", folder / "merged.pth", multiplier=multiplier)
+        back = unmerge_files(folder / "merged.pth", folder / "lora.pt", folder / "back.pth", multiplier=multiplier)
+        states = [read(folder / file) for file in (base.name, "merged.pth", "back.pth")]
+    before, merged, after = states
+    assert before.keys() == after.keys()
+    changed = {key for key in before if not torch.equal(before[key], merged[key])}
+    assert len(changed) == 3
+    wrong = {key for key in before if not torch.equal(before[key], after[key])}
+    assert wrong <= changed
+    greatest = max(float((before[key].float() - after[key].float()).abs().max()) for key in changed)
+    assert greatest <= back.rounding < 0.05
+    assert all(before[key].dtype == after[key].dtype for key in before)
+
+
+def read(path: Path) -> dict[str, Tensor]:
+    """All weights of a checkpoint of ours, or of a file."""
+    return load_folder(path).model.state_dict() if path.is_dir() else torch.load(path)
+
+
+@pytest.mark.parametrize("official", [False, True])
+def test_weights_with_digits_to_spare_are_back_bit_for_bit(tmp_path: Path, official: bool) -> None:
+    model = make()
+    for name, parameter in model.named_parameters():
+        if name.startswith("backbone"):
+            parameter.data = (parameter.data * 64).round() / 64
+    plain = make(lora=None)
+    plain.load_state_dict({key: value for key, value in model.state_dict().items() if ".lora." not in key})
+    base = tmp_path / "base.pth"
+    if official:
+        torch.save(to_official(plain.state_dict(), plain.config), base)
+    else:
+        saved(plain, base)
+    # A checkpoint holds the updates as well as a file of them does.
+    updates = saved(model, tmp_path / "updates")
+    merge_files(base, updates, tmp_path / "merged.pth")
+    arguments = ["lora", "unmerge", str(tmp_path / "merged.pth"), str(updates), "--out", str(tmp_path / "back.pth")]
+    assert main([*arguments, "--json", str(tmp_path / "told.json")]) == 0
+    told = json.loads((tmp_path / "told.json").read_text())
+    assert told["blocks"] == [0, 1, 2] and 0 < told["rounding"] < 1e-5
+    before, after = read(base), read(tmp_path / "back.pth")
+    assert all(torch.equal(value, after[key]) for key, value in before.items()) and before.keys() == after.keys()
+
+
+def test_what_unmerging_cannot_do_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = saved(make(), tmp_path / "own")
+    torch.save(official_updates(make()), tmp_path / "lora.pt")
+    assert main(["lora", "unmerge", str(folder), str(tmp_path / "lora.pt"), "--out", str(tmp_path / "a")]) == 2
+    assert "updates of its own" in capsys.readouterr().err
+    assert main(["lora", "unmerge", str(folder), "--out", str(tmp_path / "a")]) == 2
+    assert "required: UPDATES" in capsys.readouterr().err
+    assert not (tmp_path / "a").exists()
 
 
 def test_the_commands(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

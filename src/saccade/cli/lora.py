@@ -1,25 +1,30 @@
-"""``saccade lora``: low-rank updates taken out of checkpoints, and added to the weights that they belong to."""
+"""``saccade lora``: low-rank updates by themselves, added to the weights that they belong to, and taken out again."""
 
 from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from saccade.cli.parser import Verbs, add_json, comma_list
+from saccade.cli.parser import Parser, Verbs, add_json, comma_list
 from saccade.errors import UsageError
+
+if TYPE_CHECKING:
+    from saccade.hub.lora import Merged
 
 
 def add(verbs: Verbs) -> None:
     """Adds the verb."""
     parser = verbs.add(
         "lora",
-        summary="Take low-rank updates out of a checkpoint, or add them to weights for good.",
+        summary="Write low-rank updates by themselves, add them to weights for good, or take them out again.",
         examples=[
             "saccade lora extract runs/visft/lora_g/checkpoints/last --out eva_g_lora.pt",
             "saccade lora extract runs/cells/checkpoints/last --form peft --out adapter",
             "saccade lora merge runs/cells/checkpoints/last --out cells",
             "saccade lora merge eva_vit_g.pth eva_g_lora_50000.pt --out eva_vit_g_visft.pth",
             "saccade lora merge blip2_pretrained.pth eva_g_lora_50000.pt --leave-out 39 --out blip2_visft.pth",
+            "saccade lora unmerge eva_vit_g_visft.pth eva_g_lora_50000.pt --out eva_vit_g_again.pth",
         ],
     )
     words = Verbs(parser)
@@ -45,18 +50,32 @@ def add(verbs: Verbs) -> None:
         "base", type=Path, metavar="WEIGHTS", help="a checkpoint folder of ours, or an official file with a backbone"
     )
     merge.add_argument("updates", type=Path, nargs="?", metavar="UPDATES", help="an official file, or a checkpoint")
-    merge.add_argument("--out", type=Path, required=True, metavar="PATH", help="the folder or file to write")
-    merge.add_argument(
+    _add_options(merge)
+    unmerge = words.add(
+        "unmerge",
+        summary="Subtract low-rank updates from weights that they were added to.",
+        examples=["saccade lora unmerge eva_vit_g_visft.pth eva_g_lora_50000.pt --out eva_vit_g_again.pth"],
+        run=_unmerge,
+    )
+    unmerge.add_argument("merged", type=Path, metavar="WEIGHTS", help="what `saccade lora merge` wrote")
+    unmerge.add_argument("updates", type=Path, metavar="UPDATES", help="what was added: a file, or a checkpoint")
+    _add_options(unmerge)
+
+
+def _add_options(parser: Parser) -> None:
+    """Adds what merging and unmerging have alike."""
+    parser.add_argument("--out", type=Path, required=True, metavar="PATH", help="the folder or file to write")
+    parser.add_argument(
         "--multiplier",
         type=int,
         choices=(1, 2),
         default=1,
         help="2: updates count twice, as in the official code in evaluation mode (default: 1)",
     )
-    merge.add_argument(
+    parser.add_argument(
         "--leave-out", type=comma_list, default=(), metavar="N,N", help="blocks that the weights do not have"
     )
-    add_json(merge)
+    add_json(parser)
 
 
 def _extract(arguments: argparse.Namespace) -> int:
@@ -70,28 +89,54 @@ def _extract(arguments: argparse.Namespace) -> int:
 
 
 def _merge(arguments: argparse.Namespace) -> int:
-    from saccade.cli import screen
     from saccade.hub.lora import merge_files
 
-    if not all(block.isdigit() for block in arguments.leave_out):
-        raise UsageError("blocks are whole numbers", where="--leave-out", fix="--leave-out 39")
     merged = merge_files(
         arguments.base,
         arguments.updates,
         arguments.out,
         multiplier=arguments.multiplier,
-        leave_out=map(int, arguments.leave_out),
+        leave_out=_left_out(arguments),
     )
+    _tell(merged, arguments)
+    return 0
+
+
+def _unmerge(arguments: argparse.Namespace) -> int:
+    from saccade.cli import screen
+    from saccade.hub.lora import unmerge_files
+
+    unmerged = unmerge_files(
+        arguments.merged,
+        arguments.updates,
+        arguments.out,
+        multiplier=arguments.multiplier,
+        leave_out=_left_out(arguments),
+    )
+    _tell(unmerged, arguments)
+    screen.note(f"no weight is further than {unmerged.rounding:.2g} from what it was before the updates were added")
+    return 0
+
+
+def _left_out(arguments: argparse.Namespace) -> list[int]:
+    if not all(block.isdigit() for block in arguments.leave_out):
+        raise UsageError("blocks are whole numbers", where="--leave-out", fix="--leave-out 39")
+    return [int(block) for block in arguments.leave_out]
+
+
+def _tell(done: Merged, arguments: argparse.Namespace) -> None:
+    from saccade.cli import screen
+
     told = {
-        "written": merged.path,
-        "blocks": list(merged.blocks),
-        "left_out": list(merged.left_out),
+        "written": done.path,
+        "blocks": list(done.blocks),
+        "left_out": list(done.left_out),
         "multiplier": arguments.multiplier,
-        "scale": merged.scale,
+        "scale": done.scale,
+        "rounding": done.rounding,
     }
     screen.write_json(arguments.json, told)
     screen.note(
-        f"wrote {merged.path}: {len(merged.blocks)} blocks changed, B A counts {merged.scale:g} "
+        f"wrote {done.path}: {len(done.blocks)} blocks changed, B A counts {done.scale:g} "
         f"(multiplier {arguments.multiplier})"
     )
-    return 0

@@ -6,46 +6,57 @@ what :func:`extract` writes. peft's form is written, and read by peft.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, TypeAlias
 
-from safetensors.torch import save_file
+import torch
 from torch import Tensor, nn
 
 from saccade.errors import CheckpointError, UsageError
 from saccade.hub.checkpoint import is_checkpoint, load_folder, save_model
 from saccade.hub.convert import write_official
+from saccade.hub.peft_adapter import write_adapter
 from saccade.hub.unpickle import read_tensor_file
 from saccade.hub.weight_sets import read_weight_set
-from saccade.layers.lora import LoRAConfig, Multiplier, add_lora, fold, lora_of, set_multiplier, updates_of
+from saccade.layers.lora import (
+    LoRAConfig,
+    LowRankUpdate,
+    Multiplier,
+    add_lora,
+    fold,
+    lora_of,
+    set_multiplier,
+    updates_of,
+)
 from saccade.models.visft import convert as visft
 
 LoRAForm: TypeAlias = Literal["official", "peft"]
+Sign: TypeAlias = Literal[1, -1]
+"""Whether updates are added to weights, or taken out."""
 Pair: TypeAlias = tuple[Tensor, Tensor]
 """A and B of one block."""
-
-PEFT_CONFIG, PEFT_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
-_PEFT_PREFIX = "base_model.model."
 
 
 @dataclass(kw_only=True, frozen=True)
 class Merged:
-    """What :func:`merge_files` did.
+    """What :func:`merge_files` or :func:`unmerge_files` did.
 
     Attributes:
         path: What was written.
         blocks: Blocks whose weights were changed.
         left_out: Blocks of the updates that were left out on request.
         scale: What the product of the two factors counted, the multiplier included.
+        rounding: How far a weight can be from what it was once updates were added and taken out again: half a unit in
+            the last place each time, of the greatest weight that was changed.
     """
 
     path: Path
     blocks: tuple[int, ...]
     left_out: tuple[int, ...]
     scale: float
+    rounding: float
 
 
 def load_lora(model: nn.Module, state: Mapping[str, Tensor], *, source: str = "") -> None:
@@ -67,8 +78,9 @@ def extract(source: str | Path, out: str | Path, *, form: LoRAForm = "official")
     """Writes the updates of a checkpoint by themselves.
 
     Args:
-        source: A checkpoint folder of ours, or a checkpoint of the authors' second stage.
-        out: ``official``: a ``.pt`` or ``.safetensors`` file; ``peft``: a folder.
+        source: A checkpoint folder of ours, or a released file: of updates, or of the second stage as a whole.
+        out: ``official``: a ``.pt`` or ``.safetensors`` file; ``peft``: a folder. There the layers of a released file
+            have our names, ``backbone.blocks.0.attn.qkv``, and its scale of 1 / rank is told.
         form: The form.
 
     Returns:
@@ -86,19 +98,18 @@ def extract(source: str | Path, out: str | Path, *, form: LoRAForm = "official")
         if lora_of(model) is None:
             raise CheckpointError("the checkpoint has no low-rank updates", where=source)
         if form == "peft":
-            return _write_peft(model, target)
+            write_adapter(held := updates_of(model), target)
+            return len(held)
         official = _official(model, source)
     else:
-        official = {k: v for k, v in read_tensor_file(Path(source)).tensors.items() if ".lora_" in k}
-        if not visft.is_lora(official):
+        tensors = {key: value for key, value in read_tensor_file(Path(source)).tensors.items() if ".lora_" in key}
+        if not visft.is_lora(tensors):
             raise CheckpointError("the file has no low-rank updates of queries and values", where=source)
+        blocks, config = _official_updates(tensors)
+        _check(blocks, blocks=blocks, width=_width(blocks), source=str(source), rank=config.rank)
         if form == "peft":
-            raise UsageError(
-                "peft's form is written from a checkpoint of ours",
-                where=source,
-                fix="convert the file first: saccade convert FILE --base BACKBONE --out FOLDER",
-            )
-        blocks, _ = visft.lora_form(official)
+            write_adapter(_layers(blocks, config), target)
+            return len(blocks)
         official = _named(blocks)
     write_official({key: value.detach().clone() for key, value in official.items()}, target)
     return len(official) // 2
@@ -126,18 +137,63 @@ def merge_files(
         CheckpointError: The updates belong to another backbone, or do not cover its blocks.
         UsageError: What is to be written exists, there are no updates, or none of a block that is to be left out.
     """
+    return _change(base, updates, out, multiplier=multiplier, leave_out=tuple(leave_out), sign=1)
+
+
+def unmerge_files(
+    merged: str | Path,
+    updates: str | Path,
+    out: str | Path,
+    *,
+    multiplier: Multiplier = 1,
+    leave_out: Iterable[int] = (),
+) -> Merged:
+    """Takes updates out of weights that hold them, and writes the result in the form that the weights had.
+
+    The same product is subtracted that :func:`merge_files` added. Each of the two rounds: the weights are those of
+    before within :attr:`Merged.rounding`, and bit for bit where they have digits to spare for the sum.
+
+    Args:
+        merged: What :func:`merge_files` wrote.
+        updates: What was added: an official file, or a checkpoint of ours that has some.
+        out: A folder, or a ``.pt``, ``.pth`` or ``.safetensors`` file.
+        multiplier: How often the updates were counted.
+        leave_out: Blocks that were left out.
+
+    Raises:
+        CheckpointError: The updates belong to another backbone, or do not cover its blocks.
+        UsageError: What is to be written exists, the weights have updates that are not merged, or there is none of a
+            block that is to be left out.
+    """
+    return _change(merged, updates, out, multiplier=multiplier, leave_out=tuple(leave_out), sign=-1)
+
+
+def _change(
+    base: str | Path,
+    updates: str | Path | None,
+    out: str | Path,
+    *,
+    multiplier: Multiplier,
+    leave_out: tuple[int, ...],
+    sign: Sign,
+) -> Merged:
     target = Path(out)
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise UsageError("will not write over what is there", where=target, fix="choose another name")
     if is_checkpoint(Path(base)):
-        return _merge_checkpoint(Path(base), updates, target, multiplier, tuple(leave_out))
+        return _change_checkpoint(Path(base), updates, target, multiplier, leave_out, sign)
     if target.is_dir():
         raise UsageError("official weights are written to a file", where=target, fix="--out NAME.pth")
-    return _merge_official(base, updates, target, multiplier, tuple(leave_out))
+    return _change_official(base, updates, target, multiplier, leave_out, sign)
 
 
-def _merge_checkpoint(
-    base: Path, updates: str | Path | None, target: Path, multiplier: Multiplier, leave_out: tuple[int, ...]
+def _change_checkpoint(
+    base: Path,
+    updates: str | Path | None,
+    target: Path,
+    multiplier: Multiplier,
+    leave_out: tuple[int, ...],
+    sign: Sign,
 ) -> Merged:
     loaded = load_folder(base)
     model = loaded.model
@@ -146,7 +202,7 @@ def _merge_checkpoint(
             raise UsageError("the checkpoint has updates of its own", where=base, fix="leave the second file out")
         found, config = _read_updates(updates)
         add_lora(model, config)
-        _fill(model, _without(found, leave_out, source=updates), source=str(updates))
+        _fill(model, _without(found, leave_out, source=updates), source=str(updates), sign=sign)
     elif leave_out:
         raise UsageError("a checkpoint's own updates are added as a whole", where="--leave-out", fix="leave it out")
     held = updates_of(model)
@@ -155,14 +211,23 @@ def _merge_checkpoint(
     set_multiplier(model, multiplier)
     scale = next(update.scale for _, update in held.values())
     blocks = tuple(sorted({int(part) for name in held for part in name.split(".") if part.isdigit()}))
+    before = [update.taken(layer.weight) for layer, update in held.values()]
     fold(model)
-    told = {"merged": str(updates or base), "lora_multiplier": multiplier}
+    after = [update.taken(layer.weight) for layer, update in held.values()]
+    told = {"merged" if sign == 1 else "unmerged": str(updates or base), "lora_multiplier": multiplier}
     save_model(model, target, classes=loaded.classes, provenance={**loaded.card.provenance, **told})
-    return Merged(path=target, blocks=blocks, left_out=leave_out, scale=scale)
+    rounding = max(map(_rounding, before, after))
+    return Merged(path=target, blocks=blocks, left_out=leave_out, scale=scale, rounding=rounding)
 
 
-def _merge_official(
-    base: str | Path, updates: str | Path | None, target: Path, multiplier: Multiplier, leave_out: tuple[int, ...]
+@torch.no_grad()
+def _change_official(
+    base: str | Path,
+    updates: str | Path | None,
+    target: Path,
+    multiplier: Multiplier,
+    leave_out: tuple[int, ...],
+    sign: Sign,
 ) -> Merged:
     tensors = dict(read_weight_set(base).tensors)
     prefix = visft.prefix_of(tensors)
@@ -178,16 +243,24 @@ def _merge_official(
     weight = f"{prefix}blocks.{{}}.attn.qkv.weight"
     own = [block for block in range(len(tensors)) if weight.format(block) in tensors]
     width = tensors[weight.format(0)].shape[1]
-    _check(found, blocks=own, width=width, source=str(updates or base))
-    scale = config.scale * multiplier
-    for block, (down, up) in found.items():
+    _check(found, blocks=own, width=width, source=str(updates or base), rank=config.rank)
+    rounding = 0.0
+    for block, (_, update) in zip(found, _layers(found, config).values(), strict=True):
+        update.multiplier = multiplier
         old = tensors[weight.format(block)]
-        new = old.float()
-        for third, part_down, part_up in zip((0, 2), down.float().chunk(2), up.float().chunk(2), strict=True):
-            new[third * width : (third + 1) * width] += scale * part_up @ part_down
+        new = old.to(torch.float32, copy=True)
+        update.put(new, update.taken(new) + sign * update.delta())
         tensors[weight.format(block)] = new.to(old.dtype)
+        rounding = max(rounding, _rounding(update.taken(old), update.taken(new).to(old.dtype)))
     write_official(tensors, target)
-    return Merged(path=target, blocks=tuple(found), left_out=leave_out, scale=scale)
+    scale = config.scale * multiplier
+    return Merged(path=target, blocks=tuple(found), left_out=leave_out, scale=scale, rounding=rounding)
+
+
+def _rounding(before: Tensor, after: Tensor) -> float:
+    """See :attr:`Merged.rounding`."""
+    greatest = max(float(before.abs().max()), float(after.abs().max()))
+    return torch.finfo(before.dtype).eps * greatest
 
 
 def _read_updates(path: str | Path) -> tuple[dict[int, Pair], LoRAConfig]:
@@ -221,14 +294,14 @@ def _without(found: Mapping[int, Pair], leave_out: Iterable[int], *, source: str
     return {block: pair for block, pair in found.items() if block not in leave_out}
 
 
-def _fill(model: nn.Module, found: Mapping[int, Pair], *, source: str) -> None:
-    """Gives the updates of a model the values of others."""
+def _fill(model: nn.Module, found: Mapping[int, Pair], *, source: str, sign: Sign = 1) -> None:
+    """Gives the updates of a model the values of others; with the sign -1, they take those out."""
     own, config = _blocks(model, "the model"), lora_of(model)
     assert config is not None
-    _check(found, blocks=own, width=next(iter(own.values()))[0].shape[1], source=source, rank=config.rank)
-    for block, pair in found.items():
-        for values, given in zip(own[block], pair, strict=True):
-            values.copy_(given)
+    _check(found, blocks=own, width=_width(own), source=source, rank=config.rank)
+    for block, (down, up) in found.items():
+        own[block][0].copy_(down)
+        own[block][1].copy_(sign * up)
 
 
 def published_form(found: Mapping[int, Pair]) -> LoRAConfig:
@@ -256,7 +329,7 @@ def _check(
     """
     if not found:
         raise CheckpointError("the file has no low-rank updates of queries and values", where=source)
-    told = f"the updates have {len(found)} blocks of width {next(iter(found.values()))[0].shape[1]}"
+    told = f"the updates have {len(found)} blocks of width {_width(found)}"
     own = sorted(blocks)
     for block, (down, up) in found.items():
         if down.shape[1] != width or up.shape[0] != 2 * width:
@@ -302,9 +375,8 @@ def _blocks(model: nn.Module, source: str | Path) -> dict[int, Pair]:
     """The updates of queries and values by block, without gradients: what is written to them changes the model."""
     blocks: dict[int, Pair] = {}
     for name, (layer, update) in updates_of(model).items():
-        parts, width = name.split("."), layer.in_features
-        qv = ((0, width), (2 * width, 3 * width))
-        if parts[:2] != ["backbone", "blocks"] or parts[3:] != ["attn", "qkv"] or update.rows != qv:
+        parts, rows = name.split("."), _queries_values(layer.in_features)
+        if parts[:2] != ["backbone", "blocks"] or parts[3:] != ["attn", "qkv"] or update.rows != rows:
             raise CheckpointError(
                 "the official form knows updates of queries and values of a plain backbone alone",
                 where=source,
@@ -315,50 +387,34 @@ def _blocks(model: nn.Module, source: str | Path) -> dict[int, Pair]:
     return blocks
 
 
+def _layers(blocks: Mapping[int, Pair], config: LoRAConfig) -> dict[str, tuple[nn.Linear, LowRankUpdate]]:
+    """Layers without weights, named as ours are, and their updates in single precision."""
+    layers = {}
+    for block, (down, up) in blocks.items():
+        width = down.shape[1]
+        layer = nn.Linear(width, 3 * width, device="meta")
+        update = LowRankUpdate(layer, config, _queries_values(width))
+        update.A, update.B = nn.Parameter(down.float()), nn.Parameter(up.float())
+        layers[f"backbone.blocks.{block}.attn.qkv"] = layer, update
+    return layers
+
+
+def _queries_values(width: int) -> tuple[tuple[int, int], ...]:
+    """First and last (exclusive) rows of them."""
+    return (0, width), (2 * width, 3 * width)
+
+
+def _width(blocks: Mapping[int, Pair]) -> int:
+    """Channels that updates read; 0 where there are none."""
+    return next((down.shape[1] for down, _ in blocks.values()), 0)
+
+
 def _named(blocks: Mapping[int, Pair]) -> dict[str, Tensor]:
     return {
         f"visual.blocks.{block}.attn.qkv.lora_{side}": tensor
         for block, pair in sorted(blocks.items())
         for side, tensor in zip("AB", pair, strict=True)
     }
-
-
-def _write_peft(model: nn.Module, folder: Path) -> int:
-    """An adapter that peft adds to a model with our names.
-
-    Updates of several thirds become one of the joined rank, in which each third has zeros for the others.
-    """
-    held = updates_of(model)
-    tensors: dict[str, Tensor] = {}
-    ranks, alphas = {}, {}
-    for name, (layer, update) in held.items():
-        groups, rank = len(update.rows), update.config.rank
-        up = update.B.new_zeros(layer.out_features, groups * rank)
-        first = 0
-        for group, (begin, end) in enumerate(update.rows):
-            up[begin:end, group * rank : (group + 1) * rank] = update.B[first : first + end - begin]
-            first += end - begin
-        tensors[f"{_PEFT_PREFIX}{name}.lora_A.weight"] = update.A.detach().contiguous().clone()
-        tensors[f"{_PEFT_PREFIX}{name}.lora_B.weight"] = up.detach()
-        ranks[name] = groups * rank
-        alphas[name] = update.scale * groups * rank
-    config = {
-        "peft_type": "LORA",
-        "r": next(iter(ranks.values())),
-        "lora_alpha": next(iter(alphas.values())),
-        "rank_pattern": ranks,
-        "alpha_pattern": alphas,
-        "target_modules": sorted(ranks),
-        "lora_dropout": 0.0,
-        "bias": "none",
-        "fan_in_fan_out": False,
-        "task_type": None,
-        "inference_mode": True,
-    }
-    folder.mkdir(parents=True)
-    save_file(tensors, folder / PEFT_WEIGHTS, metadata={"format": "pt"})
-    (folder / PEFT_CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-    return len(held)
 
 
 def _listed(numbers: list[int], most: int = 8) -> str:
