@@ -17,6 +17,11 @@ from saccade.data.check import check_dataset
 from saccade.data.sources import SourceSpec, open_source
 from saccade.data.sources.object_masks import tenths
 from saccade.errors import DataError, MissingDataError, MissingExtraError, UsageError
+from saccade.hub.checkpoint import save_model
+from saccade.layers.unet import UNetConfig
+from saccade.models.polar.config import SegmenterConfig
+from saccade.models.systems import build
+from saccade.recipes import get_recipe
 from saccade.tasks import Task
 
 
@@ -228,6 +233,23 @@ def test_slices_without_liver_and_the_parts(tmp_path: Path) -> None:
     assert len(open_("lits", tmp_path / "parted", split="val")) == 5
     report = check_dataset(SourceSpec(task=Task.SEMANTIC, reader="lits", root=str(tmp_path / "parted"), split="train"))
     assert report.ok and report.counts["images"] == 10 and report.counts["volumes"] == 2
+
+
+def test_an_evaluation_scores_the_slices_that_training_validates_on(tmp_path: Path, capsys) -> None:
+    write_lits(tmp_path / "lits", 8)
+    config = SegmenterConfig(network=UNetConfig(features=2, levels=1), classes=("background", "liver"), input_hw=(8, 8))
+    save_model(build(config), tmp_path / "model", classes={}, provenance={})
+    told = tmp_path / "told.json"
+    words = ["--data", "lits", "--root", str(tmp_path / "lits"), "--task", "semantic", "--protocol", "polar"]
+    assert main(["eval", str(tmp_path / "model"), *words, "--json", str(told), "--device", "cpu"]) == 0
+    result = json.loads(told.read_text())[str(Task.SEMANTIC)]
+    validated = get_recipe("polar.unet")(data=str(tmp_path / "lits"), reader="lits").val[0]
+    source = open_source(validated)
+    assert result["images"] == len(source) > 0
+    assert result["left_out"] == source.skipped == {"slice without liver": len(source) * 2 // 3}
+    assert f"left out: {len(source) * 2 // 3} (slice without liver)" in capsys.readouterr().err
+    for other in get_recipe("polar.git")(data=str(tmp_path / "lits"), reader="lits", steps=2).val:
+        assert len(open_source(other)) == len(source)
 
 
 def test_damaged_volumes(tmp_path: Path) -> None:

@@ -118,8 +118,8 @@ def add_source(parser: Parser, *, split: str) -> None:
 
 
 def source_spec(arguments: argparse.Namespace, task: Task) -> SourceSpec:
-    """The data set that the options of :func:`add_source` name."""
-    from saccade.data.sources import SourceSpec
+    """The data set that the options of :func:`add_source` name, without empty pictures where its paper has none."""
+    from saccade.data.sources import WITHOUT_EMPTY, SourceSpec
 
     if arguments.data != DRAWN and not arguments.root:
         raise UsageError(f"--data {arguments.data} needs a folder", fix="--root DIR")
@@ -133,6 +133,7 @@ def source_spec(arguments: argparse.Namespace, task: Task) -> SourceSpec:
         classes=tuple(arguments.classes),
         limit=arguments.limit,
         depth_scale=arguments.depth_scale,
+        drop_empty=arguments.data in WITHOUT_EMPTY,
     )
 
 

@@ -12,7 +12,7 @@ import torch
 from saccade.data.augment import Augment, LightAugment, ScaleJitterAugment
 from saccade.data.depth_augment import DepthAugment
 from saccade.data.mask_crops import MaskCropAugment
-from saccade.data.sources import Source, SourceSpec, names_one_split, open_source
+from saccade.data.sources import WITHOUT_EMPTY, Source, SourceSpec, names_one_split, open_source
 from saccade.data.sources.base import most_objects
 from saccade.errors import DataError, UsageError
 from saccade.hub.checkpoint import read_card
@@ -23,12 +23,14 @@ from saccade.models.ait.adapt import for_depth, for_objects
 from saccade.models.ait.config import AiTConfig
 from saccade.models.ait.vqvae import MapVQVAEConfig
 from saccade.models.git.config import GiTConfig
-from saccade.models.polar.config import PolarConfig, SegmenterConfig
+from saccade.models.polar.config import PixelConfig, PolarConfig, SegmenterConfig
 from saccade.models.systems import ModelConfig, width_of
+from saccade.models.visft.config import ViSFTConfig
 from saccade.models.vitdet.config import ViTDetConfig
 from saccade.recipes.ait import NO_DECAY
 from saccade.recipes.git import LAYER_RATES, only
 from saccade.recipes.small import STEM_RATES
+from saccade.samples import ClassList
 from saccade.tasks import TASKS, Task, parse_task
 from saccade.training.config import LayerDecay, LayerRates, OptimConfig, SourceConfig, TrainConfig
 
@@ -112,6 +114,7 @@ def finetune(
         annotations=annotations,
         mask_suffix=mask_suffix,
         depth_scale=depth_scale,
+        drop_empty=reader in WITHOUT_EMPTY,
     )
     train, opened = _open_training(spec)
     if opened.classes is not None and (train.reader != "mask_folder" or chosen is Task.SEMANTIC):
@@ -205,21 +208,34 @@ def _adapted(model: ModelConfig, task: Task, source: Source) -> ModelConfig:
         return for_objects(model, task, classes, most_objects(source))
     if isinstance(model, PolarConfig):
         inner = _adapted(model.segmenter, task, source)
-        assert isinstance(inner, SegmenterConfig | GiTConfig)
+        assert isinstance(inner, PixelConfig)
         return dataclasses.replace(model, segmenter=inner)
     if isinstance(model, SegmenterConfig):
-        if len(classes) != len(model.classes):
-            raise UsageError(
-                f"the data has {len(classes)} classes, the segmenter tells {len(model.classes)} apart",
-                where=source.name,
-                fix="train one with these classes (recipe=polar.unet classes=...)",
-            )
+        _require_count(classes, len(model.classes), source)
         return dataclasses.replace(model, classes=classes.names, category_ids=classes.category_ids)
+    if isinstance(model, ViSFTConfig):
+        if model.semantic is None or task is not Task.SEMANTIC:
+            raise UsageError(
+                f"recipe finetune does not train ViSFT's head for the task {task}",
+                fix="train it with recipe=visft.nano_... or a configuration of your own (docs/visft.md)",
+            )
+        _require_count(classes, model.semantic.num_classes, source)
+        named = dataclasses.replace(model.semantic, classes=classes.names, category_ids=classes.category_ids)
+        return dataclasses.replace(model, semantic=named)
     assert isinstance(model, ViTDetConfig)  # no other system finds objects
     heads = dataclasses.replace(
         model.roi, num_classes=len(classes), mask="none" if task is Task.DETECTION else model.roi.mask
     )
     return dataclasses.replace(model, classes=classes.names, category_ids=classes.category_ids, roi=heads)
+
+
+def _require_count(classes: ClassList, known: int, source: Source) -> None:
+    if len(classes) != known:
+        raise UsageError(
+            f"the data has {len(classes)} classes, the segmenter tells {known} apart",
+            where=source.name,
+            fix="train one with these classes (recipe=polar.unet classes=...)",
+        )
 
 
 def _augment(task: Task, model: ModelConfig) -> Augment | None:
@@ -262,9 +278,10 @@ def _optim(model: ModelConfig, steps: int) -> OptimConfig:
 
 
 def _without_blocks(model: ModelConfig) -> bool:
-    """Whether there is no transformer whose stem could learn at another rate."""
+    """Whether no transformer learns, whose stem could do so at another rate."""
     inner = model.segmenter if isinstance(model, PolarConfig) else model
-    return isinstance(inner, MapVQVAEConfig | SegmenterConfig)
+    frozen = isinstance(inner, ViSFTConfig) and "backbone" not in inner.trained
+    return frozen or isinstance(inner, MapVQVAEConfig | SegmenterConfig)
 
 
 def _rates(model: ModelConfig) -> LayerRates | LayerDecay | None:

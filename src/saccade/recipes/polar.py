@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Literal, TypeAlias
 
 from saccade.data.augment import Augment, LightAugment
-from saccade.data.sources import SourceSpec, open_source
+from saccade.data.sources import WITHOUT_EMPTY, SourceSpec, open_source
 from saccade.data.warp_augment import WarpAugment
 from saccade.errors import UsageError
 from saccade.hub.checkpoint import read_card
@@ -278,7 +278,7 @@ def _sources(
         root=data,
         split="train",
         classes=classes,
-        drop_empty=reader == "lits",
+        drop_empty=reader in WITHOUT_EMPTY,
         batch_size=_BATCH,
         augment=augment,
     )

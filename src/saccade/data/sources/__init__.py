@@ -140,6 +140,10 @@ READERS: dict[str, Callable[[SourceSpec], Source]] = {
 DRAWN = frozenset({"scenes", "scene_dialogues"})
 """Readers that draw what they give: nothing on disk."""
 
+WITHOUT_EMPTY = frozenset({"lits"})
+"""Readers of data sets whose papers leave out pictures without an object, in training and in scoring: they are opened
+with ``drop_empty``."""
+
 _ONE_SPLIT_FILES = frozenset(READERS) - DRAWN - {
     "voc", "mask_folder", "ade20k", "refcoco", "grefcoco", "refzom", "reasonseg",
     "coco_stuff", "mapillary", "depth_folder", "mask_crops", "caption_hdf5",
