@@ -562,6 +562,12 @@ def test_bench_times_gsva_and_its_parts(run, tmp_path: Path) -> None:
     backbone, masks, whole = json.loads((tmp_path / "b.json").read_text())["results"]
     assert (masks["task"], whole["task"], whole["preset"]) == ("masks", "referring_segmentation", "gsva-nano")
     assert 0 < backbone["ratio"] < whole["ratio"] and masks["ratio"] > 0
+    parts = "read,read-twice,gres,find,decode"
+    shown = run("bench", "gsva", "--task", parts, "--repeats", "1", "--device", "cpu", "--json", tmp_path / "b.json")
+    assert shown.code == 0 and "tokens per s" in shown.out, shown.err
+    read, *_, said = json.loads((tmp_path / "b.json").read_text())["results"]
+    assert read["tokens_per_s"] == read["peak_gb"] == 0
+    assert said["tokens_per_s"] == pytest.approx(64e3 / said["ms_per_image"])
     refused = run("bench", "ait", "--task", "masks", "--preset", "nano")
     assert refused.code == 2 and "does not offer the task 'masks'" in refused.err
 

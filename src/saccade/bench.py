@@ -21,11 +21,11 @@ import torch
 from torch import Tensor, nn
 from torchvision import tv_tensors
 
+from saccade import bench_gsva
 from saccade.errors import UsageError, nearest
 from saccade.labels import middle
 from saccade.layers.lora import LoRAConfig, add_lora
 from saccade.layers.precision import Precision, autocast, halve_linears
-from saccade.layers.sam import resize_masks
 from saccade.metrics.depth import DRAWN_SCENES
 from saccade.models.ait.config import AiTConfig
 from saccade.models.ait.presets import PRESETS as AIT_PRESETS
@@ -34,8 +34,8 @@ from saccade.models.git.config import GiTConfig
 from saccade.models.git.model import GiT
 from saccade.models.git.presets import PRESETS as GIT_PRESETS
 from saccade.models.gsva.config import GSVAConfig
-from saccade.models.gsva.inputs import IGNORED, ConversationBatch
-from saccade.models.gsva.model import GSVA, EncodedImages
+from saccade.models.gsva.inputs import ConversationBatch
+from saccade.models.gsva.model import GSVA
 from saccade.models.gsva.presets import PRESETS as GSVA_PRESETS
 from saccade.models.polar.centers import CenterPredictor
 from saccade.models.polar.model import PolarSegmenter
@@ -48,10 +48,8 @@ from saccade.models.visft.presets import PRESETS as VISFT_PRESETS
 from saccade.models.visft.segmentation import set_loss as segmentation_loss
 from saccade.models.vitdet.config import ViTDetConfig
 from saccade.models.vitdet.presets import PRESETS as DETECTORS
-from saccade.results import encode_masks
 from saccade.samples import Batch, ClassList, Origin, Target
 from saccade.tasks import Task
-from saccade.tokens.pieces import IMAGE_ID
 from saccade.tokens.vocabulary import TextVocabulary
 
 PRESETS: dict[str, Mapping[str, Callable[[], ModelConfig]]] = {
@@ -67,9 +65,6 @@ PRESETS: dict[str, Mapping[str, Callable[[], ModelConfig]]] = {
 BACKBONE = "backbone"
 """Stands for a task where the backbone alone is timed (of GSVA the image encoder of SAM)."""
 
-MASKS = "masks"
-"""Stands for a task of GSVA: the masks of the phrases about an image, from their states to run lengths."""
-
 HEAD_PARTS = ("detection-head", "instance-head", "instance-loss", "caption-head")
 """Stand for tasks of ViSFT, where one of its heads (or its loss) is timed on a map that is at hand."""
 
@@ -79,8 +74,6 @@ _CAPTION_WORDS, _OBJECTS = 20, 7
 _SQUARE = 1024  # as ViSFT's masks are trained; what they are predicted from, 800 x 1333 at most, is no square
 _CLASSES = {Task.DETECTION: 80, Task.INSTANCE: 80, Task.SEMANTIC: 150}
 _PHRASE = "the man in the red shirt on the left"
-_PHRASES = 8  # about one image
-_PROMPT, _WORDS = 110, 8  # tokens of a question with its system prompt; tokens of a phrase
 
 
 @dataclasses.dataclass(kw_only=True, frozen=True)
@@ -102,6 +95,8 @@ class BenchResult:
         ratio: ``ms_per_image / reference_ms``.
         machine: Processor and versions.
         lora: Rank of the low-rank updates, not merged; 0 = there are none.
+        tokens_per_s: Of a free answer (the part ``decode`` of GSVA); 0 = nothing is said.
+        peak_gb: Greatest memory on the GPU during a pass, weights included, in GB (10^9 bytes); 0 on a processor.
     """
 
     system: str
@@ -118,6 +113,8 @@ class BenchResult:
     ratio: float
     machine: str
     lora: int = 0
+    tokens_per_s: float = 0.0
+    peak_gb: float = 0.0
 
 
 def run_bench(
@@ -137,8 +134,8 @@ def run_bench(
 
     Args:
         system: ``git``, ``vitdet``, ``ait``, ``gsva``, ``visft`` or ``polar``.
-        task: The task; :data:`BACKBONE`, which sees what the first task of the model sees; :data:`MASKS`; or one of
-            :data:`HEAD_PARTS`.
+        task: The task; :data:`BACKBONE`, which sees what the first task of the model sees; or one of
+            :data:`saccade.bench_gsva.PARTS` or :data:`HEAD_PARTS`.
         preset: Size of the model.
         dtype: ``float32``, or ``bf16`` for bfloat16 arithmetic where it is safe.
         repeats: Timed passes; the median counts.
@@ -164,7 +161,7 @@ def run_bench(
             model.to(torch.bfloat16)  # as it is loaded
         elif dtype == "bf16":
             halve_linears(backbone_of(model))
-        parts = {"gsva": (BACKBONE, MASKS), "visft": (BACKBONE, *HEAD_PARTS)}.get(system, (BACKBONE,))
+        parts = {"gsva": (BACKBONE, *bench_gsva.PARTS), "visft": (BACKBONE, *HEAD_PARTS)}.get(system, (BACKBONE,))
         asked = Task(task) if task in list(Task) else None
         if task in parts:  # a backbone alone has no task of its own
             asked = _TASK_OF_PART.get(str(task), next(iter(model.tasks), Task.DETECTION))
@@ -183,13 +180,14 @@ def run_bench(
         if isinstance(model, Segmenter | CenterPredictor | PolarSegmenter):
             batch = _oblong(model, batch)
         if isinstance(model, GSVA):
-            batch = _conversations(model, batch)
+            batch = bench_gsva.conversations(model, batch, rejected=task in bench_gsva.PARTS)
         work = _work(model, batch, task)
 
         def answer() -> None:
             with autocast(dtype, device), torch.inference_mode():
                 work()
 
+        peak_gb = _peak_gb(answer) if device == "cuda" else 0.0
         reference = _reference(device)
         # Three passes of the reference around every pass of ours: both see the same machine.
         ours_s, reference_s = _interleave(answer, reference, repeats=repeats, device=device)
@@ -210,6 +208,8 @@ def run_bench(
         ratio=per_image_ms / reference_ms,
         machine=describe_machine(device),
         lora=lora,
+        tokens_per_s=1e3 * bench_gsva.TOKENS / per_image_ms if task == "decode" else 0.0,
+        peak_gb=peak_gb,
     )
 
 
@@ -217,20 +217,9 @@ def _work(model: Model, batch: Batch, task: Task | str) -> Callable[[], object]:
     """What is timed: from the network input to the results."""
     if task == BACKBONE:
         return lambda: backbone_of(model)(batch.images)
-    if task == MASKS:
+    if task in bench_gsva.PARTS:
         assert isinstance(model, GSVA) and isinstance(batch, ConversationBatch)
-        side, width = model.config.sam.vit.image_size // model.config.sam.vit.patch_size, model.config.sam.width
-        maps = torch.randn(len(batch), width, side, side, device=batch.images.device)
-        encoded = EncodedImages(maps, maps.new_zeros(len(batch), 0, 0))
-        states = torch.randn(len(batch) * _PHRASES, model.config.language.width, device=maps.device)
-        images = torch.arange(len(batch), device=maps.device).repeat_interleave(_PHRASES)
-
-        def masks() -> None:
-            low = model.masks(encoded, images, model.prompts(states))[:, None]
-            sizes = {"input_hw": batch.input_sizes_hw[0], "original_hw": batch.origins[0].size_hw}
-            encode_masks(resize_masks(low, image_size=model.config.sam.vit.image_size, **sizes)[:, 0] > 0)
-
-        return masks
+        return bench_gsva.part_work(model, batch, task)
     if task in HEAD_PARTS:
         assert isinstance(model, ViSFT)
         return _head_work(model, batch, str(task))
@@ -283,7 +272,7 @@ def _build(system: str, preset: str, scratch: Path, device: str, task: Task | st
     if isinstance(config, AiTConfig) and config.depth is not None:
         config = dataclasses.replace(config, depth=dataclasses.replace(config.depth, flip=False))
     if isinstance(config, GSVAConfig):
-        if task in (BACKBONE, MASKS):
+        if task in (BACKBONE, "masks"):
             short = dataclasses.replace(config.language, layers=1), dataclasses.replace(config.clip, layers=2)
             config = dataclasses.replace(config, language=short[0], clip=short[1])
         with torch.device(device):  # billions of random numbers are drawn where they are used
@@ -365,6 +354,13 @@ def _interleave(
     return ours_s, reference_s
 
 
+def _peak_gb(work: Callable[[], None]) -> float:
+    torch.cuda.reset_peak_memory_stats()
+    work()
+    torch.cuda.synchronize()
+    return torch.cuda.max_memory_allocated() / 1e9
+
+
 def _reference(device: str) -> Callable[[], None]:
     from torchvision.models import vit_b_16  # only the benchmark needs it
 
@@ -398,26 +394,6 @@ def _oblong(model: Segmenter | CenterPredictor | PolarSegmenter, batch: Batch) -
     images = batch.images[..., :height, :width].contiguous()
     return dataclasses.replace(
         batch, images=images, classes=fixed_classes(model), input_sizes_hw=[size_hw] * len(batch)
-    )
-
-
-def _conversations(model: GSVA, batch: Batch) -> ConversationBatch:
-    """One conversation about each image, of random words: eight phrases, and an answer that names each with [SEG]."""
-    config = model.config
-    words = torch.randint(3, config.seg_id, (len(batch), _PROMPT + 2 * _PHRASES * _WORDS))
-    words[:, 40] = IMAGE_ID
-    slots = torch.arange(words.shape[1] - 1, words.shape[1] - _PHRASES * _WORDS, -_WORDS)
-    words[:, slots] = config.seg_id
-    ids = words.to(batch.images.device)
-    side = config.clip.image_size
-    return ConversationBatch(
-        **{field.name: getattr(batch, field.name) for field in dataclasses.fields(batch)},
-        images_clip=torch.randn(len(batch), 3, side, side, device=ids.device),
-        input_ids=ids,
-        attention_mask=torch.ones_like(ids, dtype=torch.bool),
-        conversation_to_image=torch.arange(len(batch), device=ids.device),
-        labels=torch.full_like(ids, IGNORED),
-        expressions=[(_PHRASE,) * _PHRASES] * len(batch),
     )
 
 

@@ -20,6 +20,7 @@ def add(verbs: Verbs) -> None:
             "saccade bench vitdet --task backbone,instance",
             "saccade bench ait --task backbone,depth --preset depth-b-parallel",
             "saccade bench gsva --task backbone,masks --preset gsva-7b",
+            "saccade bench gsva --task gres,read,read-twice,find,decode --preset gsva-7b --dtype bf16",
             "saccade bench polar --preset unet-polar",
             "saccade bench visft --preset eva-g --task backbone --side 1022 --lora 64",
             "saccade bench visft --preset eva-g --task detection-head,instance-head,instance-loss,caption-head",
@@ -33,8 +34,9 @@ def add(verbs: Verbs) -> None:
         "--task",
         type=comma_list,
         metavar="TASKS",
-        help="one or several; backbone; masks (of GSVA: of 8 phrases); detection-head, instance-head, instance-loss, "
-        "caption-head (of ViSFT) (default: detection, GSVA: referring, polar: semantic)",
+        help="one or several; backbone; masks, gres, read, read-twice, find, decode (of GSVA, of 8 phrases); "
+        "detection-head, instance-head, instance-loss, caption-head (of ViSFT) (default: detection, GSVA: referring, "
+        "polar: semantic)",
     )
     parser.add_argument("--preset", help="the size (default: base, vitdet-b, detection-b, gsva-nano, eva-g, unet)")
     parser.add_argument("--side", type=positive, default=0, metavar="N", help="ViSFT's backbone: side of the input")
@@ -50,7 +52,8 @@ def add(verbs: Verbs) -> None:
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    from saccade.bench import BACKBONE, HEAD_PARTS, MASKS, precision_cost, run_bench
+    from saccade.bench import BACKBONE, HEAD_PARTS, precision_cost, run_bench
+    from saccade.bench_gsva import PARTS
     from saccade.cli import screen
     from saccade.hub.resolve import bundled_checkpoints
     from saccade.tasks import Task, parse_task
@@ -58,7 +61,7 @@ def _run(arguments: argparse.Namespace) -> int:
 
     device = str(resolve_device(arguments.device))
     asked = arguments.task or ({"gsva": "referring", "polar": "semantic"}.get(arguments.system, "detection"),)
-    tasks = [name if name in (BACKBONE, MASKS, *HEAD_PARTS) else parse_task(name) for name in asked]
+    tasks = [name if name in (BACKBONE, *PARTS, *HEAD_PARTS) else parse_task(name) for name in asked]
     usual = {"vitdet": "vitdet-b", "ait": "detection-b", "gsva": "gsva-nano", "visft": "eva-g", "polar": "unet"}
     preset = arguments.preset or usual.get(arguments.system, "base")
     results = [
@@ -80,6 +83,7 @@ def _run(arguments: argparse.Namespace) -> int:
     title = (
         f"{first.system} {first.preset}, {first.dtype}, batch {first.batch}, {first.threads} thread(s): {first.machine}"
     )
+    spoken = any(result.tokens_per_s for result in results)
     screen.table(
         [
             {
@@ -88,6 +92,8 @@ def _run(arguments: argparse.Namespace) -> int:
                 "ms per image": round(result.ms_per_image, 2),
                 "reference ms": round(result.reference_ms, 2),
                 "ratio": round(result.ratio, 2),
+                **({"tokens per s": round(result.tokens_per_s, 1) or None} if spoken else {}),
+                **({"peak GB": round(result.peak_gb, 2)} if device == "cuda" else {}),
             }
             for result in results
         ],
