@@ -27,6 +27,7 @@ from saccade.layers.lora import fold
 from saccade.layers.offload import place
 from saccade.layers.precision import Precision, autocast, halve_linears
 from saccade.layers.quantize import Quantization, quantize_linears
+from saccade.models.classes import unknown_class
 from saccade.models.git.model import GiT
 from saccade.models.gsva.conversation import check_words
 from saccade.models.gsva.model import GSVA
@@ -345,9 +346,7 @@ class Predictor:
         names = [name.strip() for name in (given.split(",") if isinstance(given, str) else given)]
         unknown = [name for name in names if known is not None and name not in known.names]
         if unknown and known is not None:
-            raise UsageError(
-                f"the detector does not know the class '{unknown[0]}'", fix=nearest(unknown[0], known.names)
-            )
+            raise unknown_class(unknown[0], known)
         listed = ClassList.from_names(names)
         if own is not None and set(names) <= set(own.names):
             ids = dict(zip(own.names, own.category_ids, strict=True))

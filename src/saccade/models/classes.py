@@ -10,6 +10,8 @@ from torch import Tensor
 from saccade.errors import DataError, UsageError, nearest
 from saccade.samples import Batch, ClassList
 
+_FEW = 8
+
 
 @dataclass(frozen=True)
 class KnownClasses:
@@ -45,7 +47,7 @@ class KnownClasses:
             return asked, None
         for name in asked.names:
             if name not in own.names:
-                raise UsageError(f"the detector does not know the class '{name}'", fix=nearest(name, own.names))
+                raise unknown_class(name, own)
         return asked, torch.tensor([asked.names.index(name) if name in asked.names else -1 for name in own.names])
 
     def own_ids(self, batch: Batch, class_ids: Tensor) -> Tensor:
@@ -63,9 +65,10 @@ class KnownClasses:
         for name in batch.classes.names:
             if name not in self.names:
                 raise DataError(
-                    f"the data set has a class '{name}', which the detector does not",
+                    f"the data set has a class '{name}', which the model does not",
                     where=batch.origins[0].dataset,
-                    fix="build the model with the classes of the data set (recipe=finetune does)",
+                    fix=f"name them as the model does ({_shown(self.names)}), or build the model with the classes of "
+                    "the data set (recipe=finetune does)",
                 )
         own = [self.names.index(name) for name in batch.classes.names]
         return torch.tensor(own, device=class_ids.device)[class_ids]
@@ -73,6 +76,25 @@ class KnownClasses:
     def _require_count(self, asked: ClassList) -> None:
         if len(asked) != self.count:
             raise UsageError(
-                f"the detector has {self.count} classes without names, and {len(asked)} are given",
+                f"the model has {self.count} classes without names, and {len(asked)} are given",
                 fix="give the names of all its classes in order",
             )
+
+
+def unknown_class(name: str, own: ClassList) -> UsageError:
+    """The error about a name that a model does not know: it says what to type.
+
+    Args:
+        name: What is asked for. Where nobody named the classes of a data set, it is a reader's own word.
+        own: The classes of the model.
+    """
+    # All of a few names are said: the nearest one by its letters ('background' for 'foreground') would mislead.
+    few = len(own) <= _FEW
+    return UsageError(
+        f"the model does not know the class '{name}'",
+        fix=f"its own names: --classes {_shown(own.names)}" if few else nearest(name, own.names),
+    )
+
+
+def _shown(names: tuple[str, ...]) -> str:
+    return ",".join(names[:_FEW]) + (",..." if len(names) > _FEW else "")

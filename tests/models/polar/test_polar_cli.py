@@ -131,6 +131,18 @@ def test_evaluation_with_true_and_found_centres(models: dict[str, str], tmp_path
         seen[centers] = told["metrics"]
     assert all(0 <= value <= 1 for metrics in seen.values() for value in metrics.values())
     assert main(["eval", models["polar"], *words, "--task", "semantic", "--device", "cpu"]) == 2
+    assert main(["eval", models["plain"], *words[:-2], "--task", "semantic", "--device", "cpu"]) == 2
+    told = capsys.readouterr().err
+    assert "the model does not know the class 'foreground'" in told and "--classes background,lesion" in told
+    unknown = [
+        "predict",
+        str(tmp_path / "images/0.png"),
+        "--model",
+        models["plain"],
+        "--classes",
+        "background,foreground",
+    ]
+    assert main([*unknown, "--device", "cpu"]) == 2 and "--classes background,lesion" in capsys.readouterr().err
     assert main(["eval", models["plain"], *words, "--task", "semantic", "--centers", "truth", "--device", "cpu"]) == 2
     assert main(["eval", models["centers"], *words, "--task", "center", "--device", "cpu"]) == 0
     assert main(["models", "show", models["polar"]]) == 0
