@@ -164,7 +164,7 @@ def test_the_published_sizes() -> None:
         first = net.config.vit.width  # the position of the class token, which is not kept
         assert sum(value.numel() for value in state.values()) + first == elements
         assert len(state) == tensors
-    assert nano_vit().grid_size == 8 and nano_pair(500).vit.class_token
+    assert nano_vit().grid_size == 14 and nano_pair(500).vit.class_token
 
 
 def test_published_predictions_have_the_published_network_input() -> None:
