@@ -113,3 +113,19 @@ def test_a_centre_outside_is_refused(center: tuple[float, float]) -> None:
         to_polar(maps, centers)
     with pytest.raises(DataError, match="outside"):
         from_polar(to_polar(maps, torch.zeros(2, 2)), centers)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
+@pytest.mark.parametrize("size_hw", [(20, 31), (300, 400)])
+def test_a_gpu_picks_the_same_values(size_hw: tuple[int, int]) -> None:
+    torch.manual_seed(0)
+    maps, centers = torch.rand(2, 3, *size_hw), torch.tensor([[4.0, 5.0], [15.2, 10.7]])
+    for mode in ("bilinear", "nearest"):
+        unrolled = to_polar(maps, centers, mode=mode)
+        back = from_polar(unrolled, centers, mode=mode)
+        on_gpu = to_polar(maps.cuda(), centers, mode=mode), from_polar(unrolled.cuda(), centers.cuda(), mode=mode)
+        for here, there in zip((unrolled, back), on_gpu, strict=True):
+            assert there.is_cuda and there.shape == here.shape
+            # Sines and roots may differ in the last bit, which turns a place between two pixels to the other one.
+            off = (here - there.cpu()).abs() > 1e-3
+            assert off.float().mean() <= (0 if mode == "bilinear" else 1e-3)
