@@ -18,6 +18,7 @@ from saccade.hub.resolve import ASSETS
 from saccade.layers.lora import lora_of, updates_of
 from saccade.models.visft.clip import CLIPPair
 from saccade.recipes import get_recipe
+from saccade.recipes.visft import first_stage
 from saccade.tasks import Task
 from saccade.tokens.words import WordMap
 from saccade.training.config import TrainConfig, validate
@@ -37,14 +38,23 @@ def test_the_first_stage_as_published(head: str, size: str) -> None:
     config = get_recipe(f"visft.{head}_{size}")(processes=8)
     validate(config)
     optim = config.optim
-    found = (config.accumulate * config.train[0].batch_size * 8, config.steps, optim.lr)
-    assert (found if head != "caption" else (256, *found[1:])) == FIRST[head]
+    assert (config.accumulate * config.train[0].batch_size * 8, config.steps, optim.lr) == FIRST[head]
     assert (optim.adam, optim.schedule, optim.warmup_steps, optim.clip_norm, optim.weight_decay, optim.eps) == (
         "transformers", "transformers", 2000, 0.1, 1e-4, 1e-8
     )  # fmt: skip
     assert config.model.heads == (head,) and config.model.trained == (head,) and config.lora is None
     assert config.model.vit.depth == {"g": 40, "e": 64}[size]
     assert from_dict(TrainConfig, to_dict(config)) == config
+
+
+@pytest.mark.parametrize("head", list(FIRST))
+def test_fewer_gpus_read_the_same_batches_one_after_the_other(head: str) -> None:
+    """Losses are means over a batch: 8 of 32 captions are not 256 of one."""
+    for processes in (1, 2, 8):
+        config = first_stage(head, "g", processes=processes)
+        assert (config.train[0].batch_size, config.accumulate) == (FIRST[head][0] // 8, 8 // processes)
+    config = first_stage(head, "g", processes=1, images=2)
+    assert (config.train[0].batch_size, config.accumulate) == (2, FIRST[head][0] // 2)
 
 
 @pytest.mark.parametrize("size", ["g", "e"])

@@ -85,11 +85,7 @@ RECIPES: dict[str, Recipe] = {
     **{f"gsva.pretrain_{base.replace('-', '_')}": partial(gsva.pretrain, base) for base in _BASES},
     **{f"gsva.finetune_gres_{base.replace('-', '_')}": partial(gsva.finetune_gres, base) for base in _BASES},
     "gsva.nano_scenes": gsva.nano_scenes,
-    **{
-        f"visft.{head}_{size}": partial(visft.first_stage, head, size, images=32 if head == "caption" else 1)
-        for head in PUBLISHED_HEADS
-        for size in _EVAS
-    },
+    **{f"visft.{head}_{size}": partial(visft.first_stage, head, size) for head in PUBLISHED_HEADS for size in _EVAS},
     **{f"visft.lora_{size}": partial(visft.second_stage, size) for size in _EVAS},
     "visft.nano_clip": visft_scenes.nano_clip,
     **{f"visft.nano_{head}": partial(visft_scenes.nano_first_stage, head) for head in PUBLISHED_HEADS},

@@ -25,7 +25,8 @@ from saccade.training.config import OptimConfig, SourceConfig, TrainConfig
 Size: TypeAlias = Literal["g", "e"]
 
 TASK_OF: dict[Head, Task] = {head: task for task, head in HEAD_OF.items()}
-# Of the first stage: images of a step, updates, learning rate.
+_GPUS = 8
+# Of the first stage: images of a step on all of them, updates, learning rate.
 _FIRST: dict[Head, tuple[int, int, float]] = {
     "detection": (8, 150_000, 5e-5),
     "instance": (8, 150_000, 5e-5),
@@ -45,7 +46,7 @@ def first_stage(
     backbone: str = "",
     words: str = "",
     processes: int = 0,
-    images: int = 1,
+    images: int = 0,
 ) -> TrainConfig:
     """One head on the frozen backbone.
 
@@ -56,9 +57,11 @@ def first_stage(
         backbone: ``eva-vit-g``, ``eva-clip-e`` (fetched), or a file; empty = fresh weights.
         words: The ``WORDMAP_*.json`` of captions.
         processes: GPUs; 0 = those that torchrun started.
-        images: Images per GPU at a time; a step gathers them until it is whole.
+        images: Images per GPU at a time; a step gathers them until it is whole. 0 = as published, where eight GPUs had
+            them at once: 32 captions, one picture with boxes or masks. Losses are means over what comes together.
     """
     together, steps, lr = _FIRST[head]
+    images = images or together // _GPUS
     return TrainConfig(
         name=f"visft/{head}_{size}",
         model=only(published(size), head),
@@ -101,7 +104,7 @@ def second_stage(
         words: The ``WORDMAP_*.json`` of captions.
         processes: GPUs; 0 = those that torchrun started. At most eight.
     """
-    batches = batches_per_step(8, processes=processes, images=1)
+    batches = batches_per_step(_GPUS, processes=processes, images=1)
     return TrainConfig(
         name=f"visft/lora_{size}",
         model=published(size),
@@ -112,7 +115,7 @@ def second_stage(
         vocabulary=words,
         lora=PUBLISHED_LORA,
         train=tuple(
-            dataclasses.replace(_source(head, data, "train", batch_size=together // 8), weight=weight)
+            dataclasses.replace(_source(head, data, "train", batch_size=together // _GPUS), weight=weight)
             for head, (weight, together) in _SECOND.items()
         ),
         mixture="stepwise",
