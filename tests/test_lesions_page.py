@@ -1,4 +1,4 @@
-"""docs/lesions.md, followed command by command on a miniature of its folder, with fewer steps and smaller networks."""
+"""docs/lesions.md, followed command by command on miniatures of its folders, with fewer steps and smaller networks."""
 
 from __future__ import annotations
 
@@ -34,18 +34,25 @@ def draw(folder: Path, number: int, *, mask: Path | None = None) -> None:
 
 def commands() -> list[list[str]]:
     lines = [line.strip() for line in PAGE.read_text(encoding="utf-8").splitlines() if line.startswith("    saccade ")]
-    return [shlex.split(line)[1:] for line in lines if " isic " not in line]
+    return [shlex.split(line)[1:] for line in lines]
+
+
+def choices() -> list[str]:
+    """What the text says that a training of unrolled pictures may be given besides."""
+    text = PAGE.read_text(encoding="utf-8").split("## 2. Train")[1].split("## 3.")[0]
+    return re.findall(r"`([a-z_.]+=[^`]+)`", text)
 
 
 def smaller(words: list[str]) -> list[str]:
     """Seconds instead of an hour."""
     if words[0] != "train":
         return words
-    words = [re.sub(r"^steps=.*", "steps=30", word) for word in words]
-    extra = ["train.0.batch_size=4", "threads=1", "workers=0", "device=cpu", "eval_every=30"]
+    steps = 2 if "recipe=polar.git" in words else 30
+    words = [re.sub(r"^steps=.*", f"steps={steps}", word) for word in words]
+    extra = ["train.0.batch_size=4", "threads=1", "workers=0", "device=cpu", f"eval_every={steps}"]
     if "recipe=polar.unet" in words:
-        extra += ["size=48,48", "features=4"]
-    else:
+        extra += [] if any(word.startswith("size=") for word in words) else ["size=48,48", "features=4"]
+    elif "recipe=polar.centers" in words:
         extra += ["model.input_size=64", "model.network.width=8", "model.sigma=4", "model.network.stacks=1"]
     return [*words, *extra]
 
@@ -58,21 +65,37 @@ def test_the_page_is_true(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsy
     for number in range(100, 103):
         draw(Path("new"), number)
     Image.fromarray(np.full((44, 60, 3), 200, np.uint8)).save("new/plain_skin.png")
+    for number in range(12):
+        part = "Training" if number < 10 else "Validation"
+        draw(
+            Path("isic") / f"ISIC2018_Task1-2_{part}_Input",
+            number,
+            mask=Path("isic") / f"ISIC2018_Task1_{part}_GroundTruth",
+        )
     said = commands()
     assert [words[0] for words in said] == [
         "data",
         "train",
         "train",
         "train",
+        "train",
         "eval",
         "eval",
         "eval",
         "predict",
         "predict",
+        "data",
     ]
     for words in said:
         assert main(smaller(words)) == 0, words
+    assert [choice.split("=")[0] for choice in choices()] == ["finder", "objects", "model.least_region", "size"]
+    unrolled = ["train", "recipe=polar.unet", "data=lesions", "reader=mask_folder", "polar=true"]
+    for number, choice in enumerate(choices()):
+        assert main([*smaller([*unrolled, *choice.split(), f"name=choice{number}"]), "steps=2"]) == 0, choice
     out = capsys.readouterr().out
+    for part, count in (("train", 10), ("val", 1), ("test", 1)):
+        made = json.loads(Path(f"isic_coco/annotations/instances_{part}.json").read_text())
+        assert len(made["images"]) == len(made["annotations"]) == count
     assert "no defect" in out and "mean_Dice" in out and "polar_IoU" in out
 
     table = re.findall(r"^\| `(\S+)` \|", PAGE.read_text(encoding="utf-8"), flags=re.MULTILINE)
