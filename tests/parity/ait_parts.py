@@ -176,13 +176,20 @@ def gradient_norm(module: nn.Module) -> Tensor:
     return torch.stack([p.grad.norm() for p in module.parameters() if p.grad is not None]).norm()
 
 
+def _codes(net: VQVAE, maps: Tensor) -> Tensor:
+    """The codes of maps of any size, by the codebook as it stands."""
+    with torch.no_grad():
+        latents = net.latents(maps)
+    return net.codebook.nearest(latents.permute(0, 2, 3, 1).flatten(0, 2)).view(len(maps), *latents.shape[2:])
+
+
 def _vqvae_eval(file: File, net: VQVAE) -> None:
     images = file["img"]
     latents = net.latents(images)
     file.close("encoder_out", latents)
     file.close("distances", net.codebook.distances(latents.permute(0, 2, 3, 1).flatten(0, 2)))
     passed = net.reconstruct(images, images)
-    file.same("codes", passed.codes_Bhw)
+    file.same("codes", _codes(net, images))
     file.close("decoded_hard", net.decode(file["codes"].flatten(1))[:, None])
     file.close("total_loss", total(passed.losses), LOSS)
     file.close("recon_loss", passed.losses["loss_reconstruction"], LOSS)
@@ -222,6 +229,8 @@ def _vqvae_steps(file: File, net: VQVAE, names: dict[str, str], note: str) -> No
     for step in sorted({int(name[4:].split(".")[0]) for name in file.tensors if name.startswith("step")}):
         at = f"step{step}."
         before = {name: p.detach().clone() for name, p in parameters.items()}
+        codes = _codes(net, read)
+        shares = codes.flatten().bincount(minlength=net.config.codebook.codes) / codes.numel()
         passed = net.reconstruct(read, wanted)
         optimiser.zero_grad()
         total(passed.losses).backward()
@@ -229,8 +238,8 @@ def _vqvae_steps(file: File, net: VQVAE, names: dict[str, str], note: str) -> No
         file.close(f"{at}total_loss", total(passed.losses), LOSS)
         file.close(f"{at}recon_loss", passed.losses["loss_reconstruction"], LOSS)
         file.close(f"{at}vq_loss", passed.losses["loss_commitment"], LOSS)
-        file.close(f"{at}perplexity", passed.perplexity)
-        file.same(f"{at}codes", passed.codes_Bhw)
+        file.close(f"{at}perplexity", (-(shares * (shares + 1e-10).log()).sum()).exp())
+        file.same(f"{at}codes", codes)
         file.close(f"{at}out", passed.maps_B1HW)
         file.close(f"{at}grad_norm", gradient_norm(net), GRADIENT)
         _codebook(file, f"{at}after.", net)

@@ -192,15 +192,11 @@ class Reconstructed:
 
     Attributes:
         maps_B1HW: What came out, in the units of the input.
-        codes_Bhw: The codes in between.
         losses: ``loss_reconstruction`` and ``loss_commitment``.
-        perplexity: How many codes the batch uses, as if all alike (a scalar).
     """
 
     maps_B1HW: Tensor
-    codes_Bhw: Tensor
     losses: dict[str, Tensor]
-    perplexity: Tensor
 
 
 class VQVAE(nn.Module):
@@ -322,9 +318,7 @@ class VQVAE(nn.Module):
         losses = {"loss_reconstruction": self._reconstruction(drawn, wanted_B1HW), "loss_commitment": commitment}
         if self.training:
             self.codebook.update(rows, codes)
-        shares = torch.bincount(codes, minlength=self.config.codebook.codes) / len(codes)
-        perplexity = (-(shares * (shares + 1e-10).log()).sum()).exp()
-        return Reconstructed(drawn, codes.view(latents.shape[0], *latents.shape[2:]), losses, perplexity)
+        return Reconstructed(drawn, losses)
 
     def _reconstruction(self, drawn: Tensor, wanted: Tensor) -> Tensor:
         match self.config.reconstruction:

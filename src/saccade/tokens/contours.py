@@ -84,7 +84,18 @@ def mass_center(points_xy: Tensor) -> tuple[int, int]:
     Returns:
         (x, y) in pixels: the mean of the points where the signed area is zero, (0, 0) without points.
     """
-    return _mass_center(points_xy.numpy().astype(np.int64))
+    points = points_xy.numpy().astype(np.int64)
+    if not len(points):
+        return 0, 0
+    before = np.roll(points, 1, axis=0)
+    area = (points[:, 0] * before[:, 1] - points[:, 1] * before[:, 0]) / 2.0
+    # cumsum adds from left to right; sum would add in pairs.
+    total = np.cumsum(area)[-1]
+    if total == 0:
+        x, y = points.mean(axis=0)
+    else:
+        x, y = (np.cumsum(area * (points[:, k] + before[:, k]) / 3.0)[-1] / total for k in (0, 1))
+    return int(x), int(y)
 
 
 def ray_lengths(points_xy: Tensor, center_xy: tuple[int, int], num_rays: int) -> Tensor:
@@ -135,10 +146,10 @@ def encode_contours(masks: Tensor, num_rays: int) -> Tensor:
     """
     encoded = torch.empty(len(masks), 2 + num_rays)
     for row, mask in zip(encoded, masks, strict=True):
-        points, _ = _trace(_as_array(mask))
-        center = _mass_center(points.astype(np.int64))
+        points_xy = torch.from_numpy(_trace(_as_array(mask))[0])
+        center = mass_center(points_xy)
         row[:2] = torch.tensor(center)
-        row[2:] = ray_lengths(torch.from_numpy(points), center, num_rays)
+        row[2:] = ray_lengths(points_xy, center, num_rays)
     return encoded
 
 
@@ -189,20 +200,6 @@ def _ray_step(num_rays: int) -> int:
 
 def _as_array(mask: Tensor) -> NDArray[np.bool_]:
     return mask.detach().to("cpu", torch.bool).numpy()
-
-
-def _mass_center(points: NDArray[np.int64]) -> tuple[int, int]:
-    if not len(points):
-        return 0, 0
-    before = np.roll(points, 1, axis=0)
-    area = (points[:, 0] * before[:, 1] - points[:, 1] * before[:, 0]) / 2.0
-    # cumsum adds from left to right; sum would add in pairs.
-    total = np.cumsum(area)[-1]
-    if total == 0:
-        x, y = points.mean(axis=0)
-    else:
-        x, y = (np.cumsum(area * (points[:, k] + before[:, k]) / 3.0)[-1] / total for k in (0, 1))
-    return int(x), int(y)
 
 
 def _trace(mask: NDArray[np.bool_]) -> tuple[NDArray[np.int32], NDArray[np.int64]]:

@@ -8,7 +8,7 @@ round of a conversation begins with "▁USER". Newer tokenisers give other ids.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import Path
 
 import sentencepiece
@@ -121,13 +121,8 @@ class PieceVocabulary:
             first += [IMAGE_ID, *ids[1:]]
         return first
 
-    def decode(self, ids: Iterable[int], *, special: bool = True) -> str:
-        """The text of ids.
-
-        Args:
-            ids: As of :meth:`encode`; ``bos_id`` at the beginning is left out.
-            special: Write special tokens and ``<image>``; otherwise they are left out.
-        """
+    def decode(self, ids: Iterable[int]) -> str:
+        """The text of ids, special tokens and ``<image>`` included; ``bos_id`` at the beginning is left out."""
         texts: list[str] = []
         run: list[int] = []
         for position, id_ in enumerate(ids):
@@ -137,13 +132,9 @@ class PieceVocabulary:
                 continue
             texts.append(self._pieces.decode(run))
             run = []
-            if special and (id_ != self.bos_id or position):
+            if id_ != self.bos_id or position:
                 texts.append(token)
         return "".join([*texts, self._pieces.decode(run)])
-
-    def tokens(self, ids: Sequence[int]) -> list[str]:
-        """Ids to pieces."""
-        return [self._token_of.get(id_) or self._pieces.id_to_piece(id_) for id_ in ids]
 
     def save(self, folder: str | Path) -> Path:
         """Writes ``tokenizer.model`` into the folder."""

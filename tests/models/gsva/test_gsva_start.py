@@ -186,13 +186,13 @@ def test_fresh_weights_repeat_the_question(initialise: Any, least: float, most: 
     ids, labels = reading.sequence.ids_NT, reading.sequence.labels_NT
     hits = []
     for row, wanted in enumerate(labels.tolist()):
-        pieces = model.vocabulary.tokens(ids[row].tolist())
+        pieces = ids[row].tolist()
         answer = [place for place, label in enumerate(wanted) if label >= 0]
         question = list(itertools.pairwise(pieces[: answer[0]]))
         for place in answer:
             before, word = pieces[place - 1], pieces[place]
             # Where only one word ever followed, there is no doubt.
-            if word.lstrip("▁").isalpha() and {b for a, b in question if a == before} == {word}:
+            if model.vocabulary.decode([word]).isalpha() and {b for a, b in question if a == before} == {word}:
                 hits.append(int(said[row, place - 1]) == int(ids[row, place]))
     assert len(hits) > 20
     assert least <= sum(hits) / len(hits) <= most

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -170,9 +169,3 @@ def _explanations(folder: Path) -> dict[str, str]:
         return {str(entry["image"]): str(entry["outputs"]) for entry in content}
     except (KeyError, TypeError) as error:
         raise DataError("an explanation lacks a field", where=path, why=repr(error)) from error
-
-
-def count_labels(asked: Asked) -> Counter[str]:
-    """How many polygons there are of each kind: ``target``, ``ignore``, ``flag``."""
-    kinds = [name.lower() for name, _ in asked.shapes]
-    return Counter("flag" if kind == "flag" else "ignore" if "ignore" in kind else "target" for kind in kinds)
