@@ -39,6 +39,9 @@ class ScoresPixels(Protocol):
     def class_scores(self, batch: Batch) -> Tensor:
         """Scores 0..1 of the classes of the batch, ``[B, K, H, W]`` in the frame of the input."""
 
+    def set_activation_checkpointing(self, enabled: bool) -> None:
+        """Recompute activations in the backward pass, where it can."""
+
 
 class Finds(Protocol):
     """What finds centres: a centre predictor, or a segmenter."""
@@ -143,7 +146,7 @@ class PolarSegmenter(nn.Module):
 
     def set_activation_checkpointing(self, enabled: bool) -> None:
         """As the segmenter does it."""
-        self.segmenter.set_activation_checkpointing(enabled)  # type: ignore[operator]
+        self._scorer.set_activation_checkpointing(enabled)
 
     # ------------------------------------------------------------------ centres
 
