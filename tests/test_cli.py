@@ -154,6 +154,30 @@ def test_wrong_use_names_the_nearest_and_exits_with_2(run, words: list[str], hin
     assert "Traceback" not in shown.err
 
 
+_OPEN_TO_BOTH = {"help", "root", "limit", "batch_size", "workers", "precision", "device", "json", "suite"}
+_VALUES = {"lora_multiplier": "2", "soft_nms": "linear", "engine": "faster", "answers": "own", "test_sizes": "320"}
+
+
+@pytest.mark.parametrize("of_suites", [False, True])
+def test_options_of_the_other_kind_of_evaluation_are_refused(run, of_suites: bool) -> None:
+    """A run that ignores what was asked for says that it measured something that it did not."""
+    parser = build().parse_args(["eval", "git-nano"]).parser
+    listed = parser._actions
+    group = next(group for group in parser._action_groups if group.title == "suites")
+    suites = {action.dest for action in group._group_actions}
+    words = [] if of_suites else ["--suite", "visft.goi", "--root", "."]
+    refused = 0
+    for action in listed:
+        if action.dest in _OPEN_TO_BOTH or not action.option_strings or (action.dest in suites) is not of_suites:
+            continue
+        value = [] if action.nargs == 0 else [_VALUES.get(action.dest, "7")]
+        shown = run("eval", "git-nano", *words, action.option_strings[0], *value)
+        assert shown.code == 2, action.dest
+        assert f"{action.option_strings[0]} would have no effect here" in shown.err
+        refused += 1
+    assert refused == (11 if of_suites else 15)
+
+
 def test_debugging_shows_the_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
     from saccade.errors import UsageError
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 from saccade.cli import suites
@@ -28,6 +29,12 @@ if TYPE_CHECKING:
 DRAWN = "scenes"
 TRUTH = "truth"
 """The word of ``--centers`` that is no model."""
+
+_OF_DATA_SETS = (
+    "data", "split", "images", "annotations", "classes", "depth_scale", "task", "engine", "protocol", "answers",
+    "centers", "per_class", "soft_nms", "test_sizes", "test_flip",
+)  # fmt: skip
+"""What is only said of a data set, never of a suite."""
 
 
 def add(verbs: Verbs) -> None:
@@ -147,7 +154,11 @@ def _run(arguments: argparse.Namespace) -> int:
     from saccade.training.evaluation import evaluate
 
     if arguments.suite:
+        _refuse(
+            arguments, _OF_DATA_SETS, "a suite opens its own data in its own way", "leave it out, or leave out --suite"
+        )
         return suites.run(arguments)
+    _refuse(arguments, suites.OPTIONS, "it says how a suite is run", "--suite NAME, or leave it out")
     if arguments.data not in READERS:
         raise UsageError(f"unknown reader '{arguments.data}'", fix=nearest(arguments.data, READERS))
     asked = [parse_task(name) for name in arguments.task or ()]
@@ -181,6 +192,18 @@ def _run(arguments: argparse.Namespace) -> int:
         results[str(task)] = result
     screen.write_json(arguments.json, {name: result.to_dict() for name, result in results.items()})
     return 0
+
+
+def _refuse(arguments: argparse.Namespace, names: Iterable[str], why: str, fix: str) -> None:
+    """Refuses options that would do nothing.
+
+    Raises:
+        UsageError: One of them has another value than its default.
+    """
+    for name in names:
+        if getattr(arguments, name) != arguments.parser.get_default(name):
+            option = f"--{name.replace('_', '-')}"
+            raise UsageError(f"{option} would have no effect here", where="saccade eval", why=why, fix=fix)
 
 
 def _show(task: str, result: EvalResult, *, per_class: bool) -> None:

@@ -13,6 +13,12 @@ from saccade.errors import UsageError
 BATCH = 32
 """Pictures per forward pass where nothing else is said."""
 
+OPTIONS = (
+    "lora", "lora_multiplier", "vocabulary", "language", "train_root", "train_limit", "steps", "learning_rate",
+    "probe", "cache", "seed",
+)  # fmt: skip
+"""What :func:`add_options` adds beside ``--suite``, as attributes."""
+
 
 def add_options(parser: Parser) -> None:
     """Adds the options of suites to ``saccade eval``."""
