@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,7 @@ from saccade.hub.zoo_entry import ZooEntry
 from saccade.recipes import RECIPES
 from saccade.tasks import Task
 
+PAGE = Path(__file__).parents[2] / "docs/zoo.md"
 SHARED = Path(__file__).resolve().parents[2].parent / "shared"
 
 # Typed from specs/git.md, section 8.
@@ -84,6 +86,36 @@ def test_published_numbers_are_shown_with_every_digit() -> None:
         assert [float(cells[5]) for cells in lines] == [result.value for result in entry.results]
 
 
+def test_the_page_says_what_the_entries_say() -> None:
+    """Rows that begin with a name: its facts by the heads of their columns, and else published numbers."""
+    header: list[str] = []
+    told: dict[str, list[float]] = {}
+    for line in PAGE.read_text(encoding="utf-8").splitlines():
+        cells = [cell.strip() for cell in line.strip("|").split("|")] if line.startswith("|") else []
+        header = (header or cells) if cells else []
+        entry = ZOO.get(cells[0]) if cells else None
+        for column, cell in zip(header[1:], cells[1:], strict=True) if entry is not None else ():
+            assert entry is not None
+            facts = {
+                "file": (entry.file, "(by hand)"),
+                "parameters": (f"{entry.parameters or 0:,}",),
+                "tensors": (f"{entry.tensors or 0:,}",),
+                "recipe": (entry.recipe,),
+            }
+            if column in facts:
+                assert cell in facts[column] or (not cell and not getattr(entry, column)), f"{entry.name}: {column}"
+            elif column not in ("tasks", "what", "used as"):
+                told.setdefault(entry.name, []).extend(map(float, re.findall(r"\d+(?:\.\d+)?", cell)))
+        told.update({cells[0]: told.get(cells[0], [])} if entry is not None else {})
+    wholes = {entry.name: entry.results for entry in ZOO.values() if entry.kind == "checkpoint"}
+    singles = {f"git-base-{task}" for task in ("detection", "instance", "semantic", "caption", "grounding")}
+    assert wholes.keys() <= told.keys()
+    for name, results in wholes.items():
+        # Those of single tasks stand in one row; those of other papers are shown by the command alone.
+        own = [] if name in singles else [one.value for one in results if "other papers" not in one.note]
+        assert sorted(told[name]) == sorted(own), name
+
+
 def test_every_released_file_has_one_entry() -> None:
     assert sorted(entry.file for entry in ZOO.values() if entry.repo == "kanashi6/GiT") == sorted(FILES.split())
     assert len({entry.file for entry in ZOO.values()}) == len(ZOO)
@@ -133,12 +165,12 @@ def test_names_and_their_nearest() -> None:
     assert {system: len(list_entries(system)) for system in SYSTEMS} == {
         "git": 20,
         "vitdet": 19,
-        "ait": 10,
+        "ait": 11,
         "vqvae": 2,
         "gsva": 5,
         "visft": 18,
     }
-    assert len(ZOO) == 74
+    assert len(ZOO) == 75
     with pytest.raises(UsageError, match="did you mean 'git'"):
         list_entries("gitt")
     with pytest.raises(UsageError, match="did you mean 'git-base-detection'"):

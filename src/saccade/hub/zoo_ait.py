@@ -113,11 +113,23 @@ def _start(size: str) -> ZooEntry:
     )
 
 
+_BOXES = ZooEntry(
+    name="ait-detection-b",
+    system="ait",
+    kind="backbone",
+    preset="detection-b",
+    file="ait_det_swinv2b_wodec.pth",
+    page=_PAGE,
+    recipe="ait.detection_b",
+    summary="what of a solver of boxes the training of ait.instance_b starts from (init_from); by its name without decoder",
+)
+
 ENTRIES: tuple[ZooEntry, ...] = (
     *(_depth(preset) for preset in _DEPTH),
     *(_objects(preset) for preset in _OBJECTS),
     _vqvae(Task.INSTANCE, "vqvae_insseg.pt", 1_985_393, 49),
     _vqvae(Task.DEPTH, "vqvae_depth.pt", 7_689_201, 53),
     *(_start(size) for size in ("base", "large")),
+    _BOXES,
 )
 """The released solvers, and the backbones that their training starts from."""

@@ -248,7 +248,7 @@ def test_every_file_of_ait_is_in_the_zoo() -> None:
     entries = [*list_entries("ait"), *list_entries("vqvae")]
     assert {entry.name for entry in entries if entry.kind == "checkpoint"} == set(NYU)
     starts = {entry.file for entry in entries if entry.kind == "backbone"}
-    assert starts == {"swin_v2_base_densesimmim.pth", "swin_v2_large_densesimmim.pth"}
+    assert starts == {"swin_v2_base_densesimmim.pth", "swin_v2_large_densesimmim.pth", "ait_det_swinv2b_wodec.pth"}
     assert {ZOO["ait-vqvae-masks"].tasks, ZOO["ait-vqvae-depth"].tasks} == {(Task.INSTANCE,), (Task.DEPTH,)}
 
 
