@@ -217,7 +217,7 @@ def _work(model: Model, batch: Batch, task: Task | str) -> Callable[[], object]:
     """What is timed: from the network input to the results."""
     if task == BACKBONE:
         return lambda: backbone_of(model)(batch.images)
-    if task in bench_gsva.PARTS:
+    if not isinstance(task, Task) and task in bench_gsva.PARTS:
         assert isinstance(model, GSVA) and isinstance(batch, ConversationBatch)
         return bench_gsva.part_work(model, batch, task)
     if task in HEAD_PARTS:
