@@ -262,6 +262,9 @@ def test_files_that_are_no_depth(tmp_path: Path) -> None:
     eight = save_mask(tmp_path / "eight.png", np.arange(12).reshape(3, 4))
     with pytest.raises(DataError, match="8 bits are too few"):
         read_depth(eight)
+    for dtype in (np.uint8, np.int8):
+        with pytest.raises(DataError, match="8 bits are too few"):
+            read_depth(save_depth(tmp_path / "bytes.npy", np.ones((3, 4), dtype)))
     with pytest.raises(ImageError, match="no whole numbers"):
         read_depth(save_image(tmp_path / "colours.png"))
     with pytest.raises(DataError, match="numbers of type bool"):

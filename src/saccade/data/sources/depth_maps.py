@@ -113,11 +113,11 @@ def stored_depth(path: Path) -> NDArray:
     """
     suffix = path.suffix.lower()
     stored = _read_npy(path) if suffix == ".npy" else _read_exr(path) if suffix == ".exr" else read_grey(path)
-    if stored.dtype.kind not in "iuf" or stored.dtype == np.uint8:
+    if stored.dtype.kind not in "iuf" or stored.dtype.itemsize == 1:
         raise DataError(
             f"a depth map holds numbers of type {stored.dtype}",
             where=path,
-            why="8 bits are too few for depth" if stored.dtype == np.uint8 else None,
+            why="8 bits are too few for depth" if stored.dtype.kind in "iu" else None,
             fix="export 16-bit numbers with a scale, or metres in floating point; is it a picture of the depth?",
         )
     return stored
