@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator
-from itertools import chain
+from itertools import chain, pairwise
 from pathlib import Path
 
 import pytest
@@ -128,6 +129,24 @@ def test_a_probe_learns_is_kept_and_refuses_another_tower(tmp_path: Path) -> Non
     path.write_bytes(b"damaged")
     with pytest.raises(CheckpointError, match="cannot be read"):
         kept_probe(path, fresh, "tower a")
+
+
+def test_the_rate_rises_and_falls_to_nothing() -> None:
+    probe = nn.Linear(1, 1, bias=False)
+    weights: list[float] = []
+
+    def slope() -> Iterator[Tensor]:
+        while True:
+            weights.append(float(probe.weight.detach()))
+            yield 0.5 * probe.weight.sum()  # of a constant gradient AdamW makes steps as long as its rate
+
+    fit_probe(probe, slope(), steps=100, learning_rate=0.1, weight_decay=0.0, progress=silent)
+    weights.append(float(probe.weight.detach()))
+    rates = [before - after for before, after in pairwise(weights)]
+    expected = [0.02 * (step + 1) for step in range(5)]
+    expected += [0.05 * (1 + math.cos(math.pi * step / 95)) for step in range(95)]
+    assert rates == pytest.approx(expected, abs=1e-5)
+    assert rates[-1] < 1e-4
 
 
 def test_a_loss_that_is_not_finite_ends_the_training() -> None:

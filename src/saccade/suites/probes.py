@@ -57,7 +57,8 @@ def fit_probe(
     probe.train()
     last = math.nan
     for step in range(steps):
-        rate = (step + 1) / warmup if step < warmup else 0.5 * (1 + math.cos(math.pi * (step - warmup) / steps))
+        done = (step - warmup) / max(1, steps - warmup)
+        rate = (step + 1) / warmup if step < warmup else 0.5 * (1 + math.cos(math.pi * done))
         for group in optimizer.param_groups:
             group["lr"] = learning_rate * rate
         loss = next(losses)
