@@ -58,6 +58,26 @@ def write(folder: Path, **kwargs: object) -> dict[str, int]:
     return write_caption_hdf5(sources, folder, words=words, most_words=8, side=16, name="tiny", **kwargs)  # type: ignore[arg-type]
 
 
+def test_words_are_counted_without_the_pictures_where_the_source_can_say_them(tmp_path: Path) -> None:
+    class Told(Listed):
+        """Counts how often a picture is read."""
+
+        read = 0
+
+        def captions_of(self, index: int) -> tuple[str, ...]:
+            return tuple(self._captions[index])
+
+        def __getitem__(self, index: int) -> Sample:
+            self.read += 1
+            return super().__getitem__(index)
+
+    told = Told("train", CAPTIONS["train"])
+    for folder, source in (("told", told), ("read", Listed("train", CAPTIONS["train"]))):
+        write_caption_hdf5({"train": source}, tmp_path / folder, most_words=8, side=16, name="tiny")
+    assert told.read == len(told)
+    assert len({(tmp_path / name / "WORDMAP_tiny.json").read_bytes() for name in ("told", "read")}) == 1
+
+
 def test_the_files_have_the_official_layout(tmp_path: Path) -> None:
     counts = write(tmp_path)
     assert counts["images"] == 3 and counts["captions"] == 15

@@ -59,6 +59,15 @@ class CountsObjects(Protocol):
         ...
 
 
+@runtime_checkable
+class KnowsCaptions(Protocol):
+    """A source that knows the captions of a sample without reading its image."""
+
+    def captions_of(self, index: int) -> tuple[str, ...]:
+        """The captions of the sample."""
+        ...
+
+
 class _CannotCountError(UsageError):
     """A part of another source was asked for classes that the other one does not list."""
 

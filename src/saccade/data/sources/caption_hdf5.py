@@ -19,7 +19,7 @@ import torch
 from torchvision import tv_tensors
 
 from saccade.data.resize import resize_pillow
-from saccade.data.sources.base import Source
+from saccade.data.sources.base import KnowsCaptions, Source
 from saccade.data.sources.karpathy import holds_all_splits
 from saccade.data.sources.layout import Records, data_root, list_of, read_json
 from saccade.data.sources.spec import SourceSpec
@@ -199,7 +199,7 @@ def write_caption_hdf5(
             split_words(caption)
             for source in sources.values()
             for index in range(len(source))
-            for caption in source[index].target.captions
+            for caption in _captions_of(source, index)
         )
     draw, done = Random(_SEED), 0
     counts = {"images": 0, "captions": 0, "words": len(words)}
@@ -233,6 +233,11 @@ def write_caption_hdf5(
         counts["captions"] += len(captions)
     wordmap.write_text(json.dumps(words.ids), encoding="utf-8")
     return counts
+
+
+def _captions_of(source: Source, index: int) -> tuple[str, ...]:
+    """The captions of a sample; its image is read where the source cannot say them otherwise."""
+    return source.captions_of(index) if isinstance(source, KnowsCaptions) else source[index].target.captions
 
 
 def _draw(captions: list[str], number: int, draw: Random) -> list[str]:
