@@ -103,45 +103,30 @@ def vqa_accuracy(answer: str, references: Sequence[str]) -> float:
 
 @dataclass(kw_only=True)
 class VQAMetric:
-    """VQA accuracy over a set, and by type of answer and of question.
+    """VQA accuracy over a set, and by type of answer.
 
     Attributes:
-        scores: Question id to its accuracy, its answer type and its question type.
+        scores: Question id to its accuracy and its answer type.
         repetitions: Questions that came again; the first answer counts.
     """
 
-    scores: dict[int | str, tuple[float, str, str]] = field(default_factory=dict)
+    scores: dict[int | str, tuple[float, str]] = field(default_factory=dict)
     repetitions: int = 0
 
-    def update(
-        self,
-        question_id: int | str,
-        answer: str,
-        references: Sequence[str],
-        *,
-        answer_type: str = "",
-        question_type: str = "",
-    ) -> None:
+    def update(self, question_id: int | str, answer: str, references: Sequence[str], *, answer_type: str = "") -> None:
         """Adds one question.
 
         Raises:
             DataError: It has no reference answer.
         """
         accuracy = vqa_accuracy(answer, references)
-        self.repetitions += add_once(self.scores, question_id, (accuracy, answer_type, question_type))
+        self.repetitions += add_once(self.scores, question_id, (accuracy, answer_type))
 
     def compute(self) -> dict[str, float]:
         """``accuracy`` 0..1 over all questions, then ``accuracy/TYPE`` of every answer type (``yes/no`` ...)."""
-        return self._means(1)
-
-    def by_question_type(self) -> dict[str, float]:
-        """``accuracy`` over all, then of every question type (``what color``, ...)."""
-        return self._means(2)
-
-    def _means(self, key: int) -> dict[str, float]:
         groups: dict[str, list[float]] = {"accuracy": []}
-        for row in self.scores.values():
-            groups["accuracy"].append(row[0])
-            if row[key]:
-                groups.setdefault(f"accuracy/{row[key]}", []).append(row[0])
+        for accuracy, answer_type in self.scores.values():
+            groups["accuracy"].append(accuracy)
+            if answer_type:
+                groups.setdefault(f"accuracy/{answer_type}", []).append(accuracy)
         return {name: sum(values) / len(values) if values else float("nan") for name, values in groups.items()}

@@ -25,7 +25,7 @@ from saccade.layers.precision import autocast
 from saccade.metrics.caption import caption_scores
 from saccade.metrics.vqa import VQAMetric
 from saccade.models.visft.qformer import QFormerConfig
-from saccade.models.visft.speaker import Manner, Speaker, load_language
+from saccade.models.visft.speaker import Manner, QFormerSpeaker, load_language
 from saccade.suites.base import SuiteOptions, SuiteResult, training_root
 from saccade.suites.pictures import Files, Fit, Pictures, Squash
 from saccade.suites.probes import endless, fit_probe, keep_probe, kept_probe
@@ -47,12 +47,12 @@ _LEMMAS = "answers are compared as they are; BLIP-2 brings those of OK-VQA to th
 class _Probe(nn.Module):
     """What of a speaker is trained, under the same names."""
 
-    def __init__(self, speaker: Speaker) -> None:
+    def __init__(self, speaker: QFormerSpeaker) -> None:
         super().__init__()
         self.qformer, self.project = speaker.qformer, speaker.project
 
 
-def new_speaker(tower: Tower, options: SuiteOptions, config: QFormerConfig | None = None) -> Speaker:
+def new_speaker(tower: Tower, options: SuiteOptions, config: QFormerConfig | None = None) -> QFormerSpeaker:
     """A speaker with a fresh Q-Former; the tower loses its last block and norm.
 
     Args:
@@ -68,10 +68,10 @@ def new_speaker(tower: Tower, options: SuiteOptions, config: QFormerConfig | Non
     language, pieces = load_language(options.language)
     tower.without_last_block()
     torch.manual_seed(options.seed)
-    return Speaker(config or QFormerConfig(), tower.vit.config.width, language, pieces).to(tower.device)
+    return QFormerSpeaker(config or QFormerConfig(), tower.vit.config.width, language, pieces).to(tower.device)
 
 
-def trained_speaker(tower: Tower, options: SuiteOptions) -> tuple[Speaker, list[str]]:
+def trained_speaker(tower: Tower, options: SuiteOptions) -> tuple[QFormerSpeaker, list[str]]:
     """A speaker that was kept, or is trained now, and how it came about."""
     speaker = new_speaker(tower, options)
     about = f"speaker, {Path(str(options.language)).resolve()}, {tower.identity}"
@@ -86,7 +86,7 @@ def trained_speaker(tower: Tower, options: SuiteOptions) -> tuple[Speaker, list[
     return speaker, [note]
 
 
-def train_speaker(speaker: Speaker, tower: Tower, source: Source, options: SuiteOptions) -> str:
+def train_speaker(speaker: QFormerSpeaker, tower: Tower, source: Source, options: SuiteOptions) -> str:
     """Trains the Q-Former on captions; returns how, in words."""
     fit, steps = _fit(tower), options.steps or _STEPS
 
@@ -120,7 +120,7 @@ def look(tower: Tower, images_B3HW: Tensor, options: SuiteOptions) -> Tensor:
 
 
 def say(
-    speaker: Speaker,
+    speaker: QFormerSpeaker,
     tower: Tower,
     pictures: Pictures,
     prompts: Sequence[str],
@@ -149,13 +149,7 @@ def answer(tower: Tower, options: SuiteOptions, *, kind: Questions) -> SuiteResu
     said = say(speaker, tower, files, prompts, SHORT, options, what="questions")
     metric = VQAMetric()
     for question, text in zip(questions, said, strict=True):
-        metric.update(
-            question.id,
-            text,
-            question.answers,
-            answer_type=question.answer_type,
-            question_type=question.question_type,
-        )
+        metric.update(question.id, text, question.answers, answer_type=question.answer_type)
     if kind == "okvqa":
         notes.append(_LEMMAS)
     return SuiteResult(metrics=metric.compute(), items=len(questions), notes=notes)

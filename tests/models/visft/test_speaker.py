@@ -12,7 +12,7 @@ from transformers import OPTConfig, OPTForCausalLM
 
 from saccade.errors import CheckpointError, ConfigError, DataError
 from saccade.models.visft.qformer import QFormer, QFormerConfig
-from saccade.models.visft.speaker import Manner, Speaker, load_language
+from saccade.models.visft.speaker import Manner, QFormerSpeaker, load_language
 
 WIDTH = 12
 SIZES = QFormerConfig(queries=4, width=16, layers=3, heads=2, mlp_width=32, dropout=0.0)
@@ -53,10 +53,10 @@ def tiny_language(seed: int = 0) -> OPTForCausalLM:
     ).eval()
 
 
-def new_speaker() -> Speaker:
+def new_speaker() -> QFormerSpeaker:
     language = tiny_language()
     torch.manual_seed(1)
-    return Speaker(SIZES, WIDTH, language, Letters())
+    return QFormerSpeaker(SIZES, WIDTH, language, Letters())
 
 
 def test_queries_read_the_image_and_its_order_does_not_matter() -> None:
@@ -132,4 +132,4 @@ def test_what_cannot_be_learned_or_read_is_refused(tmp_path: Path) -> None:
     letters = Letters()
     letters.bos_token_id = None
     with pytest.raises(CheckpointError, match="tokenizer"):
-        Speaker(SIZES, WIDTH, tiny_language(), letters)
+        QFormerSpeaker(SIZES, WIDTH, tiny_language(), letters)

@@ -33,7 +33,6 @@ class Question:
         text: What is asked.
         answers: What the people said.
         answer_type: ``yes/no``, ``number``, ``other``.
-        question_type: How the question begins, by the data set's own list.
     """
 
     id: int
@@ -41,7 +40,6 @@ class Question:
     text: str
     answers: tuple[str, ...]
     answer_type: str
-    question_type: str
 
 
 def open_questions(root: str | Path, kind: Questions) -> list[Question]:
@@ -74,7 +72,6 @@ def open_questions(root: str | Path, kind: Questions) -> list[Question]:
                     text=str(entry["question"]),
                     answers=tuple(str(one["answer"]) for one in answer["answers"]),
                     answer_type=str(answer.get("answer_type", "")),
-                    question_type=str(answer.get("question_type", "")),
                 )
             )
         except (KeyError, TypeError, ValueError) as error:

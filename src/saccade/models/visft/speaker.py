@@ -73,7 +73,7 @@ def load_language(folder: str | Path) -> tuple[OPTForCausalLM, Pieces]:
         ) from error
 
 
-class Speaker(nn.Module):
+class QFormerSpeaker(nn.Module):
     """The Q-Former, the layer that makes words of its queries, and the frozen language model behind them.
 
     Args:
@@ -94,7 +94,7 @@ class Speaker(nn.Module):
             raise CheckpointError("the tokenizer has no line break, or no start, of its own", where=repr(ends))
         self.end_id = ends[0]
 
-    def train(self, mode: bool = True) -> Speaker:
+    def train(self, mode: bool = True) -> QFormerSpeaker:
         """The language model stays in evaluation mode: its dropout is no part of what is learned."""
         super().train(mode)
         self.language.eval()
