@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 import shlex
 from pathlib import Path
@@ -13,6 +14,8 @@ from PIL import Image
 from saccade.cli import build
 from saccade.errors import UsageError
 from saccade.hub.resolve import bundled_checkpoints
+from saccade.recipes import RECIPES, recipe_arguments
+from saccade.training.config import TrainConfig
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -43,6 +46,23 @@ def test_commands_parse(page: Path) -> None:
             continue
         assert not unknown, f"{page.name}: {command}"
         assert arguments.run is not None
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_recipes_exist(page: Path) -> None:
+    named = re.findall(r"\brecipe=([\w.-]*\w)", page.read_text(encoding="utf-8"))
+    assert set(named) <= set(RECIPES), page.name
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_trainings_have_their_arguments(page: Path) -> None:
+    """Words of a command without a point are arguments of its recipe, or fields of every training."""
+    fields = {field.name for field in dataclasses.fields(TrainConfig)}
+    for command in _commands(page.read_text(encoding="utf-8")):
+        words = dict(word.split("=", 1) for word in shlex.split(command) if re.match(r"\w+=", word))
+        if command.startswith("saccade train") and "recipe" in words:
+            unknown = words.keys() - {"recipe"} - fields - set(recipe_arguments(words["recipe"]))
+            assert not unknown, f"{page.name}: {command}"
 
 
 def test_the_readme_has_commands() -> None:
