@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib.util
 import json
 import os
 import re
@@ -534,6 +535,13 @@ def test_demo_writes_a_page(run, model: str, tmp_path: Path) -> None:
     assert shown.code == 0, shown.err
     assert shown.out.strip() == f"open {tmp_path / 'demo/index.html'}"
     assert (tmp_path / "demo/index.html").stat().st_size > 10_000
+
+
+@pytest.mark.skipif(importlib.util.find_spec("torchao") is None, reason="torchao is not installed")
+def test_a_command_says_nothing_of_libraries_that_it_does_not_use() -> None:
+    words = ["-m", "saccade", "models", "show", "gsva-7b-pt"]
+    done = subprocess.run([sys.executable, *words], capture_output=True, text=True, check=False)
+    assert done.returncode == 0 and not done.stderr
 
 
 def test_the_command_is_installed() -> None:

@@ -6,6 +6,7 @@ Exit codes: 0 fine, 1 failed, 2 wrong use. An error that Saccade raises on purpo
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 from collections.abc import Sequence
@@ -39,6 +40,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     words = sys.argv[1:] if argv is None else list(argv)
     if argv is None:
         keep_freed_memory()
+        # transformers imports torchao wherever it is installed, and torch warns of how that registers its enums:
+        # nothing that who types a command has asked for, nor can change.
+        logging.getLogger("torch.utils._pytree").setLevel(logging.ERROR)
     try:
         return _run(words)
     except SystemExit as end:  # argparse, after --help or --version
