@@ -121,7 +121,7 @@ _BOXES = ZooEntry(
     file="ait_det_swinv2b_wodec.pth",
     page=_PAGE,
     recipe="ait.detection_b",
-    summary="what of a solver of boxes the training of ait.instance_b starts from (init_from); by its name without decoder",
+    summary="part of a solver of boxes that the training of ait.instance_b starts from (init_from)",
 )
 
 ENTRIES: tuple[ZooEntry, ...] = (
