@@ -357,7 +357,7 @@ def _vocabulary(card: CheckpointCard) -> Vocabulary | None:
         return PieceVocabulary(pieces, reading.language.vocab_size) if pieces.is_file() else None
     if isinstance(reading, ViSFTConfig):
         words = card.folder / WORDS
-        return WordMap.load(words) if words.is_file() and reading.caption is not None else None
+        return WordMap.load(words) if words.is_file() else None
     if isinstance(reading, CLIPPairConfig):
         merges = card.folder / MERGES
         if merges.is_file():
