@@ -48,6 +48,7 @@ class Variant:
         columns: Metrics that are shown: heading to name.
         evaluates: It trains nothing: the words are those of ``saccade eval``, behind its model.
         shared: It is trained with the seed 0 only, and every seed of the others builds on it.
+        less: A variant that is taken off, seed by seed, in a row more: what changed from one to the other.
     """
 
     says: str
@@ -56,6 +57,7 @@ class Variant:
     columns: dict[str, str]
     evaluates: bool = False
     shared: bool = False
+    less: str = ""
 
 
 _BOXES = {"box AP": "detection/AP", "AP50": "detection/AP50"}
@@ -90,16 +92,26 @@ _SPENT = {
     "core minutes": "run/core_minutes",
 }
 
-_PROBES = {
-    "colour": "suite/mean/zero_shot/colour",
-    "shape": "suite/mean/zero_shot/shape",
-    "ground": "suite/mean/zero_shot/ground",
-    "image to text R@5": "suite/mean/retrieval/i2t/R@5",
-    "text to image R@5": "suite/mean/retrieval/t2i/R@5",
-    "counting": "suite/mean/counting",
-    "box class": "suite/mean/box_class",
+_QUESTIONS = {
+    "colour": "zero_shot/colour",
+    "shape": "zero_shot/shape",
+    "ground": "zero_shot/ground",
+    "image to text R@5": "retrieval/i2t/R@5",
+    "text to image R@5": "retrieval/t2i/R@5",
+    "counting": "counting",
+    "box class": "box_class",
 }
+_PROBES = {name: f"suite/mean/{metric}" for name, metric in _QUESTIONS.items()} | {
+    f"plain: {name}": f"suite/plain/{metric}" for name, metric in _QUESTIONS.items()
+}
+_CELL_PROBE = {"cells": "suite/mean_class"}
 _TOWER = "{runs}/clip-{seed}/checkpoints/last"
+_UPDATES = "--lora {runs}/lora-{seed}/checkpoints/last"
+_SCENE_SUITE = f"{_TOWER} --suite visft.scenes --seed {{seed}} --precision bf16 --device cpu"
+_CELL_SUITE = (
+    f"{_TOWER} --suite visft.goi --root ../shared/data/bccd --train-limit 150 --seed {{seed}} --precision bf16 "
+    "--device cpu"
+)
 _HEADS = " ".join(f"{head}={{runs}}/{head}-{{seed}}/checkpoints/last" for head in ("detection", "instance", "caption"))
 
 _DETECTOR = (
@@ -141,10 +153,15 @@ def _measured(says: str, model: str, centers: str) -> Variant:
     )
 
 
-def _head(head: str, columns: dict[str, str]) -> Variant:
+def _head(head: str, steps: int, columns: dict[str, str]) -> Variant:
     """The first stage of ViSFT for one head."""
-    words = f"recipe=visft.nano_{head} steps=1000 backbone={_TOWER}"
+    words = f"recipe=visft.nano_{head} steps={steps} backbone={_TOWER}"
     return Variant(says=f"first stage: {head}", words=words, needs=("clip",), columns=columns)
+
+
+def _suite(says: str, words: str, needs: tuple[str, ...], columns: dict[str, str], *, less: str = "") -> Variant:
+    """Probes of a tower."""
+    return Variant(says=says, words=words, needs=needs, columns=columns, evaluates=True, less=less)
 
 
 def _detector(says: str, words: str) -> Variant:
@@ -219,13 +236,13 @@ CLAIMS: dict[str, dict[str, Variant]] = {
         ),
     },
     "visft": {
-        "clip": Variant(says="", words="recipe=visft.nano_clip steps=1500 images=32", columns={}),
-        "detection": _head("detection", {"box AP": "detection/AP"}),
-        "instance": _head("instance", {"mask AP": "instance_segmentation/mask_AP"}),
-        "caption": _head("caption", {"CIDEr": "caption/CIDEr"}),
+        "clip": Variant(says="", words="recipe=visft.nano_clip", columns={}),
+        "detection": _head("detection", 3000, {"box AP": "detection/AP"}),
+        "instance": _head("instance", 2000, {"mask AP": "instance_segmentation/mask_AP"}),
+        "caption": _head("caption", 3000, {"CIDEr": "caption/CIDEr"}),
         "lora": Variant(
             says="second stage: updates through all three heads",
-            words=f"recipe=visft.nano_lora steps=600 backbone={_TOWER} {_HEADS}",
+            words=f"recipe=visft.nano_lora steps=1000 backbone={_TOWER} {_HEADS}",
             needs=("clip", "detection", "instance", "caption"),
             columns={
                 "box AP": "detection/AP",
@@ -233,29 +250,23 @@ CLAIMS: dict[str, dict[str, Variant]] = {
                 "CIDEr": "caption/CIDEr",
             },
         ),
-        "before": Variant(
-            says="the pair as it was pre-trained",
-            words=f"{_TOWER} --suite visft.scenes --seed {{seed}}",
-            needs=("clip",),
-            columns=_PROBES,
-            evaluates=True,
+        "before": _suite("the pair as it was pre-trained", _SCENE_SUITE, ("clip",), _PROBES),
+        "after": _suite(
+            "the same with the updates", f"{_SCENE_SUITE} {_UPDATES}", ("clip", "lora"), _PROBES, less="before"
         ),
-        "after": Variant(
-            says="the same with the updates",
-            words=f"{_TOWER} --suite visft.scenes --seed {{seed}} --lora {{runs}}/lora-{{seed}}/checkpoints/last",
-            needs=("clip", "lora"),
-            columns=_PROBES,
-            evaluates=True,
+        "cells-before": _suite("cells, as it was pre-trained", _CELL_SUITE, ("clip",), _CELL_PROBE),
+        "cells-after": _suite(
+            "cells, with the updates", f"{_CELL_SUITE} {_UPDATES}", ("clip", "lora"), _CELL_PROBE, less="cells-before"
         ),
     },
     "lora": {
         "full": Variant(says="all parameters", words=_CELLS, columns=_SPENT),
         "rank16": Variant(
-            says="updates of queries and values, rank 16", words=f"{_CELLS} lora.rank=16", columns=_SPENT
+            says="updates of queries and values, rank 16", words=f"{_CELLS} optim.lr=2e-3 lora.rank=16", columns=_SPENT
         ),
         "rank16-all": Variant(
             says="updates of all linear layers of the blocks, rank 16",
-            words=f"{_CELLS} lora.rank=16 lora.targets=backbone.blocks.*",
+            words=f"{_CELLS} optim.lr=2e-3 lora.rank=16 lora.targets=backbone.blocks.*",
             columns=_SPENT,
         ),
     },
@@ -405,14 +416,31 @@ def table(system: str, seeds: Sequence[int]) -> str:
     for name, variant in CLAIMS[system].items():
         if not variant.columns:
             continue
-        found = [kept[run] for seed in seeds if (run := f"{name}-{seed}") in kept]
-        cells = []
-        for heading in headings:
-            numbers = [each[variant.columns[heading]] for each in found if heading in variant.columns]
-            spread = f" ± {statistics.stdev(numbers):.3f}" if len(numbers) > 1 else ""
-            cells.append(f"{statistics.mean(numbers):.3f}{spread}" if numbers else "")
-        lines.append(f"| {variant.says} | {len(found)} | {' | '.join(cells)} |")
+        found = {seed: kept[run] for seed in seeds if (run := f"{name}-{seed}") in kept}
+        lines.append(_row(variant.says, headings, variant.columns, list(found.values())))
+        if variant.less:
+            other = CLAIMS[system][variant.less].columns
+            pairs = [(found[seed], kept[run]) for seed in found if (run := f"{variant.less}-{seed}") in kept]
+            changes = [{variant.columns[h]: a[variant.columns[h]] - b[other[h]] for h in other} for a, b in pairs]
+            lines.append(_row(f"{variant.says}: change", headings, variant.columns, changes, signed=True))
     return "\n".join(lines)
+
+
+def _row(
+    says: str,
+    headings: Sequence[str],
+    columns: dict[str, str],
+    found: Sequence[dict[str, float]],
+    *,
+    signed: bool = False,
+) -> str:
+    cells, form = [], "+.3f" if signed else ".3f"
+    for heading in headings:
+        numbers = [each[columns[heading]] for each in found if columns.get(heading) in each]
+        form_here = ",.0f" if numbers and min(numbers) > 1000 else form
+        spread = f" ± {statistics.stdev(numbers):.3f}" if len(set(numbers)) > 1 else ""
+        cells.append(f"{statistics.mean(numbers):{form_here}}{spread}" if numbers else "")
+    return f"| {says} | {len(found)} | {' | '.join(cells)} |"
 
 
 def main() -> None:
