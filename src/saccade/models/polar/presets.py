@@ -31,9 +31,9 @@ def unet_polar() -> PolarConfig:
     return PolarConfig(segmenter=unet(), interpolation="nearest")
 
 
-def library(architecture: LibraryConfig) -> SegmenterConfig:
+def library(architecture: Literal["unetplusplus", "deeplabv3plus"]) -> SegmenterConfig:
     """One of the paper's other networks at the same input."""
-    return SegmenterConfig(network=architecture)
+    return SegmenterConfig(network=LibraryConfig(architecture=architecture))
 
 
 def vit() -> SegmenterConfig:
@@ -70,8 +70,8 @@ def centers_small() -> CentersConfig:
 
 SEGMENTERS: dict[str, Callable[[], SegmenterConfig]] = {
     "unet": unet,
-    "unetplusplus": partial(library, LibraryConfig(architecture="unetplusplus")),
-    "deeplabv3plus": partial(library, LibraryConfig(architecture="deeplabv3plus")),
+    "unetplusplus": partial(library, "unetplusplus"),
+    "deeplabv3plus": partial(library, "deeplabv3plus"),
     "vit": vit,
 }
 """Networks that score every pixel."""
