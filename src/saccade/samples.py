@@ -193,7 +193,8 @@ class Sample:
         phrase: Prompt of grounding.
         phrases: Prompt of referring segmentation.
         wording: What the phrases are.
-        dialogue: Rounds of question and answer about the image, instead of phrases (instruction tuning).
+        dialogue: Rounds of question and answer about the image (instruction tuning). They take the place of a question
+            about ``phrases``, which then are those of the [SEG] in the answers, in their order.
         origin: Where it came from.
     """
 

@@ -123,15 +123,18 @@ def captions(things: Sequence[Thing]) -> tuple[str, str, str, str, str]:
     )
 
 
-def dialogue(things: Sequence[Thing]) -> tuple[tuple[str, str], ...]:
-    """A question about all objects, and its answer: each by its looks, from left to right.
+def description(things: Sequence[Thing]) -> tuple[Phrase, ...]:
+    """Every object by all of its looks, from left to right.
 
     Args:
         things: All objects.
     """
-    ordered = sorted(things, key=lambda thing: thing.column)
-    named = [f"the {thing.size} {thing.material} {thing.colour} {thing.name}" for thing in ordered]
-    return (("What are the objects in this image?", f"Sure, they are {', '.join(named)}."),)
+    ordered = sorted(range(len(things)), key=lambda index: things[index].column)
+    return tuple(Phrase(text=_described(things[index]), targets=(index,)) for index in ordered)
+
+
+def _described(thing: Thing) -> str:
+    return f"the {thing.size} {thing.material} {thing.colour} {thing.name}"
 
 
 def _caption_relation(one: Thing, two: Thing) -> str:

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from saccade.data.scenes.dice import Dice, seed_words
-from saccade.data.scenes.language import Phrase, Thing, captions, choose_phrases, dialogue
+from saccade.data.scenes.language import Phrase, Thing, captions, choose_phrases, description
 from saccade.data.scenes.render import lay_backdrop, paint
 from saccade.data.scenes.styles import restyle
 from saccade.data.scenes.words import SEMANTIC_CLASSES, THING_CLASSES
@@ -142,9 +142,9 @@ class Scene:
         return captions(self.things)
 
     @functools.cached_property
-    def dialogue(self) -> tuple[tuple[str, str], ...]:
-        """Questions about the whole picture, with their answers."""
-        return dialogue(self.things)
+    def description(self) -> tuple[Phrase, ...]:
+        """Every object, from left to right."""
+        return description(self.things)
 
     @functools.cached_property
     def phrases(self) -> tuple[Phrase, ...]:

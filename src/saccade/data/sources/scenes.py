@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 from torchvision import tv_tensors
 
 from saccade.data.scenes import SCENE_STYLES, SEMANTIC_CLASSES, SPLITS, THING_CLASSES, Scene, draw_scene
+from saccade.data.scenes.language import Phrase
 from saccade.data.scenes.scene import MAX_SIZE, MIN_SIZE
 from saccade.errors import DataError, UsageError, nearest
 from saccade.samples import ClassList, Origin, Sample, Target
 from saccade.tasks import Task
+from saccade.tokens.pieces import SEG
 
 
 class ScenesSource:
@@ -26,7 +30,8 @@ class ScenesSource:
         offset: Skip so many samples.
         seed: Another seed is another world of the same kind.
         style: Another look of the same scenes (``SCENE_STYLES``).
-        dialogue: Of referring segmentation: a question about all objects and its answer, instead of phrases.
+        dialogue: Of referring segmentation: a question about all objects, instead of phrases, and an answer that names
+            each by its looks, with a [SEG] behind it.
 
     Raises:
         UsageError: An unknown split or style, or a size, limit, offset or seed out of range.
@@ -79,17 +84,18 @@ class ScenesSource:
             raise IndexError(f"scene {index} of {self._length} in {self.name}")
         number = self._offset + index
         scene = draw_scene((*self._seed, number), self._size_hw, style=self._style)
+        phrases: tuple[Phrase, ...] = ()
+        if self.task is Task.REFERRING:
+            phrases = scene.description if self._dialogue else scene.phrases
         return Sample(
             image=tv_tensors.Image(torch.from_numpy(scene.image).permute(2, 0, 1).contiguous()),
             task=self.task,
             origin=Origin(dataset=self.name, image_id=number, path=None, size_hw=self._size_hw),
-            target=Target() if self._dialogue else _target(scene, self.task),
+            target=_referred(scene, phrases) if phrases else _target(scene, self.task),
             classes=self.classes,
             phrase=scene.phrases[0].text if self.task is Task.GROUNDING else None,
-            phrases=tuple(phrase.text for phrase in scene.phrases)
-            if self.task is Task.REFERRING and not self._dialogue
-            else (),
-            dialogue=scene.dialogue if self._dialogue else (),
+            phrases=tuple(phrase.text for phrase in phrases),
+            dialogue=(_described(phrases),) if self._dialogue else (),
         )
 
 
@@ -116,14 +122,6 @@ def _target(scene: Scene, task: Task) -> Target:
     boxes = torch.from_numpy(scene.boxes_xyxy)
     if task is Task.GROUNDING:
         return Target(boxes=_boxes(boxes[list(scene.phrases[0].targets)], scene.size_hw))
-    if task is Task.REFERRING:
-        listed = [(k, target) for k, phrase in enumerate(scene.phrases) for target in phrase.targets]
-        masks = np.stack([scene.masks[list(phrase.targets)].any(axis=0) for phrase in scene.phrases])
-        return Target(
-            masks=tv_tensors.Mask(torch.from_numpy(masks)),
-            boxes=_boxes(boxes[[target for _, target in listed]], scene.size_hw),
-            phrase_ids=torch.tensor([k for k, _ in listed], dtype=torch.int64),
-        )
     if task in (Task.DETECTION, Task.INSTANCE):
         return Target(
             boxes=_boxes(boxes, scene.size_hw),
@@ -133,6 +131,21 @@ def _target(scene: Scene, task: Task) -> Target:
             areas=torch.from_numpy(scene.areas).to(torch.float64),
         )
     raise DataError(f"the scenes reader fills no targets for the task '{task}'")
+
+
+def _described(phrases: Sequence[Phrase]) -> tuple[str, str]:
+    said = ", ".join(f"{phrase.text}:{SEG}" for phrase in phrases)
+    return "What are the objects in this image?", f"Sure, they are {said}."
+
+
+def _referred(scene: Scene, phrases: Sequence[Phrase]) -> Target:
+    listed = [(k, target) for k, phrase in enumerate(phrases) for target in phrase.targets]
+    masks = np.stack([scene.masks[list(phrase.targets)].any(axis=0) for phrase in phrases])
+    return Target(
+        masks=tv_tensors.Mask(torch.from_numpy(masks)),
+        boxes=_boxes(torch.from_numpy(scene.boxes_xyxy)[[target for _, target in listed]], scene.size_hw),
+        phrase_ids=torch.tensor([k for k, _ in listed], dtype=torch.int64),
+    )
 
 
 def _boxes(boxes: torch.Tensor, size_hw: tuple[int, int]) -> tv_tensors.BoundingBoxes:

@@ -82,7 +82,10 @@ def training(sample: Sample, draws: Draws, *, only_words: float) -> list[Convers
 
 def apart(sample: Sample) -> list[Sample]:
     """A sample for every phrase, which is asked for as a class is: as something that is there."""
-    if sample.dialogue or sample.wording in ("question", "sentence"):
+    if sample.dialogue:  # in one answer, so that it keeps its words alone
+        silent = tuple((asked, said.replace(f":{SEG}", "").replace(SEG, "")) for asked, said in sample.dialogue)
+        return [dataclasses.replace(sample, dialogue=silent, phrases=())]
+    if sample.wording in ("question", "sentence"):
         return [sample]
     masks = sample.target.masks
     return [
@@ -201,7 +204,7 @@ def _reasoning(sample: Sample, draws: Draws, only_words: float) -> list[Conversa
 def _dialogue(sample: Sample) -> Conversation:
     """A dialogue about the image, which is shown before its first question, wherever the text had it."""
     (first, answer), *later = [(_without_image(asked), _without_image(said)) for asked, said in sample.dialogue]
-    return Conversation(rounds=((about_image(first), answer), *later))
+    return Conversation(rounds=((about_image(first), answer), *later), expressions=sample.phrases)
 
 
 def _without_image(text: str) -> str:
