@@ -157,8 +157,8 @@ def nano_scenes(*, steps: int = 6_000, size: int = 160, images: int = 16, dialog
         steps: Optimiser steps.
         size: Side of the scenes in pixels.
         images: Pictures per step, with five phrases each.
-        dialogues: Share of the pictures that are described whole instead: every object of it by its looks. A yes or no
-            per phrase says little about what CLIP should see.
+        dialogues: Share of the pictures that are described whole instead: every object by its looks and its mask. A
+            yes or no per phrase says little about what CLIP should see.
     """
     scenes = SourceConfig(task=Task.REFERRING, reader="scenes", size=size)
     phrases = dataclasses.replace(scenes, batch_size=images, augment=PhraseAugment(count=_PHRASES))
