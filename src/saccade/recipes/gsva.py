@@ -150,10 +150,34 @@ def _source(
     )
 
 
-def nano_scenes(*, steps: int = 6_000, size: int = 160, images: int = 16, dialogues: float = 0.25) -> TrainConfig:
+def nano_looks(*, steps: int = 3_000, size: int = 160, images: int = 16) -> TrainConfig:
+    """The first stage of ``gsva-nano``: objects by their looks alone.
+
+    Shown all kinds of phrases at once, the model learns what places and relations say, and SAM's features lose the
+    colours before anything asks for them.
+
+    Args:
+        steps: Optimiser steps.
+        size: Side of the scenes in pixels.
+        images: Pictures per step, with five phrases each.
+    """
+    config = nano_scenes(steps=steps, size=size, images=images)
+    phrases, described = config.train
+    return dataclasses.replace(
+        config,
+        name="gsva/nano_looks",
+        train=(dataclasses.replace(phrases, reader="scene_looks"), described),
+        val=(dataclasses.replace(config.val[0], reader="scene_looks"),),
+    )
+
+
+def nano_scenes(
+    *, start: str = "", steps: int = 6_000, size: int = 160, images: int = 16, dialogues: float = 0.25
+) -> TrainConfig:
     """``gsva-nano`` on drawn scenes: its Llama, its CLIP-like tower and its SAM learn everything from scenes.
 
     Args:
+        start: The checkpoint of the first stage (``gsva.nano_looks``); empty = fresh weights.
         steps: Optimiser steps.
         size: Side of the scenes in pixels.
         images: Pictures per step, with five phrases each.
@@ -171,8 +195,9 @@ def nano_scenes(*, steps: int = 6_000, size: int = 160, images: int = 16, dialog
         val=(dataclasses.replace(scenes, split="val", limit=500, batch_size=16),),
         steps=steps,
         optim=scratch_optim(steps),
+        weights=start,
         precision="bf16",
-        initialise="local",
+        initialise="plain" if start else "local",
         ema_decay=0.999,
         save_every=500,
         log_every=50,

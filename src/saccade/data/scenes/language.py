@@ -340,6 +340,20 @@ def choose_phrases(things: Sequence[Thing], units: Sequence[float]) -> tuple[Phr
     return tuple(chosen)
 
 
+def choose_looks(things: Sequence[Thing], units: Sequence[float]) -> tuple[Phrase, ...]:
+    """Up to as many phrases as there are numbers, each of one object by its looks alone.
+
+    Args:
+        things: All objects.
+        units: Numbers in [0, 1) that decide.
+    """
+    chosen: list[Phrase] = []
+    plain, *_ = single_phrases(things)
+    for unit in units:
+        _add(chosen, plain, unit)
+    return tuple(chosen)
+
+
 def _divide(unit: float, shares: tuple[float, ...]) -> tuple[int, float]:
     """The part of [0, 1) that a number falls in, and where it lies in that part."""
     begin = 0.0

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from saccade.data.scenes.dice import Dice, seed_words
-from saccade.data.scenes.language import Phrase, Thing, captions, choose_phrases, description
+from saccade.data.scenes.language import Phrase, Thing, captions, choose_looks, choose_phrases, description
 from saccade.data.scenes.render import lay_backdrop, paint
 from saccade.data.scenes.styles import restyle
 from saccade.data.scenes.words import SEMANTIC_CLASSES, THING_CLASSES
@@ -145,6 +145,11 @@ class Scene:
     def description(self) -> tuple[Phrase, ...]:
         """Every object, from left to right."""
         return description(self.things)
+
+    @functools.cached_property
+    def looks(self) -> tuple[Phrase, ...]:
+        """Up to seven expressions of one object each, by its looks alone."""
+        return choose_looks(self.things, Dice((*self.seed, 1)).units(7))
 
     @functools.cached_property
     def phrases(self) -> tuple[Phrase, ...]:
