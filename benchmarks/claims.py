@@ -71,6 +71,8 @@ _PHRASES = {
     "T_acc": "referring_segmentation/T_acc",
 }
 
+_LOOKS = "start={runs}/looks-0/checkpoints/last"
+
 _LESIONS = {
     "Dice": "semantic_segmentation/mean_Dice",
     "IoU": "semantic_segmentation/mean_IoU",
@@ -296,14 +298,22 @@ CLAIMS: dict[str, dict[str, Variant]] = {
         "git-polar-predictor": _measured("the same; centres of the predictor", "git-polar", "centers"),
     },
     "gsva": {
+        "looks": Variant(
+            says="the first stage, which both start from",
+            words="recipe=gsva.nano_looks val.0.protocol=rela",
+            columns=_PHRASES,
+            shared=True,
+        ),
         "several": Variant(
             says="several [SEG] and [REJ] in an answer",
-            words="recipe=gsva.nano_scenes steps=2000 val.0.protocol=rela",
+            words=f"recipe=gsva.nano_scenes {_LOOKS} steps=2000 val.0.protocol=rela",
+            needs=("looks",),
             columns=_PHRASES,
         ),
         "one": Variant(
             says="one [SEG] for every phrase, as LISA",
-            words="recipe=gsva.nano_scenes steps=2000 val.0.protocol=rela model.one_seg=true",
+            words=f"recipe=gsva.nano_scenes {_LOOKS} steps=2000 val.0.protocol=rela model.one_seg=true",
+            needs=("looks",),
             columns=_PHRASES,
         ),
     },
