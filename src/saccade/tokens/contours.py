@@ -120,8 +120,9 @@ def ray_lengths(points_xy: Tensor, center_xy: tuple[int, int], num_rays: int) ->
     # Float32 and this very sequence of operations: rays at 45, 135, ... degrees are decided by the last bit.
     degrees = torch.atan2(x, y) * 180 / math.pi
     degrees[degrees < 0] += 360
+    # The root is numpy's: it is rounded correctly on every processor, torch's is not.
     farthest = np.full(360 + 2 * 3 + 1, -1.0, dtype=np.float32)  # three empty degrees on each side: no wrap-around
-    np.maximum.at(farthest, degrees.to(torch.int64).numpy() + 3, torch.sqrt(x**2 + y**2).numpy())
+    np.maximum.at(farthest, degrees.to(torch.int64).numpy() + 3, np.sqrt((x**2 + y**2).numpy()))
     angles = np.arange(num_rays) * step_degrees + 3
     lengths = np.full(num_rays, NO_BORDER_LENGTH, dtype=np.float32)
     for offset in (-3, 3, -2, 2, -1, 1, 0):  # the preferred one last, so that it wins
