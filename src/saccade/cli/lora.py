@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from saccade.cli.parser import Parser, Verbs, add_json, comma_list
 from saccade.errors import UsageError
@@ -91,14 +91,7 @@ def _extract(arguments: argparse.Namespace) -> int:
 def _merge(arguments: argparse.Namespace) -> int:
     from saccade.hub.lora import merge_files
 
-    merged = merge_files(
-        arguments.base,
-        arguments.updates,
-        arguments.out,
-        multiplier=arguments.multiplier,
-        leave_out=_left_out(arguments),
-    )
-    _tell(merged, arguments)
+    _tell(merge_files(arguments.base, arguments.updates, arguments.out, **_options(arguments)), arguments)
     return 0
 
 
@@ -106,22 +99,17 @@ def _unmerge(arguments: argparse.Namespace) -> int:
     from saccade.cli import screen
     from saccade.hub.lora import unmerge_files
 
-    unmerged = unmerge_files(
-        arguments.merged,
-        arguments.updates,
-        arguments.out,
-        multiplier=arguments.multiplier,
-        leave_out=_left_out(arguments),
-    )
+    unmerged = unmerge_files(arguments.merged, arguments.updates, arguments.out, **_options(arguments))
     _tell(unmerged, arguments)
     screen.note(f"no weight is further than {unmerged.rounding:.2g} from what it was before the updates were added")
     return 0
 
 
-def _left_out(arguments: argparse.Namespace) -> list[int]:
+def _options(arguments: argparse.Namespace) -> dict[str, Any]:
+    """What :func:`_add_options` added, for the functions that it is meant for."""
     if not all(block.isdigit() for block in arguments.leave_out):
         raise UsageError("blocks are whole numbers", where="--leave-out", fix="--leave-out 39")
-    return [int(block) for block in arguments.leave_out]
+    return {"multiplier": arguments.multiplier, "leave_out": [int(block) for block in arguments.leave_out]}
 
 
 def _tell(done: Merged, arguments: argparse.Namespace) -> None:
