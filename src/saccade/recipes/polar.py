@@ -92,28 +92,24 @@ def segmenter(
     names = classes or ("background", _OBJECTS[reader])
     sized = presets.SEGMENTERS[network]()
     sized = presets.grey(sized) if reader == "lits" else dataclasses.replace(sized, input_hw=_SIZES_HW[reader])
-    if isinstance(sized.network, UNetConfig):
-        sized = dataclasses.replace(sized, network=dataclasses.replace(sized.network, features=features))
-    input_hw = size if min(size) > 0 else sized.input_hw
+    layers, (height, width) = sized.network, sized.input_hw
+    if isinstance(layers, UNetConfig):
+        layers = dataclasses.replace(layers, features=features)
     if backbone:
         if network != "vit":
             raise UsageError("only a plain ViT starts from a backbone", where="backbone", fix="take recipe=polar.vit")
         vit = dataclasses.replace(_vit_of(backbone), class_token=False)
-        step = vit.patch_size
-        sized = dataclasses.replace(sized, network=ViTPixelsConfig(vit=vit), input_hw=(step, step))
-        if min(size) <= 0:
-            input_hw = (input_hw[0] // step * step, input_hw[1] // step * step)
-    plain = dataclasses.replace(sized, classes=names, input_hw=input_hw)
-    model = _unrolled(plain, finder, objects=objects, interpolation=interpolation) if polar else plain
-    light = LightAugment(flip_vertical=0.5, rotate=True) if augment else None
-    train, val = _sources(Task.SEMANTIC, data, reader, names, light)
-    return _training(
-        f"polar/{network}{'_polar' if polar else ''}",
-        model,
-        train,
-        dataclasses.replace(val, protocol="polar"),
-        monitor="semantic_segmentation/mean_Dice",
+        layers, step = ViTPixelsConfig(vit=vit), vit.patch_size
+        height, width = height // step * step, width // step * step
+    input_hw = size if min(size) > 0 else (height, width)
+    return _labelling(
+        network,
+        dataclasses.replace(sized, network=layers, classes=names, input_hw=input_hw),
+        _sources(Task.SEMANTIC, data, reader, names, _light(augment)),
+        polar=polar,
         finder=finder,
+        objects=objects,
+        interpolation=interpolation,
         init_from=backbone,
         steps=steps,
     )
@@ -173,8 +169,9 @@ def git(
         steps: Optimiser steps; 0 = by the number of images.
 
     Raises:
-        UsageError: The model is no GiT.
+        UsageError: A finder for plain pictures, or the model is no GiT.
     """
+    _require_polar(finder, polar)
     names = classes or ("background", _OBJECTS[reader])
     config = finetune(data_root=data, task="semantic", model=model, classes=names, reader=reader, steps=steps)
     if not isinstance(config.model, GiTConfig):
@@ -231,19 +228,48 @@ def visft(
     weights = not backbone or backbone in ZOO or Path(backbone).is_file()
     vit = _TOWERS[tower]() if weights else _vit_of(backbone)
     plain = visft_presets.labelling(vit, names, side=side or _CELLS * vit.patch_size)
-    light = LightAugment(flip_vertical=0.5, rotate=True) if augment else None
-    train, val = _sources(Task.SEMANTIC, data, reader, names, light)
-    config = _training(
-        f"polar/visft{'_polar' if polar else ''}",
-        _unrolled(plain, finder, objects=objects, interpolation=interpolation) if polar else plain,
-        train,
-        dataclasses.replace(val, protocol="polar"),
-        monitor="semantic_segmentation/mean_Dice",
+    config = _labelling(
+        "visft",
+        plain,
+        _sources(Task.SEMANTIC, data, reader, names, _light(augment)),
+        polar=polar,
         finder=finder,
+        objects=objects,
+        interpolation=interpolation,
         init_from=backbone,
         steps=steps,
     )
     return dataclasses.replace(config, optim=dataclasses.replace(scratch_optim(config.steps), lr=5e-4))
+
+
+def _labelling(
+    name: str,
+    model: SegmenterConfig | ViSFTConfig,
+    sources: tuple[SourceConfig, SourceConfig],
+    *,
+    polar: bool,
+    finder: str,
+    objects: Objects,
+    interpolation: Interpolation,
+    init_from: str,
+    steps: int,
+) -> TrainConfig:
+    """The training of a model that labels every pixel, on plain pictures or on unrolled ones."""
+    train, val = sources
+    return _training(
+        f"polar/{name}{'_polar' if polar else ''}",
+        _unrolled(model, finder, objects=objects, interpolation=interpolation) if polar else model,
+        train,
+        dataclasses.replace(val, protocol="polar"),
+        monitor="semantic_segmentation/mean_Dice",
+        finder=finder,
+        init_from=init_from,
+        steps=steps,
+    )
+
+
+def _light(augment: bool) -> LightAugment | None:
+    return LightAugment(flip_vertical=0.5, rotate=True) if augment else None
 
 
 def _require_polar(finder: str, polar: bool) -> None:
