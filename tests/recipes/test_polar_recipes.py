@@ -189,6 +189,8 @@ def test_wrong_finders_are_refused(lesions: Path, tmp_path: Path) -> None:
     folder = {"data": str(lesions), "reader": "mask_folder", "steps": 2}
     with pytest.raises(UsageError, match="need no centre"):
         get_recipe("polar.unet")(**folder, finder="git-nano")
+    with pytest.raises(UsageError, match="need no centre"):
+        get_recipe("polar.git")(data=folder["data"], polar=False, finder="git-nano")
     with pytest.raises(UsageError, match="finds no centres"):
         get_recipe("polar.unet")(**folder, polar=True, finder="vitdet-nano")
     config = small(get_recipe("polar.unet")(**folder, polar=True), tmp_path)
