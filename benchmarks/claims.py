@@ -350,8 +350,13 @@ def metrics_of(folder: Path) -> dict[str, float]:
 
 
 def _flat(results: dict[str, dict[str, Any]]) -> dict[str, float]:
-    """``source/metric`` to value."""
-    return {f"{source}/{name}": value for source, one in results.items() for name, value in one["metrics"].items()}
+    """``source/metric`` to value, of all metrics that have one."""
+    return {
+        f"{source}/{name}": value
+        for source, one in results.items()
+        for name, value in one["metrics"].items()
+        if value is not None
+    }
 
 
 def measured(system: str) -> dict[str, dict[str, float]]:
