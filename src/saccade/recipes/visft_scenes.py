@@ -40,6 +40,7 @@ def nano_clip(*, steps: int = 2_000, images: int = 32) -> TrainConfig:
         "nano_clip",
         steps=steps,
         model=nano_pair(GIT_PRESETS["nano"]().vocab_size),
+        initialise="local",
         train=(dataclasses.replace(_source("caption", batch_size=images), augment=_PAIRED),),
         optim=dataclasses.replace(scratch_optim(steps), warmup_steps=steps // 20, no_decay=("log_scale",)),
     )

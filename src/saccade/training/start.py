@@ -40,6 +40,7 @@ from saccade.models.polar.segmenter import Segmenter, ViTPixels
 from saccade.models.systems import Model, Vocabulary, build, reading_config, system_of
 from saccade.models.visft.clip import CLIPPair, CLIPPairConfig
 from saccade.models.visft.config import PUBLISHED_HEADS, ViSFTConfig
+from saccade.models.visft.initialise import initialise_local as initialise_eva_local
 from saccade.models.visft.initialise import initialise_published as initialise_eva
 from saccade.models.visft.model import ViSFT
 from saccade.models.vitdet.initialise import initialise_published
@@ -230,6 +231,8 @@ def _start_local(model: Model) -> None:
         _start_local(cast(Model, model.segmenter))
     elif isinstance(model, Segmenter | CenterPredictor):
         raise ConfigError("a local start is for vision transformers", where="initialise", fix="set initialise=plain")
+    elif isinstance(model, ViSFT | CLIPPair):
+        initialise_eva_local(model.backbone)
     elif isinstance(model.backbone, PlainViT):
         start_local(model.backbone)
     else:

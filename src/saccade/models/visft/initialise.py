@@ -1,13 +1,20 @@
-"""The start of a backbone that nothing was loaded into, as the EVA family publishes it; heads start by themselves."""
+"""The start of a backbone that nothing was loaded into, as the EVA family publishes it; heads start by themselves.
+
+A small backbone that learns from captions alone, as published, loses where things are: positions start at a thirtieth
+of what patches are, and nothing asks for them. :func:`initialise_local` makes them strong enough to last, so that heads
+on the frozen map can say boxes.
+"""
 
 from __future__ import annotations
 
 import torch
 from torch import nn
 
+from saccade.layers.local_start import sinusoids_2d
 from saccade.layers.vit import PlainViT
 
 _STD = 0.02
+_POSITION_SCALE = 0.3
 
 
 @torch.no_grad()
@@ -25,3 +32,14 @@ def initialise_published(backbone: PlainViT) -> None:
                     nn.init.zeros_(module.bias)
         for layer in (block.attn.proj, block.mlp.fc2):
             layer.weight.div_((2 * number) ** 0.5)
+
+
+@torch.no_grad()
+def initialise_local(backbone: PlainViT) -> None:
+    """The published start with a position table of 2-D sinusoids, a third of what patches are.
+
+    Args:
+        backbone: Changed in place; draws from torch's CPU generator.
+    """
+    initialise_published(backbone)
+    backbone.pos_embed.copy_(sinusoids_2d(backbone.pos_embed.shape[1], backbone.config.width)[None] * _POSITION_SCALE)
