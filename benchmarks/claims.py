@@ -107,7 +107,7 @@ _PROBES = {name: f"suite/mean/{metric}" for name, metric in _QUESTIONS.items()} 
     f"plain: {name}": f"suite/plain/{metric}" for name, metric in _QUESTIONS.items()
 }
 _CELL_PROBE = {"cells": "suite/mean_class"}
-_TOWER = "{runs}/clip-{seed}/checkpoints/last"
+_TOWER = "{runs}/clip-0/checkpoints/last"
 _UPDATES = "--lora {runs}/lora-{seed}/checkpoints/last"
 _SCENE_SUITE = f"{_TOWER} --suite visft.scenes --seed {{seed}} --precision bf16 --device cpu"
 _CELL_SUITE = (
@@ -238,8 +238,8 @@ CLAIMS: dict[str, dict[str, Variant]] = {
         ),
     },
     "visft": {
-        "clip": Variant(says="", words="recipe=visft.nano_clip", columns={}),
-        "detection": _head("detection", 3000, {"box AP": "detection/AP"}),
+        "clip": Variant(says="", words="recipe=visft.nano_clip", columns={}, shared=True),
+        "detection": _head("detection", 6000, {"box AP": "detection/AP"}),
         "instance": _head("instance", 2000, {"mask AP": "instance_segmentation/mask_AP"}),
         "caption": _head("caption", 3000, {"CIDEr": "caption/CIDEr"}),
         "lora": Variant(
@@ -252,7 +252,7 @@ CLAIMS: dict[str, dict[str, Variant]] = {
                 "CIDEr": "caption/CIDEr",
             },
         ),
-        "before": _suite("the pair as it was pre-trained", _SCENE_SUITE, ("clip",), _PROBES),
+        "before": _suite("the pair as it was pre-trained (one for all seeds)", _SCENE_SUITE, ("clip",), _PROBES),
         "after": _suite(
             "the same with the updates", f"{_SCENE_SUITE} {_UPDATES}", ("clip", "lora"), _PROBES, less="before"
         ),

@@ -24,10 +24,10 @@ _WORDS = len(VOCABULARY) + 4  # and <pad>, <unk>, <start>, <end>
 _CAPTIONS = CaptionAugment(flip=0.0, min_area=1.0)
 _PAIRED = CaptionAugment(flip=0.0, min_area=1.0, brightness=0.2, contrast=0.2)
 _WEIGHTS: dict[Head, float] = {"caption": 0.4, "instance": 0.3, "detection": 0.3}
-_RATES: dict[Head, float] = {"caption": 5e-4, "instance": 5e-4, "detection": 1e-3}
+_RATES: dict[Head, float] = {"caption": 5e-4, "instance": 5e-4, "detection": 5e-4}
 
 
-def nano_clip(*, steps: int = 2_000, images: int = 32) -> TrainConfig:
+def nano_clip(*, steps: int = 4_000, images: int = 64) -> TrainConfig:
     """The backbone with a class token and a text tower, contrastively on images and captions.
 
     All scenes are plain, a little brighter or darker than they are drawn: the other styles remain unseen.
