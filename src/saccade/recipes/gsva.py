@@ -151,17 +151,18 @@ def _source(
 
 
 def nano_looks(*, steps: int = 3_000, size: int = 160, images: int = 16) -> TrainConfig:
-    """The first stage of ``gsva-nano``: objects by their looks alone.
+    """The first stage of ``gsva-nano``: objects, and such as are not there, by looks alone.
 
     Shown all kinds of phrases at once, the model learns what places and relations say, and SAM's features lose the
-    colours before anything asks for them.
+    colours before anything asks for them. Shown only what is there, it never looks whether something is. Half of the
+    pictures are described whole.
 
     Args:
         steps: Optimiser steps.
         size: Side of the scenes in pixels.
         images: Pictures per step, with five phrases each.
     """
-    config = nano_scenes(steps=steps, size=size, images=images)
+    config = nano_scenes(steps=steps, size=size, images=images, dialogues=0.5)
     phrases, described = config.train
     return dataclasses.replace(
         config,

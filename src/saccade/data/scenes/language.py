@@ -341,16 +341,19 @@ def choose_phrases(things: Sequence[Thing], units: Sequence[float]) -> tuple[Phr
 
 
 def choose_looks(things: Sequence[Thing], units: Sequence[float]) -> tuple[Phrase, ...]:
-    """Up to as many phrases as there are numbers, each of one object by its looks alone.
+    """Up to seven phrases by looks alone: five of one object, two of none.
 
     Args:
         things: All objects.
-        units: Numbers in [0, 1) that decide.
+        units: At least seven numbers in [0, 1) that decide.
     """
     chosen: list[Phrase] = []
     plain, *_ = single_phrases(things)
-    for unit in units:
+    for unit in units[:5]:
         _add(chosen, plain, unit)
+    missing, *_ = missing_phrases(things)
+    for unit in units[5:7]:
+        _add(chosen, missing, unit)
     return tuple(chosen)
 
 

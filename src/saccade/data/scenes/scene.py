@@ -148,7 +148,7 @@ class Scene:
 
     @functools.cached_property
     def looks(self) -> tuple[Phrase, ...]:
-        """Up to seven expressions of one object each, by its looks alone."""
+        """Expressions by looks alone: first up to five of one object, then up to two of none."""
         return choose_looks(self.things, Dice((*self.seed, 1)).units(7))
 
     @functools.cached_property

@@ -34,7 +34,7 @@ class ScenesSource:
         offset: Skip so many samples.
         seed: Another seed is another world of the same kind.
         style: Another look of the same scenes (``SCENE_STYLES``).
-        phrases: Of referring segmentation: ``all`` kinds of phrases; ``looks``, each of one object by its looks alone;
+        phrases: Of referring segmentation: ``all`` kinds of phrases; ``looks``, of one object or of none by its looks;
             or the ``description``: a question about all objects, and an answer that names each by its looks, with a
             [SEG] behind it.
 
