@@ -88,7 +88,6 @@ def segmenter(
         UsageError: A finder for plain pictures, or one that does not exist; a backbone for another network, or one that
             is no plain ViT.
     """
-    _require_polar(finder, polar)
     names = classes or ("background", _OBJECTS[reader])
     sized = presets.SEGMENTERS[network]()
     sized = presets.grey(sized) if reader == "lits" else dataclasses.replace(sized, input_hw=_SIZES_HW[reader])
@@ -102,14 +101,12 @@ def segmenter(
         layers, step = ViTPixelsConfig(vit=vit), vit.patch_size
         height, width = height // step * step, width // step * step
     input_hw = size if min(size) > 0 else (height, width)
+    plain = dataclasses.replace(sized, network=layers, classes=names, input_hw=input_hw)
     return _labelling(
         network,
-        dataclasses.replace(sized, network=layers, classes=names, input_hw=input_hw),
+        _seen(plain, polar, finder, objects, interpolation),
         _sources(Task.SEMANTIC, data, reader, names, _light(augment)),
-        polar=polar,
         finder=finder,
-        objects=objects,
-        interpolation=interpolation,
         init_from=backbone,
         steps=steps,
     )
@@ -171,7 +168,6 @@ def git(
     Raises:
         UsageError: A finder for plain pictures, or the model is no GiT.
     """
-    _require_polar(finder, polar)
     names = classes or ("background", _OBJECTS[reader])
     config = finetune(data_root=data, task="semantic", model=model, classes=names, reader=reader, steps=steps)
     if not isinstance(config.model, GiTConfig):
@@ -181,7 +177,7 @@ def git(
     return dataclasses.replace(
         config,
         name=f"polar/{Path(model).name}_{form}",
-        model=_unrolled(config.model, finder, objects=objects, interpolation=interpolation) if polar else config.model,
+        model=_seen(config.model, polar, finder, objects, interpolation),
         val=(dataclasses.replace(val, protocol="polar"),),
         monitor="semantic_segmentation/mean_Dice",
         finder=finder,
@@ -223,19 +219,15 @@ def visft(
     Raises:
         UsageError: A finder for plain pictures, or a backbone that is no plain ViT.
     """
-    _require_polar(finder, polar)
     names = classes or ("background", _OBJECTS[reader])
     weights = not backbone or backbone in ZOO or Path(backbone).is_file()
     vit = _TOWERS[tower]() if weights else _vit_of(backbone)
     plain = visft_presets.labelling(vit, names, side=side or _CELLS * vit.patch_size)
     config = _labelling(
         "visft",
-        plain,
+        _seen(plain, polar, finder, objects, interpolation),
         _sources(Task.SEMANTIC, data, reader, names, _light(augment)),
-        polar=polar,
         finder=finder,
-        objects=objects,
-        interpolation=interpolation,
         init_from=backbone,
         steps=steps,
     )
@@ -244,21 +236,18 @@ def visft(
 
 def _labelling(
     name: str,
-    model: SegmenterConfig | ViSFTConfig,
+    model: PixelConfig | PolarConfig,
     sources: tuple[SourceConfig, SourceConfig],
     *,
-    polar: bool,
     finder: str,
-    objects: Objects,
-    interpolation: Interpolation,
     init_from: str,
     steps: int,
 ) -> TrainConfig:
     """The training of a model that labels every pixel, on plain pictures or on unrolled ones."""
     train, val = sources
     return _training(
-        f"polar/{name}{'_polar' if polar else ''}",
-        _unrolled(model, finder, objects=objects, interpolation=interpolation) if polar else model,
+        f"polar/{name}{'_polar' if isinstance(model, PolarConfig) else ''}",
+        model,
         train,
         dataclasses.replace(val, protocol="polar"),
         monitor="semantic_segmentation/mean_Dice",
@@ -272,11 +261,6 @@ def _light(augment: bool) -> LightAugment | None:
     return LightAugment(flip_vertical=0.5, rotate=True) if augment else None
 
 
-def _require_polar(finder: str, polar: bool) -> None:
-    if finder and not polar:
-        raise UsageError("plain pictures need no centre", where="finder", fix="leave it out, or set polar=true")
-
-
 def _vit_of(checkpoint: str) -> ViTConfig:
     vit = plain_vit_of(read_card(resolve(checkpoint)).config)
     if vit is None:
@@ -286,7 +270,14 @@ def _vit_of(checkpoint: str) -> ViTConfig:
     return vit
 
 
-def _unrolled(model: PixelConfig, finder: str, *, objects: Objects, interpolation: Interpolation) -> PolarConfig:
+def _seen(
+    model: PixelConfig, polar: bool, finder: str, objects: Objects, interpolation: Interpolation
+) -> PixelConfig | PolarConfig:
+    """The model for plain pictures or, wrapped, for unrolled ones."""
+    if not polar:
+        if finder:
+            raise UsageError("plain pictures need no centre", where="finder", fix="leave it out, or set polar=true")
+        return model
     found = read_card(resolve(finder)).config if finder else None
     if found is not None and not isinstance(found, SegmenterConfig | CentersConfig | GiTConfig | ViSFTConfig):
         raise UsageError(

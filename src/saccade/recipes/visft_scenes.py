@@ -24,7 +24,7 @@ _WORDS = len(VOCABULARY) + 4  # and <pad>, <unk>, <start>, <end>
 _CAPTIONS = CaptionAugment(flip=0.0, min_area=1.0)
 _PAIRED = CaptionAugment(flip=0.0, min_area=1.0, brightness=0.2, contrast=0.2)
 _WEIGHTS: dict[Head, float] = {"caption": 0.4, "instance": 0.3, "detection": 0.3}
-_RATES: dict[Head, float] = {"caption": 5e-4, "instance": 5e-4, "detection": 5e-4}
+_HEAD_RATE = 5e-4
 
 
 def nano_clip(*, steps: int = 4_000, images: int = 64) -> TrainConfig:
@@ -62,7 +62,7 @@ def nano_first_stage(head: Head, *, backbone: str = "", steps: int = 3_000) -> T
         train=(_source(head, batch_size=16),),
         val=(_source(head, batch_size=16, split="val"),),
         optim=dataclasses.replace(
-            scratch_optim(steps), betas=(0.9, 0.999), lr=_RATES[head], weight_decay=1e-4, clip_norm=0.1
+            scratch_optim(steps), betas=(0.9, 0.999), lr=_HEAD_RATE, weight_decay=1e-4, clip_norm=0.1
         ),
     )
 

@@ -130,11 +130,8 @@ def description(things: Sequence[Thing]) -> tuple[Phrase, ...]:
         things: All objects.
     """
     ordered = sorted(range(len(things)), key=lambda index: things[index].column)
-    return tuple(Phrase(text=_described(things[index]), targets=(index,)) for index in ordered)
-
-
-def _described(thing: Thing) -> str:
-    return f"the {thing.size} {thing.material} {thing.colour} {thing.name}"
+    texts = [f"the {thing.size} {thing.material} {thing.colour} {thing.name}" for thing in things]
+    return tuple(Phrase(text=texts[index], targets=(index,)) for index in ordered)
 
 
 def _caption_relation(one: Thing, two: Thing) -> str:

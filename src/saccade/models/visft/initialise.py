@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from saccade.layers.local_start import sinusoids_2d
+from saccade.layers.local_start import sinusoids_2d, start_local
 from saccade.layers.vit import PlainViT
 
 _STD = 0.02
@@ -38,8 +38,17 @@ def initialise_published(backbone: PlainViT) -> None:
 def initialise_local(backbone: PlainViT) -> None:
     """The published start with a position table of 2-D sinusoids, a third of what patches are.
 
+    A backbone of another family, whose heads have relative positions, starts as that family does
+    (:func:`saccade.layers.local_start.start_local`).
+
     Args:
         backbone: Changed in place; draws from torch's CPU generator.
+
+    Raises:
+        UsageError: The backbone has no absolute positions to write to.
     """
+    if backbone.config.rel_pos or not backbone.config.abs_pos:
+        start_local(backbone)
+        return
     initialise_published(backbone)
     backbone.pos_embed.copy_(sinusoids_2d(backbone.pos_embed.shape[1], backbone.config.width)[None] * _POSITION_SCALE)
