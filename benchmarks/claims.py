@@ -306,13 +306,13 @@ CLAIMS: dict[str, dict[str, Variant]] = {
         ),
         "several": Variant(
             says="several [SEG] and [REJ] in an answer",
-            words=f"recipe=gsva.nano_scenes {_LOOKS} steps=2000 val.0.protocol=rela",
+            words=f"recipe=gsva.nano_scenes {_LOOKS} steps=1000 val.0.protocol=rela",
             needs=("looks",),
             columns=_PHRASES,
         ),
         "one": Variant(
             says="one [SEG] for every phrase, as LISA",
-            words=f"recipe=gsva.nano_scenes {_LOOKS} steps=2000 val.0.protocol=rela model.one_seg=true",
+            words=f"recipe=gsva.nano_scenes {_LOOKS} steps=1000 val.0.protocol=rela model.one_seg=true",
             needs=("looks",),
             columns=_PHRASES,
         ),
