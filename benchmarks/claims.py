@@ -71,7 +71,7 @@ _PHRASES = {
     "T_acc": "referring_segmentation/T_acc",
 }
 
-_LOOKS = "start={runs}/looks-0/checkpoints/last"
+_DESCRIBED = "start={runs}/describe-0/checkpoints/last"
 
 _LESIONS = {
     "Dice": "semantic_segmentation/mean_Dice",
@@ -298,22 +298,17 @@ CLAIMS: dict[str, dict[str, Variant]] = {
         "git-polar-predictor": _measured("the same; centres of the predictor", "git-polar", "centers"),
     },
     "gsva": {
-        "looks": Variant(
-            says="the first stage, which both start from",
-            words="recipe=gsva.nano_looks val.0.protocol=rela",
-            columns=_PHRASES,
-            shared=True,
-        ),
+        "describe": Variant(says="", words="recipe=gsva.nano_describe", columns={}, shared=True),
         "several": Variant(
             says="several [SEG] and [REJ] in an answer",
-            words=f"recipe=gsva.nano_scenes {_LOOKS} steps=1000 val.0.protocol=rela",
-            needs=("looks",),
+            words=f"recipe=gsva.nano_scenes {_DESCRIBED} steps=1000 val.0.protocol=rela",
+            needs=("describe",),
             columns=_PHRASES,
         ),
         "one": Variant(
             says="one [SEG] for every phrase, as LISA",
-            words=f"recipe=gsva.nano_scenes {_LOOKS} steps=1000 val.0.protocol=rela model.one_seg=true",
-            needs=("looks",),
+            words=f"recipe=gsva.nano_scenes {_DESCRIBED} steps=1000 val.0.protocol=rela model.one_seg=true",
+            needs=("describe",),
             columns=_PHRASES,
         ),
     },

@@ -33,7 +33,7 @@ def test_every_object_is_named_in_order() -> None:
 
 @pytest.mark.parametrize("one_seg", [False, True])
 def test_a_description_teaches_every_mask_unless_an_answer_may_have_one(one_seg: bool) -> None:
-    sample = ScenesSource(task=Task.REFERRING, size=64, phrases="description")[0]
+    sample = ScenesSource(task=Task.REFERRING, size=64, dialogue=True)[0]
     (part,) = prompts.apart(sample) if one_seg else [sample]
     (conversation,) = prompts.training(part, GeneratorDraws(np.random.default_rng(0)), only_words=-1)
     ((_, answer),) = conversation.rounds
@@ -41,20 +41,6 @@ def test_a_description_teaches_every_mask_unless_an_answer_may_have_one(one_seg:
     assert all(phrase in answer for phrase in sample.phrases)
 
 
-def test_looks_have_the_mask_of_the_one_object_that_they_fit_or_of_none() -> None:
-    source = open_source(SourceSpec(task=Task.REFERRING, reader="scene_looks", split="val", size=64, limit=20))
-    for index in range(20):
-        sample, scene = source[index], draw_scene((0, 1, index), (64, 64))
-        assert not sample.dialogue and 2 <= len(sample.phrases) <= 7
-        for phrase, mask in zip(sample.phrases, sample.target.masks.as_subclass(torch.Tensor), strict=True):
-            article, *words = phrase.split()
-            traits = [{one.size, one.material, one.colour, one.name, "object"} for one in scene.things]
-            fitting = [k for k, known in enumerate(traits) if set(words) <= known]
-            assert article == "the" and len(fitting) <= 1
-            assert torch.equal(mask, torch.from_numpy(scene.masks[fitting].any(axis=0)))
-
-
-@pytest.mark.parametrize("reader", ["scene_dialogues", "scene_looks"])
-def test_dialogues_and_looks_are_for_one_task(reader: str) -> None:
-    with pytest.raises(UsageError, match="serve the trainings of referring segmentation"):
-        open_source(SourceSpec(task=Task.DETECTION, reader=reader))
+def test_dialogues_are_for_one_task() -> None:
+    with pytest.raises(UsageError, match="dialogues serve the trainings of referring segmentation"):
+        open_source(SourceSpec(task=Task.DETECTION, reader="scene_dialogues"))

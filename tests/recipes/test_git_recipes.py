@@ -100,7 +100,7 @@ OUR_OWN = {
     "git.nano_scenes",
     *(f"ait.nano_{name}" for name in ("vqvae_masks", "vqvae_depth", "depth", "depth_plain", "instance", "joint")),
     "vitdet.nano_scenes",
-    "gsva.nano_looks",
+    "gsva.nano_describe",
     "gsva.nano_scenes",
     *(f"visft.nano_{name}" for name in ("clip", "detection", "instance", "caption", "lora")),
     "polar.git",

@@ -12,7 +12,7 @@ from torch import nn
 
 from saccade.errors import CheckpointError, ConfigError
 from saccade.models.git.convert import our_key
-from saccade.training.config import LayerRates, OptimConfig
+from saccade.training.config import LayerRates, OptimConfig, PartRate
 from saccade.training.optim import (
     build_optimizer,
     layer_multiplier,
@@ -107,3 +107,14 @@ def test_optimizer_state_goes_by_parameter_name() -> None:
         load_optimizer_tensors(fresh, {"tail.weight/exp_avg": torch.zeros(3)})
     with pytest.raises(CheckpointError, match="shape"):
         load_optimizer_tensors(fresh, {"head.weight/exp_avg": torch.zeros(4, 3)})
+
+
+def test_parts_have_rates_of_their_own() -> None:
+    net = nn.ModuleDict({"eye": nn.Linear(2, 2), "ear": nn.Linear(2, 2), "mouth": nn.Linear(2, 2)})
+    net["ear"].requires_grad_(False)
+    rates = (PartRate(names=("eye.*", "ear.*"), multiplier=0.1), PartRate(names=("*.bias",), multiplier=2.0))
+    groups = parameter_groups(net.named_parameters(), OptimConfig(part_rates=rates))
+    found = {name: group["multiplier"] for group in groups for name in group["names"]}
+    assert found == {"eye.weight": 0.1, "eye.bias": 0.1, "mouth.weight": 1.0, "mouth.bias": 2.0}
+    with pytest.raises(ConfigError, match=r"no parameter named like nose\.\*"):
+        parameter_groups(net.named_parameters(), OptimConfig(part_rates=(PartRate(names=("nose.*",), multiplier=2.0),)))

@@ -84,7 +84,7 @@ RECIPES: dict[str, Recipe] = {
     "vitdet.nano_scenes": vitdet.nano_scenes,
     **{f"gsva.pretrain_{base.replace('-', '_')}": partial(gsva.pretrain, base) for base in _BASES},
     **{f"gsva.finetune_gres_{base.replace('-', '_')}": partial(gsva.finetune_gres, base) for base in _BASES},
-    "gsva.nano_looks": gsva.nano_looks,
+    "gsva.nano_describe": gsva.nano_describe,
     "gsva.nano_scenes": gsva.nano_scenes,
     **{f"visft.{head}_{size}": partial(visft.first_stage, head, size) for head in PUBLISHED_HEADS for size in _EVAS},
     **{f"visft.lora_{size}": partial(visft.second_stage, size) for size in _EVAS},

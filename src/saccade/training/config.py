@@ -109,6 +109,19 @@ class LayerDecay:
 
 
 @dataclass(kw_only=True)
+class PartRate:
+    """The learning rate of some parameters, on top of ``layer_rates``.
+
+    Attributes:
+        names: Shell patterns of their names.
+        multiplier: What their rate is multiplied by.
+    """
+
+    names: tuple[str, ...]
+    multiplier: float
+
+
+@dataclass(kw_only=True)
 class OptimConfig:
     """AdamW and its schedule.
 
@@ -121,6 +134,7 @@ class OptimConfig:
         no_decay: Shell patterns of further parameters without weight decay.
         clip_norm: Greatest L2 norm of all gradients (0 = no clipping).
         layer_rates: Per-layer multipliers; None = 1 everywhere.
+        part_rates: Parts that learn faster or slower; of several that a parameter is in, the first counts.
         adam: How AdamW treats decay and epsilon: as ``torch`` does, or as ``transformers`` did
             (:class:`saccade.training.adam.TransformersAdamW`).
         schedule: ``cosine`` to ``min_lr``, ``constant``, ``steps``: a factor (a tenth) from every milestone on,
@@ -144,6 +158,7 @@ class OptimConfig:
     clip_norm: float = 0.1
     no_decay: tuple[str, ...] = ()
     layer_rates: LayerRates | LayerDecay | None = None
+    part_rates: tuple[PartRate, ...] = ()
     adam: Literal["torch", "transformers"] = "torch"
     schedule: Literal["cosine", "constant", "steps", "linear", "deepspeed", "transformers"] = "cosine"
     milestones: tuple[int, ...] = ()

@@ -75,16 +75,21 @@ def parameter_groups(named_parameters: Iterable[tuple[str, Tensor]], optim: Opti
         Groups with the keys ``params``, ``names`` (in the same order), ``multiplier`` and ``weight_decay``.
 
     Raises:
-        ConfigError: The model has no trainable parameter, or no block that ``layer_rates`` could apply to.
+        ConfigError: The model has no trainable parameter, no block that ``layer_rates`` could apply to, or nothing that
+            a pattern of ``part_rates`` fits.
     """
     groups: dict[tuple[float, float], dict[str, Any]] = {}
     blocks = 0
+    unused = {pattern for part in optim.part_rates for pattern in part.names}
     for name, parameter in named_parameters:
+        unused = {pattern for pattern in unused if not fnmatchcase(name, pattern)}
         if not parameter.requires_grad:
             continue
         bare = name.removeprefix(_WRAPPED)
         blocks += _BLOCK.match(bare) is not None or _STAGE.match(bare) is not None
         multiplier = layer_multiplier(name, optim.layer_rates)
+        parts = (part for part in optim.part_rates if any(fnmatchcase(name, pattern) for pattern in part.names))
+        multiplier *= next((part.multiplier for part in parts), 1.0)
         plain = optim.decay_matrices_only and (parameter.ndim < 2 or _is_table(name))
         plain |= any(fnmatchcase(name, pattern) for pattern in optim.no_decay)
         decay = 0.0 if plain else optim.weight_decay
@@ -99,6 +104,12 @@ def parameter_groups(named_parameters: Iterable[tuple[str, Tensor]], optim: Opti
         raise ConfigError(
             "optim.layer_rates is set, but the model has no parameter named backbone.blocks.* or backbone.stages.*",
             fix="set optim.layer_rates to null for this model",
+        )
+    if unused:
+        raise ConfigError(
+            f"the model has no parameter named like {', '.join(sorted(unused))}",
+            where="optim.part_rates",
+            fix="leave it out; names are those of model.named_parameters()",
         )
     return list(groups.values())
 

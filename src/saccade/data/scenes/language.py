@@ -337,23 +337,6 @@ def choose_phrases(things: Sequence[Thing], units: Sequence[float]) -> tuple[Phr
     return tuple(chosen)
 
 
-def choose_looks(things: Sequence[Thing], units: Sequence[float]) -> tuple[Phrase, ...]:
-    """Up to seven phrases by looks alone: five of one object, two of none.
-
-    Args:
-        things: All objects.
-        units: At least seven numbers in [0, 1) that decide.
-    """
-    chosen: list[Phrase] = []
-    plain, *_ = single_phrases(things)
-    for unit in units[:5]:
-        _add(chosen, plain, unit)
-    missing, *_ = missing_phrases(things)
-    for unit in units[5:7]:
-        _add(chosen, missing, unit)
-    return tuple(chosen)
-
-
 def _divide(unit: float, shares: tuple[float, ...]) -> tuple[int, float]:
     """The part of [0, 1) that a number falls in, and where it lies in that part."""
     begin = 0.0

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from saccade.data.scenes.dice import Dice, seed_words
-from saccade.data.scenes.language import Phrase, Thing, captions, choose_looks, choose_phrases, description
+from saccade.data.scenes.language import Phrase, Thing, captions, choose_phrases, description
 from saccade.data.scenes.render import lay_backdrop, paint
 from saccade.data.scenes.styles import restyle
 from saccade.data.scenes.words import SEMANTIC_CLASSES, THING_CLASSES
@@ -145,11 +145,6 @@ class Scene:
     def description(self) -> tuple[Phrase, ...]:
         """Every object, from left to right."""
         return description(self.things)
-
-    @functools.cached_property
-    def looks(self) -> tuple[Phrase, ...]:
-        """Expressions by looks alone: first up to five of one object, then up to two of none."""
-        return choose_looks(self.things, Dice((*self.seed, 1)).units(7))
 
     @functools.cached_property
     def phrases(self) -> tuple[Phrase, ...]:

@@ -29,7 +29,7 @@ from saccade.data.sources.parts import PACO, PASCAL_PART, PartsSource
 from saccade.data.sources.reasonseg import ReasonSegSource
 from saccade.data.sources.refcoco import GREFCOCO_PATTERNS, PATTERNS, REFZOM_PATTERNS, RefCocoSource
 from saccade.data.sources.referring import ReferringSource
-from saccade.data.sources.scenes import ScenePhrases, ScenesSource
+from saccade.data.sources.scenes import ScenesSource
 from saccade.data.sources.spec import SourceSpec
 from saccade.data.sources.voc import VocSource
 from saccade.data.sources.wider_face import open_wider_face
@@ -39,16 +39,14 @@ from saccade.tasks import Task
 __all__ = ["DRAWN", "READERS", "Source", "SourceSpec", "names_one_split", "open_source"]
 
 
-def _open_scenes(spec: SourceSpec, *, phrases: ScenePhrases = "all") -> Source:
+def _open_scenes(spec: SourceSpec, *, dialogue: bool = False) -> Source:
     for name in ("root", "images", "annotations", "classes"):
         if getattr(spec, name):
             raise UsageError(f"scenes are drawn: '{name}' has no meaning for them", fix=f"leave out {name}")
-    if phrases != "all" and spec.task is not Task.REFERRING:
-        raise UsageError(
-            f"looks and dialogues serve the trainings of referring segmentation, not {spec.task}", where="scenes"
-        )
+    if dialogue and spec.task is not Task.REFERRING:
+        raise UsageError(f"dialogues serve the trainings of referring segmentation, not {spec.task}", where="scenes")
     return ScenesSource(
-        task=spec.task, split=spec.split, size=spec.size, seed=spec.seed, style=spec.style, phrases=phrases
+        task=spec.task, split=spec.split, size=spec.size, seed=spec.seed, style=spec.style, dialogue=dialogue
     )
 
 
@@ -102,8 +100,7 @@ def _open_references(spec: SourceSpec, *, patterns: tuple[str, ...]) -> Source:
 
 READERS: dict[str, Callable[[SourceSpec], Source]] = {
     "scenes": _open_scenes,
-    "scene_dialogues": partial(_open_scenes, phrases="description"),
-    "scene_looks": partial(_open_scenes, phrases="looks"),
+    "scene_dialogues": partial(_open_scenes, dialogue=True),
     "coco": open_coco,
     "voc": _open_voc,
     "mask_folder": _open_mask_folder,
@@ -140,7 +137,7 @@ READERS: dict[str, Callable[[SourceSpec], Source]] = {
 }
 """Reader name -> function that opens a data set."""
 
-DRAWN = frozenset({"scenes", "scene_dialogues", "scene_looks"})
+DRAWN = frozenset({"scenes", "scene_dialogues"})
 """Readers that draw what they give: nothing on disk."""
 
 WITHOUT_EMPTY = frozenset({"lits"})

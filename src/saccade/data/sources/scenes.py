@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal, TypeAlias
 
 import numpy as np
 import torch
@@ -16,9 +15,6 @@ from saccade.errors import DataError, UsageError, nearest
 from saccade.samples import ClassList, Origin, Sample, Target
 from saccade.tasks import Task
 from saccade.tokens.pieces import SEG
-
-ScenePhrases: TypeAlias = Literal["all", "looks", "description"]
-"""Of referring segmentation: what is asked of a scene."""
 
 
 class ScenesSource:
@@ -34,9 +30,8 @@ class ScenesSource:
         offset: Skip so many samples.
         seed: Another seed is another world of the same kind.
         style: Another look of the same scenes (``SCENE_STYLES``).
-        phrases: Of referring segmentation: ``all`` kinds of phrases; ``looks``, of one object or of none by its looks;
-            or the ``description``: a question about all objects, and an answer that names each by its looks, with a
-            [SEG] behind it.
+        dialogue: Of referring segmentation: a question about all objects, instead of phrases, and an answer that names
+            each by its looks, with a [SEG] behind it.
 
     Raises:
         UsageError: An unknown split or style, or a size, limit, offset or seed out of range.
@@ -52,7 +47,7 @@ class ScenesSource:
         offset: int = 0,
         seed: int = 0,
         style: str = "plain",
-        phrases: ScenePhrases = "all",
+        dialogue: bool = False,
     ) -> None:
         if split not in SPLITS:
             raise UsageError(f"the scenes have no split '{split}'", fix=nearest(split, SPLITS))
@@ -67,7 +62,7 @@ class ScenesSource:
         if style not in SCENE_STYLES:
             raise UsageError(f"the scenes have no style '{style}'", fix=nearest(style, SCENE_STYLES))
         self.name = f"scenes/{split}" if style == "plain" else f"scenes/{split}/{style}"
-        self._style, self._phrases = style, phrases
+        self._style, self._dialogue = style, dialogue
         self.task = Task(task)
         self.classes = _CLASSES.get(self.task)
         self.skipped: dict[str, int] = {}
@@ -91,7 +86,7 @@ class ScenesSource:
         scene = draw_scene((*self._seed, number), self._size_hw, style=self._style)
         phrases: tuple[Phrase, ...] = ()
         if self.task is Task.REFERRING:
-            phrases = scene.phrases if self._phrases == "all" else getattr(scene, self._phrases)
+            phrases = scene.description if self._dialogue else scene.phrases
         return Sample(
             image=tv_tensors.Image(torch.from_numpy(scene.image).permute(2, 0, 1).contiguous()),
             task=self.task,
@@ -100,7 +95,7 @@ class ScenesSource:
             classes=self.classes,
             phrase=scene.phrases[0].text if self.task is Task.GROUNDING else None,
             phrases=tuple(phrase.text for phrase in phrases),
-            dialogue=(_described(phrases),) if self._phrases == "description" else (),
+            dialogue=(_described(phrases),) if self._dialogue else (),
         )
 
 
