@@ -127,6 +127,9 @@ def test_nano_starts_where_it_looks() -> None:
     for layer in model.language.model.layers[2:]:  # the first two have heads with a purpose
         assert torch.equal(layer.self_attn.q_proj.weight, layer.self_attn.k_proj.weight)
     assert sum(p.numel() for p in model.parameters()) * 2 < 6e6  # bytes in float16
+    groups = parameter_groups(model.named_parameters(), config.optim)
+    slow = {name.split(".")[0] for group in groups if group["multiplier"] < 1 for name in group["names"]}
+    assert slow == {"clip", "projector"}
 
 
 def test_a_language_model_too_small_to_repeat_is_refused() -> None:
