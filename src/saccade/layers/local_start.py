@@ -16,6 +16,8 @@ _POSITION_SCALE = 0.15
 _MARKER_LOGIT = 7.0
 _QUERY_BIAS = 2.0
 _LOCALITY = 0.7
+# Of a neighbour, against the place beside it, where sines and cosines have amplitude 1.
+_STEP_LOGIT = 4.0
 # Share of a marked token that is the marker after LayerNorm.
 _MARKER_SHARE = 0.62
 
@@ -61,10 +63,48 @@ def start_local(backbone: PlainViT, *, marker: Tensor | None = None) -> None:
                 attention.qkv.weight[keys] += gain * direction[:, None] * marker
 
 
+def neighbour_head(width: int, size: int, step_yx: tuple[int, int]) -> tuple[Tensor, Tensor]:
+    """Query and key weights of a head that attends to the place a step away, of tokens with :func:`sinusoids_2d`.
+
+    Both read the faster half of the waves (:func:`place_channels`), where a place is least like the next.
+
+    Args:
+        width: Channels C of the tokens.
+        size: Channels d of the head, a multiple of 4, at most C / 2.
+        step_yx: Rows down and columns to the right.
+
+    Returns:
+        ``[d, C]`` and ``[d, C]``.
+    """
+    count = size // 4
+    waves = _waves(width)[: 2 * count : 2]
+    sine_y, cosine_y, sine_x, cosine_x = place_channels(width, size).split(count)
+    query, key = torch.zeros(size, width), torch.zeros(size, width)
+    key[torch.arange(size), torch.cat([sine_y, cosine_y, sine_x, cosine_x])] = 1
+    for axis, (sine, cosine, step) in enumerate(((sine_y, cosine_y, step_yx[0]), (sine_x, cosine_x, step_yx[1]))):
+        turn = waves * step
+        rows = torch.arange(count) + 2 * count * axis
+        query[rows, sine], query[rows, cosine] = turn.cos(), turn.sin()
+        query[rows + count, cosine], query[rows + count, sine] = turn.cos(), -turn.sin()
+    gain = (_STEP_LOGIT * size**0.5 / (1 - waves.cos()).sum()) ** 0.5
+    return gain * query, gain * key
+
+
+def place_channels(width: int, size: int) -> Tensor:
+    """``[d]``: the channels that a neighbour head of d channels reads: sines and cosines of row and column."""
+    starts = torch.arange(4) * (width // 4)
+    return (starts[:, None] + 2 * torch.arange(size // 4)).flatten()
+
+
+def _waves(width: int) -> Tensor:
+    """Radians per place, ``[C / 4]``."""
+    quarter = width // 4
+    return 2 * math.pi / (4 * 10 ** (torch.arange(quarter) / (quarter - 1)))
+
+
 def sinusoids_2d(side: int, width: int) -> Tensor:
     """``[side, side, width]``: sine and cosine of row and column, wavelengths from 4 to 40 positions."""
-    quarter = width // 4
-    waves = 2 * math.pi / (4 * 10 ** (torch.arange(quarter) / (quarter - 1)))
+    quarter, waves = width // 4, _waves(width)
     y, x = torch.meshgrid(torch.arange(side), torch.arange(side), indexing="ij")
     parts = [wave(axis[..., None] * waves) for axis in (y, x) for wave in (torch.sin, torch.cos)]
     return F.pad(torch.cat(parts, dim=-1), (0, width - 4 * quarter))

@@ -152,7 +152,7 @@ def _source(
     )
 
 
-def nano_describe(*, steps: int = 4_000, size: int = 160, images: int = 16) -> TrainConfig:
+def nano_describe(*, steps: int = 8_000, size: int = 160, images: int = 16) -> TrainConfig:
     """The first stage of ``gsva-nano``: it tells what it sees, every object by its looks and its mask.
 
     A yes or no per phrase is not worth learning to see for: asked for phrases from the beginning, the language model

@@ -9,6 +9,7 @@ architecture nor what is trained changes.
 
 from __future__ import annotations
 
+from itertools import cycle
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -16,12 +17,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from saccade.errors import ConfigError
-from saccade.layers.local_start import sinusoids_2d, start_local
+from saccade.layers.local_start import neighbour_head, place_channels, sinusoids_2d, start_local
 
 if TYPE_CHECKING:
+    from saccade.models.gsva.config import CLIPConfig
     from saccade.models.gsva.model import GSVA
 
 _PATCH_SCALE, _POSITION_SCALE = 0.25, 0.15
+_PLACE_GAIN = 2.5  # of the positions that heads of CLIP read
+_STEPS_YX = ((0, -1), (0, 1), (-1, 0), (1, 0))
 _WORD_STD = 0.5
 _COMMON_NORM = 4.0  # of what all words have in common
 _LOOK_BACK, _MATCH = 1.0, 2.2  # gains of queries and keys
@@ -37,13 +41,13 @@ def initialise_local(model: GSVA) -> None:
     * SAM's image encoder starts local (:func:`saccade.layers.local_start.start_local`).
     * Linear layers of CLIP and of the language model keep the size of what they read; what adds to the stream of a
       block starts small.
-    * CLIP's positions are 2-D sinusoids. Its queries and keys start equal, and so do those of the language model: what
-      is alike attends to one another, be it patches side by side or words.
+    * CLIP's positions are 2-D sinusoids, and its heads look at the patches beside, above and below.
+    * The language model's queries and keys start equal: words that are alike attend to one another.
     * The language model repeats: two heads of its first block look one and two words back, and a head of the second
       looks for a word that follows one like the present word, and says it (an induction head: Olsson et al., 2022).
 
     Raises:
-        ConfigError: A language model of fewer than 4 heads or 2 layers.
+        ConfigError: A language model of fewer than 4 heads or 2 layers, or a CLIP whose heads cannot tell places.
     """
     sizes = model.config.language
     if sizes.heads < 4 or sizes.layers < 2:
@@ -52,19 +56,42 @@ def initialise_local(model: GSVA) -> None:
             where="language",
             fix="enlarge it, or choose initialise=plain",
         )
+    eyes = model.config.clip
+    if eyes.heads < 2 or eyes.width // eyes.heads % 4:
+        raise ConfigError(
+            f"the local start needs 2 heads or more, of a multiple of 4 channels, not {eyes.heads} of "
+            f"{eyes.width // eyes.heads}",
+            where="clip",
+            fix="change its heads, or choose initialise=plain",
+        )
     start_local(model.sam.image_encoder.vit)
     tower, language = model.clip.tower, model.language
-    side = model.config.clip.image_size // model.config.clip.patch_size
-    _scale_linears(tower, model.config.clip.layers, small=("out_proj", "fc2"))
+    side = eyes.image_size // eyes.patch_size
+    _scale_linears(tower, eyes.layers, small=("out_proj", "fc2"))
     _scale_linears(language.model, model.config.language.layers, small=("o_proj", "down_proj"))
     patches, places = (getattr(tower.embeddings, f"{name}_embedding").weight for name in ("patch", "position"))
     patches.normal_(std=_PATCH_SCALE * (2 / patches[0].numel()) ** 0.5)
     places[0] = 0
-    places[1:] = _POSITION_SCALE * sinusoids_2d(side, model.config.clip.width).flatten(0, 1)
-    for module in (*tower.modules(), *language.modules()):
-        if hasattr(module, "q_proj") and hasattr(module, "k_proj"):
-            module.k_proj.weight.copy_(module.q_proj.weight)
+    places[1:] = _POSITION_SCALE * sinusoids_2d(side, eyes.width).flatten(0, 1)
+    _look_around(tower, eyes)
+    for layer in language.model.layers:
+        layer.self_attn.k_proj.weight.copy_(layer.self_attn.q_proj.weight)
     _repeat(language, model.config.language.heads)
+
+
+def _look_around(tower: nn.Module, sizes: CLIPConfig) -> None:
+    """The heads of every block of CLIP look left, right, up and down, by channels that patches leave to positions."""
+    size = sizes.width // sizes.heads
+    places = place_channels(sizes.width, size)
+    tower.embeddings.patch_embedding.weight[places] = 0
+    tower.embeddings.class_embedding[places] = 0
+    tower.embeddings.position_embedding.weight[:, places] *= _PLACE_GAIN
+    for layer in tower.encoder.layers:
+        for head, step in zip(range(sizes.heads), cycle(_STEPS_YX)):
+            rows = slice(head * size, (head + 1) * size)
+            query, key = neighbour_head(sizes.width, size, step)
+            layer.self_attn.q_proj.weight[rows] = query
+            layer.self_attn.k_proj.weight[rows] = key
 
 
 def _scale_linears(part: nn.Module, layers: int, *, small: tuple[str, ...]) -> None:

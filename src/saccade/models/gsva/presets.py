@@ -52,7 +52,7 @@ def nano(size: int = 160) -> GSVAConfig:
     return GSVAConfig(
         language=LanguageConfig(vocab_size=rows, width=128, mlp_width=384, layers=4, heads=4, positions=1024),
         lora=LoRAConfig(rank=0),
-        clip=CLIPConfig(width=128, mlp_width=384, layers=4, heads=2, image_size=size, patch_size=16),
+        clip=CLIPConfig(width=128, mlp_width=384, layers=4, heads=4, image_size=size, patch_size=16),
         sam=SAMConfig(
             vit=ViTConfig(
                 width=128,
