@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import pytest
+import torch
 
-from saccade.layers.local_start import neighbour_head, place_channels, sinusoids_2d
+from saccade.errors import UsageError
+from saccade.layers.local_start import look_around, neighbour_head, sinusoids_2d
 
 
 @pytest.mark.parametrize("step", [(0, -1), (0, 1), (-1, 0), (1, 0), (1, -1)])
@@ -19,7 +21,20 @@ def test_a_neighbour_head_attends_to_the_place_a_step_away(step: tuple[int, int]
             assert weights[y, x, y + step[0], x + step[1]] > 0.8
 
 
-def test_it_reads_positions_in_the_place_channels_alone() -> None:
-    query, key = neighbour_head(128, 32, (0, 1))
-    read = {int(channel) for weights in (query, key) for channel in weights.abs().sum(0).nonzero()[:, 0]}
-    assert read == set(place_channels(128, 32).tolist()) and len(read) == 32
+def test_patches_leave_the_channels_alone_that_tell_places() -> None:
+    torch.manual_seed(0)
+    patches, positions = torch.randn(64, 3, 8, 8), torch.zeros(1, 6, 6, 64)
+    queries, keys = torch.randn(64, 64), torch.randn(64, 64)
+    look_around(patches, positions, [(queries, keys)], heads=4)
+    tokens = torch.nn.functional.conv2d(torch.randn(1, 3, 48, 48), patches, stride=8).permute(0, 2, 3, 1)[0]
+    assert float(tokens.square().mean()) > 0.01
+    for weights in (queries, keys):
+        assert float((tokens @ weights.T).abs().max()) == 0
+    right = slice(16, 32)  # the second head
+    alone = (positions.flatten(0, 2) @ queries[right].T) @ (positions.flatten(0, 2) @ keys[right].T).T
+    assert alone.view(6, 6, 36)[2, 3].argmax() == 2 * 6 + 4
+
+
+def test_one_head_cannot_look_around() -> None:
+    with pytest.raises(UsageError, match=r"2 heads or more, of a multiple of 4 channels, not 1 of 64"):
+        look_around(torch.zeros(64, 3), torch.zeros(36, 64), [], heads=1)

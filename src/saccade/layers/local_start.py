@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from saccade.errors import UsageError
 from saccade.layers.vit import PlainViT
@@ -18,6 +19,8 @@ _QUERY_BIAS = 2.0
 _LOCALITY = 0.7
 # Of a neighbour, against the place beside it, where sines and cosines have amplitude 1.
 _STEP_LOGIT = 4.0
+_PLACE_GAIN = 2.5  # of the positions that neighbour heads read
+_STEPS_YX = ((0, -1), (0, 1), (-1, 0), (1, 0))
 # Share of a marked token that is the marker after LayerNorm.
 _MARKER_SHARE = 0.62
 
@@ -63,10 +66,63 @@ def start_local(backbone: PlainViT, *, marker: Tensor | None = None) -> None:
                 attention.qkv.weight[keys] += gain * direction[:, None] * marker
 
 
+@torch.no_grad()
+def look_around(
+    patches: Tensor, positions: Tensor, queries_keys: Iterable[tuple[Tensor, Tensor]], *, heads: int
+) -> None:
+    """The local start of a vision transformer without relative positions; it rewrites weights in place.
+
+    Positions are 2-D sinusoids, some of whose channels patches leave alone; by these the heads of every block look at
+    the patches to the left, to the right, above and below, in turn.
+
+    Args:
+        patches: Weight of the patch embedding, C rows.
+        positions: The table of a square of patches, C columns.
+        queries_keys: Weights of queries and of keys, ``[C, C]`` each, of every block.
+        heads: Heads of a block.
+
+    Raises:
+        UsageError: Heads that cannot tell places.
+    """
+    width = len(patches)
+    size = width // heads
+    if heads < 2 or size % 4:
+        raise UsageError(
+            f"the local start needs 2 heads or more, of a multiple of 4 channels, not {heads} of {size}",
+            where="the vision transformer",
+            fix="change its heads, or choose initialise=plain",
+        )
+    places = _place_channels(width, size)
+    patches.normal_(std=_PATCH_SCALE * (2 / patches[0].numel()) ** 0.5)
+    patches[places] = 0
+    side = round((positions.numel() // width) ** 0.5)
+    positions.copy_(_POSITION_SCALE * sinusoids_2d(side, width).reshape(positions.shape))
+    positions[..., places] *= _PLACE_GAIN
+    for queries, keys in queries_keys:
+        for head in range(heads):
+            rows = slice(head * size, (head + 1) * size)
+            queries[rows], keys[rows] = neighbour_head(width, size, _STEPS_YX[head % len(_STEPS_YX)])
+
+
+@torch.no_grad()
+def scale_linears(part: nn.Module, layers: int, *, small: tuple[str, ...]) -> None:
+    """Draws linear layers anew so that they keep the size of what they read, or a small share of it.
+
+    Args:
+        part: Its linear layers are changed in place; draws from torch's CPU generator.
+        layers: Blocks that add to one stream.
+        small: Ends of the names of layers that add to it.
+    """
+    for name, module in part.named_modules():
+        if isinstance(module, nn.Linear):
+            narrow = 0.5 * (2 * layers) ** -0.5 if name.endswith(small) else 1.0
+            module.weight.normal_(std=narrow * module.in_features**-0.5)
+
+
 def neighbour_head(width: int, size: int, step_yx: tuple[int, int]) -> tuple[Tensor, Tensor]:
     """Query and key weights of a head that attends to the place a step away, of tokens with :func:`sinusoids_2d`.
 
-    Both read the faster half of the waves (:func:`place_channels`), where a place is least like the next.
+    Both read every second of the faster waves, where a place is least like the next.
 
     Args:
         width: Channels C of the tokens.
@@ -78,7 +134,7 @@ def neighbour_head(width: int, size: int, step_yx: tuple[int, int]) -> tuple[Ten
     """
     count = size // 4
     waves = _waves(width)[: 2 * count : 2]
-    sine_y, cosine_y, sine_x, cosine_x = place_channels(width, size).split(count)
+    sine_y, cosine_y, sine_x, cosine_x = _place_channels(width, size).split(count)
     query, key = torch.zeros(size, width), torch.zeros(size, width)
     key[torch.arange(size), torch.cat([sine_y, cosine_y, sine_x, cosine_x])] = 1
     for axis, (sine, cosine, step) in enumerate(((sine_y, cosine_y, step_yx[0]), (sine_x, cosine_x, step_yx[1]))):
@@ -90,8 +146,8 @@ def neighbour_head(width: int, size: int, step_yx: tuple[int, int]) -> tuple[Ten
     return gain * query, gain * key
 
 
-def place_channels(width: int, size: int) -> Tensor:
-    """``[d]``: the channels that a neighbour head of d channels reads: sines and cosines of row and column."""
+def _place_channels(width: int, size: int) -> Tensor:
+    """``[d]``: what a neighbour head of d channels reads: sines and cosines of the row, then of the column."""
     starts = torch.arange(4) * (width // 4)
     return (starts[:, None] + 2 * torch.arange(size // 4)).flatten()
 

@@ -9,23 +9,18 @@ architecture nor what is trained changes.
 
 from __future__ import annotations
 
-from itertools import cycle
 from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from saccade.errors import ConfigError
-from saccade.layers.local_start import neighbour_head, place_channels, sinusoids_2d, start_local
+from saccade.layers.local_start import look_around, scale_linears, start_local
 
 if TYPE_CHECKING:
-    from saccade.models.gsva.config import CLIPConfig
     from saccade.models.gsva.model import GSVA
 
-_PATCH_SCALE, _POSITION_SCALE = 0.25, 0.15
-_PLACE_GAIN = 2.5  # of the positions that heads of CLIP read
-_STEPS_YX = ((0, -1), (0, 1), (-1, 0), (1, 0))
 _WORD_STD = 0.5
 _COMMON_NORM = 4.0  # of what all words have in common
 _LOOK_BACK, _MATCH = 1.0, 2.2  # gains of queries and keys
@@ -47,7 +42,8 @@ def initialise_local(model: GSVA) -> None:
       looks for a word that follows one like the present word, and says it (an induction head: Olsson et al., 2022).
 
     Raises:
-        ConfigError: A language model of fewer than 4 heads or 2 layers, or a CLIP whose heads cannot tell places.
+        ConfigError: A language model of fewer than 4 heads or 2 layers.
+        UsageError: A CLIP whose heads cannot tell places.
     """
     sizes = model.config.language
     if sizes.heads < 4 or sizes.layers < 2:
@@ -56,49 +52,23 @@ def initialise_local(model: GSVA) -> None:
             where="language",
             fix="enlarge it, or choose initialise=plain",
         )
-    eyes = model.config.clip
-    if eyes.heads < 2 or eyes.width // eyes.heads % 4:
-        raise ConfigError(
-            f"the local start needs 2 heads or more, of a multiple of 4 channels, not {eyes.heads} of "
-            f"{eyes.width // eyes.heads}",
-            where="clip",
-            fix="change its heads, or choose initialise=plain",
-        )
     start_local(model.sam.image_encoder.vit)
-    tower, language = model.clip.tower, model.language
-    side = eyes.image_size // eyes.patch_size
-    _scale_linears(tower, eyes.layers, small=("out_proj", "fc2"))
-    _scale_linears(language.model, model.config.language.layers, small=("o_proj", "down_proj"))
-    patches, places = (getattr(tower.embeddings, f"{name}_embedding").weight for name in ("patch", "position"))
-    patches.normal_(std=_PATCH_SCALE * (2 / patches[0].numel()) ** 0.5)
+    tower: Any = model.clip.tower
+    language: Any = model.language
+    scale_linears(tower, model.config.clip.layers, small=("out_proj", "fc2"))
+    scale_linears(language.model, sizes.layers, small=("o_proj", "down_proj"))
+    places = tower.embeddings.position_embedding.weight
     places[0] = 0
-    places[1:] = _POSITION_SCALE * sinusoids_2d(side, eyes.width).flatten(0, 1)
-    _look_around(tower, eyes)
+    attentions = [layer.self_attn for layer in tower.encoder.layers]
+    look_around(
+        tower.embeddings.patch_embedding.weight,
+        places[1:],
+        [(attention.q_proj.weight, attention.k_proj.weight) for attention in attentions],
+        heads=model.config.clip.heads,
+    )
     for layer in language.model.layers:
         layer.self_attn.k_proj.weight.copy_(layer.self_attn.q_proj.weight)
-    _repeat(language, model.config.language.heads)
-
-
-def _look_around(tower: nn.Module, sizes: CLIPConfig) -> None:
-    """The heads of every block of CLIP look left, right, up and down, by channels that patches leave to positions."""
-    size = sizes.width // sizes.heads
-    places = place_channels(sizes.width, size)
-    tower.embeddings.patch_embedding.weight[places] = 0
-    tower.embeddings.class_embedding[places] = 0
-    tower.embeddings.position_embedding.weight[:, places] *= _PLACE_GAIN
-    for layer in tower.encoder.layers:
-        for head, step in zip(range(sizes.heads), cycle(_STEPS_YX)):
-            rows = slice(head * size, (head + 1) * size)
-            query, key = neighbour_head(sizes.width, size, step)
-            layer.self_attn.q_proj.weight[rows] = query
-            layer.self_attn.k_proj.weight[rows] = key
-
-
-def _scale_linears(part: nn.Module, layers: int, *, small: tuple[str, ...]) -> None:
-    for name, module in part.named_modules():
-        if isinstance(module, nn.Linear):
-            narrow = 0.5 * (2 * layers) ** -0.5 if name.endswith(small) else 1.0
-            module.weight.normal_(std=narrow * module.in_features**-0.5)
+    _repeat(language, sizes.heads)
 
 
 def _repeat(language: Any, heads: int) -> None:
