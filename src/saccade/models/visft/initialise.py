@@ -1,8 +1,8 @@
 """The start of a backbone that nothing was loaded into, as the EVA family publishes it; heads start by themselves.
 
 A small backbone that learns from captions alone, as published, loses where things are: positions start at a thirtieth
-of what patches are, and nothing asks for them. With :func:`initialise_local` they last, so that heads on the frozen map
-can say boxes.
+of what patches are, and nothing asks for them. :func:`initialise_local` makes them strong enough to last, so that heads
+on the frozen map can say boxes.
 """
 
 from __future__ import annotations
@@ -10,11 +10,11 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from saccade.layers.local_start import look_around, scale_linears, start_local
+from saccade.layers.local_start import sinusoids_2d, start_local
 from saccade.layers.vit import PlainViT
 
 _STD = 0.02
-_POSITION_GAIN = 2.0  # where no norm stands before the first block
+_POSITION_SCALE = 0.3
 
 
 @torch.no_grad()
@@ -36,7 +36,7 @@ def initialise_published(backbone: PlainViT) -> None:
 
 @torch.no_grad()
 def initialise_local(backbone: PlainViT) -> None:
-    """Heads that look at the patches around, by positions that last (:func:`saccade.layers.local_start.look_around`).
+    """The published start with a position table of 2-D sinusoids, a third of what patches are.
 
     A backbone of another family, whose heads have relative positions, starts as that family does
     (:func:`saccade.layers.local_start.start_local`).
@@ -45,13 +45,10 @@ def initialise_local(backbone: PlainViT) -> None:
         backbone: Changed in place; draws from torch's CPU generator.
 
     Raises:
-        UsageError: The backbone has no absolute positions to write to, or heads that cannot tell places.
+        UsageError: The backbone has no absolute positions to write to.
     """
-    vit = backbone.config
-    if vit.rel_pos or not vit.abs_pos:
+    if backbone.config.rel_pos or not backbone.config.abs_pos:
         start_local(backbone)
         return
-    scale_linears(backbone, vit.depth, small=("attn.proj", "mlp.fc2"))
-    tables = [block.attn.qkv.weight.split(vit.width) for block in backbone]
-    look_around(backbone.patch_embed.weight, backbone.pos_embed, [(q, k) for q, k, _ in tables], heads=vit.heads)
-    backbone.pos_embed.mul_(_POSITION_GAIN)
+    initialise_published(backbone)
+    backbone.pos_embed.copy_(sinusoids_2d(backbone.pos_embed.shape[1], backbone.config.width)[None] * _POSITION_SCALE)
