@@ -53,6 +53,8 @@ def run_of(folder: Path, **changes: Any) -> TrainConfig:
         "monitor": "",
         "parallel": "shard",
         "activation_checkpointing": True,
+        # Above what rounds in bf16: the usual epsilon makes whole steps of gradients that are nothing but rounding.
+        "optim": dataclasses.replace(recipe.optim, eps=1e-4),
         **changes,
     }
     return dataclasses.replace(recipe, **settings)
@@ -70,7 +72,7 @@ def test_two_processes_learn_what_one_learns(tmp_path: Path, precision: Precisio
     found, expected = state_of(two / "checkpoints" / "last"), state_of(one.checkpoint)
     assert found.keys() == expected.keys()
     for key, value in expected.items():
-        torch.testing.assert_close(found[key], value, rtol=1e-3, atol=2e-5, msg=key)
+        torch.testing.assert_close(found[key], value, rtol=1e-3, atol=1e-7, msg=key)
     pairs = [
         pair for pair in zip(read_lines(two), read_lines(one.folder), strict=True) if pair[0].get("loss") is not None
     ]
