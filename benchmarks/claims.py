@@ -392,14 +392,23 @@ def train(system: str, name: str, seed: int, needs: Sequence[Future[None]]) -> N
     folder, words = RUNS / system / f"{name}-{seed}", command_of(system, name, seed)
     shown, log = f"saccade {' '.join(words)}", folder.with_suffix(".txt")
     minutes = {}
-    if not (metrics_of(folder) and log.is_file() and log.read_text().startswith(f"{shown}\n")):
+    if not (_finished(folder) and log.is_file() and log.read_text().startswith(f"{shown}\n")):
         minutes = _run(words, shown, folder, log)
+        if not _finished(folder):
+            raise SystemExit(f"it was stopped; the same command goes on: {log}")
     elif folder.name in measured(system):
         return
     values = metrics_of(folder) | minutes
     if trained := re.search(r"^([\d,]+) of [\d,]+ parameters are trained", log.read_text(), re.MULTILINE):
         values["run/trained"] = int(trained[1].replace(",", ""))
     record(system, folder.name, words, values)
+
+
+def _finished(folder: Path) -> bool:
+    if folder.with_suffix(".json").is_file():
+        return True
+    config = folder / "config.json"
+    return config.is_file() and (folder / f"checkpoints/step-{json.loads(config.read_text())['steps']:08d}").is_dir()
 
 
 def _run(words: Sequence[str], shown: str, folder: Path, log: Path) -> dict[str, float]:
