@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from saccade.errors import UsageError
 from saccade.layers.vit import PlainViT
@@ -102,21 +102,6 @@ def look_around(
         for head in range(heads):
             rows = slice(head * size, (head + 1) * size)
             queries[rows], keys[rows] = neighbour_head(width, size, _STEPS_YX[head % len(_STEPS_YX)])
-
-
-@torch.no_grad()
-def scale_linears(part: nn.Module, layers: int, *, small: tuple[str, ...]) -> None:
-    """Draws linear layers anew so that they keep the size of what they read, or a small share of it.
-
-    Args:
-        part: Its linear layers are changed in place; draws from torch's CPU generator.
-        layers: Blocks that add to one stream.
-        small: Ends of the names of layers that add to it.
-    """
-    for name, module in part.named_modules():
-        if isinstance(module, nn.Linear):
-            narrow = 0.5 * (2 * layers) ** -0.5 if name.endswith(small) else 1.0
-            module.weight.normal_(std=narrow * module.in_features**-0.5)
 
 
 def neighbour_head(width: int, size: int, step_yx: tuple[int, int]) -> tuple[Tensor, Tensor]:

@@ -169,26 +169,24 @@ def nano_describe(*, steps: int = 8_000, size: int = 160, images: int = 16) -> T
     )
 
 
-def nano_scenes(
-    *, start: str = "", steps: int = 6_000, size: int = 160, images: int = 16, dialogues: float = 0.25
-) -> TrainConfig:
+def nano_scenes(*, start: str = "", steps: int = 6_000, size: int = 160, images: int = 16) -> TrainConfig:
     """``gsva-nano`` on drawn scenes: its Llama, its CLIP-like tower and its SAM learn everything from scenes.
+
+    A quarter of the pictures is described whole instead of asked about: every object by its looks and its mask.
 
     Args:
         start: The checkpoint of the first stage (``gsva.nano_describe``); empty = fresh weights.
         steps: Optimiser steps.
         size: Side of the scenes in pixels.
         images: Pictures per step, with five phrases each.
-        dialogues: Share of the pictures that are described whole instead: every object by its looks and its mask. A
-            yes or no per phrase says little about what CLIP should see.
     """
     scenes = SourceConfig(task=Task.REFERRING, reader="scenes", size=size)
     phrases = dataclasses.replace(scenes, batch_size=images, augment=PhraseAugment(count=_PHRASES))
-    described = dataclasses.replace(phrases, reader="scene_dialogues", weight=dialogues)
+    described = dataclasses.replace(phrases, reader="scene_dialogues", weight=0.25)
     return TrainConfig(
         name="gsva/nano_scenes",
         model=presets.nano(size),
-        train=(dataclasses.replace(phrases, weight=1 - dialogues), described),
+        train=(dataclasses.replace(phrases, weight=0.75), described),
         mixture="mixed",
         val=(dataclasses.replace(scenes, split="val", limit=500, batch_size=16),),
         steps=steps,

@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from saccade.errors import ConfigError
-from saccade.layers.local_start import look_around, scale_linears, start_local
+from saccade.layers.local_start import look_around, start_local
 
 if TYPE_CHECKING:
     from saccade.models.gsva.model import GSVA
@@ -55,8 +55,8 @@ def initialise_local(model: GSVA) -> None:
     start_local(model.sam.image_encoder.vit)
     tower: Any = model.clip.tower
     language: Any = model.language
-    scale_linears(tower, model.config.clip.layers, small=("out_proj", "fc2"))
-    scale_linears(language.model, sizes.layers, small=("o_proj", "down_proj"))
+    _scale_linears(tower, model.config.clip.layers, small=("out_proj", "fc2"))
+    _scale_linears(language.model, sizes.layers, small=("o_proj", "down_proj"))
     places = tower.embeddings.position_embedding.weight
     places[0] = 0
     attentions = [layer.self_attn for layer in tower.encoder.layers]
@@ -69,6 +69,13 @@ def initialise_local(model: GSVA) -> None:
     for layer in language.model.layers:
         layer.self_attn.k_proj.weight.copy_(layer.self_attn.q_proj.weight)
     _repeat(language, sizes.heads)
+
+
+def _scale_linears(part: nn.Module, layers: int, *, small: tuple[str, ...]) -> None:
+    for name, module in part.named_modules():
+        if isinstance(module, nn.Linear):
+            narrow = 0.5 * (2 * layers) ** -0.5 if name.endswith(small) else 1.0
+            module.weight.normal_(std=narrow * module.in_features**-0.5)
 
 
 def _repeat(language: Any, heads: int) -> None:
