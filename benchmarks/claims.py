@@ -109,6 +109,7 @@ _PROBES = {name: f"suite/mean/{metric}" for name, metric in _QUESTIONS.items()} 
 _CELL_PROBE = {"cells": "suite/mean_class"}
 _TOWER = "{runs}/clip-0/checkpoints/last"
 _UPDATES = "--lora {runs}/lora-{seed}/checkpoints/last"
+_MORE_UPDATES = "--lora {runs}/lora-all-{seed}/checkpoints/last"
 _SCENE_SUITE = f"{_TOWER} --suite visft.scenes --seed {{seed}} --precision bf16 --device cpu"
 _CELL_SUITE = (
     f"{_TOWER} --suite visft.goi --root ../shared/data/bccd --train-limit 150 --seed {{seed}} --precision bf16 "
@@ -159,6 +160,16 @@ def _head(head: str, steps: int, columns: dict[str, str]) -> Variant:
     """The first stage of ViSFT for one head."""
     words = f"recipe=visft.nano_{head} steps={steps} backbone={_TOWER}"
     return Variant(says=f"first stage: {head}", words=words, needs=("clip",), columns=columns)
+
+
+def _updates(says: str, words: str) -> Variant:
+    """The second stage of ViSFT, through all three heads."""
+    return Variant(
+        says=says,
+        words=f"recipe=visft.nano_lora backbone={_TOWER} {_HEADS} {words}".strip(),
+        needs=("clip", "detection", "instance", "caption"),
+        columns={"box AP": "detection/AP", "mask AP": "instance_segmentation/mask_AP", "CIDEr": "caption/CIDEr"},
+    )
 
 
 def _suite(says: str, words: str, needs: tuple[str, ...], columns: dict[str, str], *, less: str = "") -> Variant:
@@ -242,23 +253,39 @@ CLAIMS: dict[str, dict[str, Variant]] = {
         "detection": _head("detection", 6000, {"box AP": "detection/AP"}),
         "instance": _head("instance", 2000, {"mask AP": "instance_segmentation/mask_AP"}),
         "caption": _head("caption", 3000, {"CIDEr": "caption/CIDEr"}),
-        "lora": Variant(
-            says="second stage: updates through all three heads",
-            words=f"recipe=visft.nano_lora steps=1000 backbone={_TOWER} {_HEADS}",
-            needs=("clip", "detection", "instance", "caption"),
-            columns={
-                "box AP": "detection/AP",
-                "mask AP": "instance_segmentation/mask_AP",
-                "CIDEr": "caption/CIDEr",
-            },
+        "lora": _updates("second stage: updates of queries and values", ""),
+        "lora-all": _updates(
+            "second stage: updates of all linear layers", "lora.targets=backbone.blocks.* optim.lr=2e-3"
         ),
         "before": _suite("the pair as it was pre-trained (one for all seeds)", _SCENE_SUITE, ("clip",), _PROBES),
         "after": _suite(
-            "the same with the updates", f"{_SCENE_SUITE} {_UPDATES}", ("clip", "lora"), _PROBES, less="before"
+            "the same, queries and values updated",
+            f"{_SCENE_SUITE} {_UPDATES}",
+            ("clip", "lora"),
+            _PROBES,
+            less="before",
+        ),
+        "after-all": _suite(
+            "the same, all linear layers updated",
+            f"{_SCENE_SUITE} {_MORE_UPDATES}",
+            ("clip", "lora-all"),
+            _PROBES,
+            less="before",
         ),
         "cells-before": _suite("cells, as it was pre-trained", _CELL_SUITE, ("clip",), _CELL_PROBE),
         "cells-after": _suite(
-            "cells, with the updates", f"{_CELL_SUITE} {_UPDATES}", ("clip", "lora"), _CELL_PROBE, less="cells-before"
+            "cells, queries and values updated",
+            f"{_CELL_SUITE} {_UPDATES}",
+            ("clip", "lora"),
+            _CELL_PROBE,
+            less="cells-before",
+        ),
+        "cells-after-all": _suite(
+            "cells, all linear layers updated",
+            f"{_CELL_SUITE} {_MORE_UPDATES}",
+            ("clip", "lora-all"),
+            _CELL_PROBE,
+            less="cells-before",
         ),
     },
     "lora": {
