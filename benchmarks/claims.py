@@ -108,8 +108,6 @@ _PROBES = {name: f"suite/mean/{metric}" for name, metric in _QUESTIONS.items()} 
 }
 _CELL_PROBE = {"cells": "suite/mean_class"}
 _TOWER = "{runs}/clip-0/checkpoints/last"
-_UPDATES = "--lora {runs}/lora-{seed}/checkpoints/last"
-_MORE_UPDATES = "--lora {runs}/lora-all-{seed}/checkpoints/last"
 _SCENE_SUITE = f"{_TOWER} --suite visft.scenes --seed {{seed}} --precision bf16 --device cpu"
 _CELL_SUITE = (
     f"{_TOWER} --suite visft.goi --root ../shared/data/bccd --train-limit 150 --seed {{seed}} --precision bf16 "
@@ -166,14 +164,17 @@ def _updates(says: str, words: str) -> Variant:
     """The second stage of ViSFT, through all three heads."""
     return Variant(
         says=says,
-        words=f"recipe=visft.nano_lora backbone={_TOWER} {_HEADS} {words}".strip(),
+        words=f"recipe=visft.nano_lora backbone={_TOWER} {_HEADS} {words}",
         needs=("clip", "detection", "instance", "caption"),
         columns={"box AP": "detection/AP", "mask AP": "instance_segmentation/mask_AP", "CIDEr": "caption/CIDEr"},
     )
 
 
-def _suite(says: str, words: str, needs: tuple[str, ...], columns: dict[str, str], *, less: str = "") -> Variant:
-    """Probes of a tower."""
+def _suite(says: str, words: str, columns: dict[str, str], *, updates: str = "", less: str = "") -> Variant:
+    """Probes of a tower, with the low-rank updates of another variant where one is named."""
+    if updates:
+        words += f" --lora {{runs}}/{updates}-{{seed}}/checkpoints/last"
+    needs = ("clip", updates) if updates else ("clip",)
     return Variant(says=says, words=words, needs=needs, columns=columns, evaluates=True, less=less)
 
 
@@ -257,35 +258,17 @@ CLAIMS: dict[str, dict[str, Variant]] = {
         "lora-all": _updates(
             "second stage: updates of all linear layers", "lora.targets=backbone.blocks.* optim.lr=2e-3"
         ),
-        "before": _suite("the pair as it was pre-trained (one for all seeds)", _SCENE_SUITE, ("clip",), _PROBES),
-        "after": _suite(
-            "the same, queries and values updated",
-            f"{_SCENE_SUITE} {_UPDATES}",
-            ("clip", "lora"),
-            _PROBES,
-            less="before",
-        ),
+        "before": _suite("the pair as it was pre-trained (one for all seeds)", _SCENE_SUITE, _PROBES),
+        "after": _suite("the same, queries and values updated", _SCENE_SUITE, _PROBES, updates="lora", less="before"),
         "after-all": _suite(
-            "the same, all linear layers updated",
-            f"{_SCENE_SUITE} {_MORE_UPDATES}",
-            ("clip", "lora-all"),
-            _PROBES,
-            less="before",
+            "the same, all linear layers updated", _SCENE_SUITE, _PROBES, updates="lora-all", less="before"
         ),
-        "cells-before": _suite("cells, as it was pre-trained", _CELL_SUITE, ("clip",), _CELL_PROBE),
+        "cells-before": _suite("cells, as it was pre-trained", _CELL_SUITE, _CELL_PROBE),
         "cells-after": _suite(
-            "cells, queries and values updated",
-            f"{_CELL_SUITE} {_UPDATES}",
-            ("clip", "lora"),
-            _CELL_PROBE,
-            less="cells-before",
+            "cells, queries and values updated", _CELL_SUITE, _CELL_PROBE, updates="lora", less="cells-before"
         ),
         "cells-after-all": _suite(
-            "cells, all linear layers updated",
-            f"{_CELL_SUITE} {_MORE_UPDATES}",
-            ("clip", "lora-all"),
-            _CELL_PROBE,
-            less="cells-before",
+            "cells, all linear layers updated", _CELL_SUITE, _CELL_PROBE, updates="lora-all", less="cells-before"
         ),
     },
     "lora": {
@@ -365,8 +348,8 @@ def metrics_of(folder: Path) -> dict[str, float]:
     if not path.is_file():
         return {}
     lines = [json.loads(line) for line in path.read_text().splitlines()]
-    steps = json.loads((folder / "config.json").read_text())["steps"]
-    found = _flat({line["source"]: line for line in lines if line["kind"] == "eval" and line["step"] == steps})
+    ends = [line for line in lines if line["kind"] == "eval" and line["step"] == _steps(folder)]
+    found = _flat({line["source"]: line for line in ends})
     memory = [line["memory_gb"] for line in lines if line["kind"] == "train"]
     return found | ({"run/memory_gb": max(memory)} if found and memory else {})
 
@@ -434,8 +417,13 @@ def train(system: str, name: str, seed: int, needs: Sequence[Future[None]]) -> N
 def _finished(folder: Path) -> bool:
     if folder.with_suffix(".json").is_file():
         return True
-    config = folder / "config.json"
-    return config.is_file() and (folder / f"checkpoints/step-{json.loads(config.read_text())['steps']:08d}").is_dir()
+    return (folder / "config.json").is_file() and (folder / f"checkpoints/step-{_steps(folder):08d}").is_dir()
+
+
+def _steps(folder: Path) -> int:
+    """Of a whole run, finished or not."""
+    steps: int = json.loads((folder / "config.json").read_text())["steps"]
+    return steps
 
 
 def _run(words: Sequence[str], shown: str, folder: Path, log: Path) -> dict[str, float]:

@@ -156,7 +156,8 @@ def nano_describe(*, steps: int = 8_000, size: int = 160, images: int = 16) -> T
     """The first stage of ``gsva-nano``: it tells what it sees, every object by its looks and its mask.
 
     A yes or no per phrase is not worth learning to see for: asked for phrases from the beginning, the language model
-    finds out that it does better without the picture, and what CLIP says becomes one great constant.
+    finds out that it does better without the picture, and what CLIP says becomes one great constant. It is not
+    evaluated: phrases are what it was never asked.
 
     Args:
         steps: Optimiser steps.
@@ -164,9 +165,8 @@ def nano_describe(*, steps: int = 8_000, size: int = 160, images: int = 16) -> T
         images: Pictures per step.
     """
     config = nano_scenes(steps=steps, size=size, images=images)
-    return dataclasses.replace(
-        config, name="gsva/nano_describe", train=(dataclasses.replace(config.train[1], weight=1.0),)
-    )
+    described = dataclasses.replace(config.train[1], weight=1.0)
+    return dataclasses.replace(config, name="gsva/nano_describe", train=(described,), val=(), monitor="")
 
 
 def nano_scenes(*, start: str = "", steps: int = 6_000, size: int = 160, images: int = 16) -> TrainConfig:

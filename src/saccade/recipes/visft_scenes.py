@@ -72,9 +72,8 @@ def nano_lora(
 ) -> TrainConfig:
     """Low-rank updates of queries and values, one task per step.
 
-    The published ones have a scale of 1/64 and 1e-5 as their rate for up to 50,000 steps; in so few steps as here
-    that changes the weights by less than a hundredth, and nothing that can be measured. So the scale is 1, and the rate
-    high.
+    The published ones have a scale of 1/64 and 1e-5 as their rate for up to 50,000 steps, which would change next to
+    nothing in so few as here. So the scale is 1, and the rate high.
 
     Args:
         backbone: The checkpoint of :func:`nano_clip`; empty = fresh weights.
