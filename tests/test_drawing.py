@@ -136,6 +136,18 @@ def test_ignored_pixels_keep_their_colour() -> None:
     assert not (drawn[2, 2] == 100).all()
 
 
+def test_the_background_keeps_its_colour_and_has_no_name_on_it() -> None:
+    image = Image.new("RGB", (300, 200), (100, 100, 100))
+    labels = np.zeros((200, 300), dtype=np.int64)
+    labels[60:140, 100:200] = 1
+    for names, background in ((["background", "lesion"], 0), (["skin", "lesion"], None)):
+        drawn = np.asarray(draw_semantic(image, labels=labels, names=names, background=background))
+        around = drawn[:55].reshape(-1, 3)
+        assert bool((around == 100).all()) == (background is not None)
+        assert not (drawn[62:138, 102:198] == 100).all(axis=-1).any()
+        assert len(drawn) > 200, "the legend lists both"
+
+
 def test_what_can_be_drawn_on() -> None:
     array = np.random.default_rng(0).integers(0, 255, (8, 9, 3), dtype=np.uint8)
     assert np.array_equal(np.asarray(to_pil(array)), array)

@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
-from saccade.errors import UsageError
+from saccade.errors import DataError, UsageError
 from saccade.measures import COLUMNS, MeasureCollector, border_length, measure
 from saccade.results import Caption, Instances, SemanticMap, encode_masks
 from saccade.samples import ClassList, Origin
@@ -102,3 +102,27 @@ def test_instances_are_measured_too_and_sentences_are_not(tmp_path: Path) -> Non
     with pytest.raises(UsageError, match="no regions to measure"):
         check_formats(["csv"], Task.DETECTION)
     assert check_formats(["csv"], Task.SEMANTIC)
+
+
+def test_a_picture_asked_again_replaces_its_rows_and_no_other(tmp_path: Path) -> None:
+    first = MeasureCollector()
+    first.add(labels(), origin=origin("a"))
+    wide = torch.zeros(160, 500, dtype=torch.int64)
+    wide[10:150:2, 5:-5] = 1
+    wide[10:150, 5] = 1  # a comb: a border of far more characters than the reader of csv takes by itself
+    first.add(SemanticMap(labels=wide, classes=CLASSES), origin=origin("b", (160, 500)))
+    (path,) = first.write(tmp_path, add=True)
+    before = path.read_bytes()
+    again = MeasureCollector()
+    again.add(SemanticMap(labels=torch.zeros(20, 30, dtype=torch.int64), classes=CLASSES), origin=origin("a"))
+    again.write(tmp_path, add=True)
+    lines = path.read_bytes().splitlines()
+    assert [line.split(b",")[0] for line in lines[1:]] == [b"/pictures/b.png", b"/pictures/a.png"]
+    assert max(map(len, lines)) > 131_072 and lines[1] in before.splitlines()
+    again.write(tmp_path)
+    assert len(rows_of(path)) == 1
+    for text in ("image,area\n1,2\n", ",".join(COLUMNS) + "\na,1\n", "\x00"):
+        path.write_text(text)
+        with pytest.raises(DataError, match="no table of measures"):
+            again.write(tmp_path, add=True)
+        assert path.read_text() == text

@@ -441,6 +441,7 @@ def draw_semantic(
     labels: NDArray[np.int64],
     names: Sequence[str],
     ignore: int | None = None,
+    background: int | None = None,
     regions: NDArray[np.int64] | None = None,
 ) -> Image.Image:
     """Tints every pixel with the colour of its class, names the large regions and adds a legend below.
@@ -450,6 +451,7 @@ def draw_semantic(
         labels: ``[H, W]`` class ids of the picture's pixels.
         names: Class names.
         ignore: Label of pixels without a class; they keep their own colour and have no legend entry.
+        background: Class whose pixels keep their own colour; the legend lists it in grey.
         regions: ``[H, W]`` ids of the regions that get a line around them; None = one per class.
 
     Returns:
@@ -465,9 +467,9 @@ def draw_semantic(
     ids, counts = ids[order], counts[order]
     table = np.zeros((max(int(labels.max()), len(names)) + 1, 3), dtype=np.float32)
     table[: len(names)] = colour_table(len(names))
-    seen = labels != ignore if ignore is not None else np.ones(labels.shape, dtype=bool)
+    tinted = ~np.isin(labels, [label for label in (ignore, background) if label is not None])
     mixed = np.rint(pixels * np.float32(1 - _MAP_FILL) + table[labels] * np.float32(_MAP_FILL)).astype(np.uint8)
-    mixed = np.where(seen[..., None], mixed, pixels)
+    mixed = np.where(tinted[..., None], mixed, pixels)
     border = np.zeros(labels.shape, dtype=bool)
     lined = labels if regions is None else regions
     border[:, 1:] |= lined[:, 1:] != lined[:, :-1]
@@ -477,9 +479,10 @@ def draw_semantic(
         border = ndimage.binary_dilation(border, iterations=thick // 2)
     mixed[border] = (255, 255, 255)
     canvas = Image.fromarray(mixed)
-    _name_regions(canvas, labels, ids, names)
+    _name_regions(canvas, labels, ids[ids != background], names)
     shares = counts / max(labels.size, 1)
-    return _legend(canvas, [(class_colour(int(k)), names[k], f"{s:.1%}") for k, s in zip(ids, shares, strict=True)])
+    colours = [_STRIP_GREY if k == background else class_colour(int(k)) for k in ids]
+    return _legend(canvas, [(colour, names[k], f"{s:.1%}") for colour, k, s in zip(colours, ids, shares, strict=True)])
 
 
 def draw_referral(

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from saccade.errors import UsageError
+from saccade.errors import DataError, UsageError
 from saccade.labels import background_of, regions
 from saccade.results import Instances, Prediction, SemanticMap
 from saccade.samples import Origin
@@ -39,6 +39,8 @@ COLUMNS = (
 )
 """``border_px`` is the length of the outer border through the middles of its pixels, ``border_xy`` these pixels as
 ``x y`` separated by semicolons; ``x0 y0 x1 y1`` is the tight box, its right and bottom edges excluded."""
+
+_LONGEST_CELL = 1 << 30
 
 
 class MeasureCollector:
@@ -68,16 +70,48 @@ class MeasureCollector:
         ]
         self._rows += found or [{**picture, "region": 0, "area_px": 0, "area_share": 0.0}]
 
-    def write(self, out_dir: str | Path, *, name: str = FILE) -> list[Path]:
-        """Writes the table and returns its path."""
+    def write(self, out_dir: str | Path, *, name: str = FILE, add: bool = False) -> list[Path]:
+        """Writes the table and returns its path.
+
+        Args:
+            out_dir: Folder to write to; made where it is missing.
+            name: Of the file.
+            add: Keep what a table of this name says of other pictures.
+
+        Raises:
+            DataError: The file that is to be added to is no such table.
+        """
         path = Path(out_dir) / name
         path.parent.mkdir(parents=True, exist_ok=True)
+        pictures = {row["image"] for row in self._rows}
+        earlier = [row for row in _read(path) if row["image"] not in pictures] if add and path.exists() else []
         # A name that is no UTF-8 reaches us with lone surrogates.
         with path.open("w", newline="", encoding="utf-8", errors="backslashreplace") as stream:
             writer = csv.DictWriter(stream, COLUMNS, restval="")
             writer.writeheader()
-            writer.writerows(self._rows)
+            writer.writerows([*earlier, *self._rows])
         return [path]
+
+
+def _read(path: Path) -> list[dict[str, str]]:
+    limit = csv.field_size_limit(_LONGEST_CELL)  # the border of a large region is longer than the reader's default
+    try:
+        with path.open(newline="", encoding="utf-8") as stream:
+            reader = csv.DictReader(stream)
+            rows = list(reader)
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise _no_table(path, str(error)) from error
+    finally:
+        csv.field_size_limit(limit)
+    if tuple(reader.fieldnames or ()) != COLUMNS:
+        raise _no_table(path, f"its first line is not {','.join(COLUMNS[:3])},...")
+    if bad := next((number for number, row in enumerate(rows, start=2) if None in row.values()), 0):
+        raise _no_table(path, f"row {bad} is too short")
+    return rows
+
+
+def _no_table(path: Path, why: str) -> DataError:
+    return DataError("the file is no table of measures", where=path, why=why, fix="save to another folder (--out)")
 
 
 def measure(mask_HW: Tensor) -> dict[str, Any]:

@@ -21,7 +21,7 @@ from torch import Tensor
 from saccade import drawing
 from saccade.drawing import ImageLike
 from saccade.errors import DataError, UsageError, require
-from saccade.labels import centers_of, object_mask
+from saccade.labels import BACKGROUND, centers_of, object_mask
 from saccade.samples import IGNORE_LABEL, ClassList, Sample, Segment
 from saccade.tasks import Task
 
@@ -378,16 +378,18 @@ class SemanticMap:
         return image
 
     def draw(self, image: ImageLike) -> Image.Image:
-        """Tints the original picture by class and adds a legend strip below it.
+        """Tints the original picture by class and adds a legend strip below it; a class ``background`` has no tint.
 
         Raises:
             UsageError: The picture has another size than the map.
         """
+        names = [name.lower() for name in self.classes.names]
         return drawing.draw_semantic(
             _check_picture(image, self.size_hw),
             labels=self.labels.cpu().numpy(),
             names=self.classes.names,
             ignore=IGNORE_LABEL if len(self.classes) <= IGNORE_LABEL else None,
+            background=names.index(BACKGROUND) if BACKGROUND in names else None,
         )
 
     def to_supervision(self) -> Any:

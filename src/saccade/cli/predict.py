@@ -166,8 +166,8 @@ def _run(arguments: argparse.Namespace) -> int:
             )
     if "coco" in formats and len(collector):
         files += len(collector.write(folder))
-    if "csv" in formats:
-        files += len(measures.write(folder))
+    if "csv" in formats and len(measures):
+        files += len(measures.write(folder, add=True))
     _sum_up(stream.report, files, folder)
     return 1 if stream.report.failed else 0
 
