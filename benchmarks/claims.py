@@ -315,6 +315,14 @@ CLAIMS: dict[str, dict[str, Variant]] = {
             needs=("describe",),
             columns=_PHRASES,
         ),
+        "several-own": Variant(
+            says="the same, behind its own earlier answers",
+            words=f"{_LAST.replace('NAME', 'several')} --data scenes --task referring --limit 500 --protocol rela "
+            "--answers own",
+            needs=("several",),
+            columns=_PHRASES,
+            evaluates=True,
+        ),
         "one": Variant(
             says="one [SEG] for every phrase, as LISA",
             words=f"recipe=gsva.nano_scenes {_DESCRIBED} steps=1000 val.0.protocol=rela model.one_seg=true",
