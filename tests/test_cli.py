@@ -176,7 +176,7 @@ def test_options_of_the_other_kind_of_evaluation_are_refused(run, of_suites: boo
         assert shown.code == 2, action.dest
         assert f"{action.option_strings[0]} would have no effect here" in shown.err
         refused += 1
-    assert refused == (11 if of_suites else 15)
+    assert refused == (11 if of_suites else 16)
 
 
 def test_debugging_shows_the_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -396,6 +396,24 @@ def test_check_of_a_folder_without_data_says_what_was_looked_for(run, tmp_path: 
     assert "coco: " in shown.err
     assert run("data", "check", tmp_path / "nowhere").code == 2
     assert "did you mean 'coco'?" in run("data", "check", tmp_path, "--format", "cocoo").err
+
+
+def test_check_and_convert_take_the_suffix_of_masks(run, mask_folder: Path, tmp_path: Path) -> None:
+    import shutil
+
+    own, out = tmp_path / "own", tmp_path / "coco"
+    shutil.copytree(mask_folder, own)
+    for path in (own / "masks").iterdir():
+        path.rename(path.with_name(f"{path.stem}-nevus.png"))
+    assert "--mask-suffix" in run("data", "check", own, "--format", "mask_folder").err
+    assert run("data", "check", own, "--format", "mask_folder", "--mask-suffix", "nevus").code == 0
+    words = ("data", "convert", own, "--from", "mask_folder", "--mask-suffix", "nevus", "--out", out)
+    shown = run(*words, "--least-region", "0.06", "--json", tmp_path / "told.json")
+    assert shown.code == 0, shown.err
+    told = json.loads((tmp_path / "told.json").read_text())["splits"]
+    assert [(one["annotations"], one["left_out"]) for one in told] == [(2, 2), (2, 0)]
+    other = run(*words[:-1], tmp_path / "crops", "--to", "mask_crops", "--least-region", "0.1")
+    assert (other.code, "--least-region has no meaning" in other.err) == (2, True)
 
 
 def test_check_of_one_coco_file_without_splits_looks_at_it_once(run, tmp_path: Path) -> None:

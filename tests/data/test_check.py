@@ -24,11 +24,12 @@ from helpers_layouts import (
     write_refcoco_layout,
     write_voc_layout,
 )
+from PIL import Image
 
 from saccade.data.check import CHECKS, DEFECTS, Report, check_dataset
 from saccade.data.sources import DRAWN, READERS, SourceSpec, open_source
 from saccade.data.writers import write_coco
-from saccade.errors import UsageError
+from saccade.errors import DataError, UsageError
 from saccade.tasks import Task
 
 TASK_OF = {"karpathy": Task.CAPTION, "refcoco": Task.GROUNDING, "mask_folder": Task.SEMANTIC, "ade20k": Task.SEMANTIC}
@@ -245,6 +246,84 @@ def test_label_map_defects(tmp_path: Path) -> None:
     assert check("mask_folder", tmp_path, split="all", classes=tuple("wxy"), ignore_labels=(7,)).ok
     numbered = check("mask_folder", tmp_path, split="all")
     assert kinds(numbered) == {"unused_class": 4}  # 3 to 6
+
+
+def _folder(root: Path, masks: dict[str, np.ndarray]) -> None:
+    for number, (stem, values) in enumerate(masks.items()):
+        save_image(root / "images" / f"{stem}.jpg", values.shape, seed=number)
+        save_mask(root / "masks" / f"{stem}.png", values)
+
+
+def _disc(value: int = 255) -> np.ndarray:
+    y, x = np.mgrid[:60, :80]
+    return (((x - 40) ** 2 + (y - 30) ** 2 <= 15**2) * value).astype(np.uint8)
+
+
+@pytest.mark.parametrize("classes", [(), ("lesion",), ("background", "lesion")])
+def test_the_check_agrees_with_the_reader_on_binary_masks(tmp_path: Path, classes: tuple[str, ...]) -> None:
+    _folder(tmp_path, {"a": _disc(1), "b": _disc(255), "c": _disc(), "d": _disc(0)})
+    Image.fromarray(_disc()).save(tmp_path / "masks/c.jpg")
+    (tmp_path / "masks/c.png").unlink()
+    report = check("mask_folder", tmp_path, split="all", classes=classes)
+    assert report.ok and report.counts["classes"] == 2
+    assert report.notes == {
+        "mask with soft edges: cut at half of white": 1,
+        "image without an object": 1,
+        "mask of 0 and 1 beside masks of 0 and 255: 1 is the object": 1,
+    }
+    ramp = (_disc(1) * np.linspace(0, 255, 80)).astype(np.uint8)
+    save_mask(tmp_path / "masks/a.png", ramp)
+    report = check("mask_folder", tmp_path, split="all", classes=classes)
+    assert kinds(report) == {"value_outside_classes": 1} and "a.png" in report.findings[0].examples[0]
+    source = open_source(SourceSpec(task=Task.SEMANTIC, reader="mask_folder", root=str(tmp_path), split="all"))
+    with pytest.raises(DataError, match=r"a\.png"):
+        source[0]
+
+
+def test_masks_without_any_object_are_a_defect(tmp_path: Path) -> None:
+    _folder(tmp_path, {"a": _disc(0), "b": _disc(0)})
+    for classes in ((), ("lesion",), ("background", "lesion")):
+        assert kinds(check("mask_folder", tmp_path, split="all", classes=classes)) == {"unused_class": 1}
+    see_through = np.zeros((60, 80, 4), np.uint8)
+    see_through[:, :, 3] = _disc()
+    Image.fromarray(see_through).save(tmp_path / "masks/a.png")
+    report = check("mask_folder", tmp_path, split="all")
+    assert kinds(report) == {"unreadable_mask": 1, "unused_class": 1}
+    assert "transparency" in report.findings[0].examples[0]
+
+
+def test_label_maps_of_two_classes_with_ignored_pixels(tmp_path: Path) -> None:
+    labels = _disc(1)
+    labels[0] = 255
+    _folder(tmp_path, {"a": labels, "b": _disc(1), "c": _disc(1)})
+    for classes in (("lesion",), ("background", "lesion")):
+        report = check("mask_folder", tmp_path, split="all", classes=classes)
+        assert report.ok and not report.notes, kinds(report)
+
+
+def test_pictures_that_are_there_twice_in_an_undivided_folder(tmp_path: Path) -> None:
+    _folder(tmp_path, {stem: _disc() for stem in "abcd"})
+    for twin in ("x", "y"):
+        shutil.copy(tmp_path / "images/b.jpg", tmp_path / f"images/{twin}.jpg")
+        save_mask(tmp_path / f"masks/{twin}.png", _disc())
+    save_image(tmp_path / "images/c.png", (60, 80), seed=8)
+    report = check("mask_folder", tmp_path, split="all")
+    assert kinds(report) == {"duplicate_image": 2, "same_name": 1}
+    where = {finding.kind: finding.examples for finding in report.findings}
+    assert where["duplicate_image"] == ["images/x.jpg is images/b.jpg", "images/y.jpg is images/b.jpg"]
+    assert where["same_name"] == ["images/c.jpg"]
+
+
+def test_small_objects_are_left_out_of_coco_where_asked(tmp_path: Path) -> None:
+    specked = _disc()
+    specked[2, 2] = 255
+    _folder(tmp_path, {"a": specked})
+    spec = SourceSpec(task=Task.INSTANCE, reader="mask_folder", root=str(tmp_path), split="all")
+    assert write_coco(open_source(spec), tmp_path / "all")["annotations"] == 2
+    written = write_coco(open_source(spec), tmp_path / "large", least_region=0.001)
+    assert (written["annotations"], written["left_out"]) == (1, 1)
+    (kept,) = json.loads((tmp_path / "large/annotations/instances_train.json").read_text())["annotations"]
+    assert kept["area"] == (_disc() > 0).sum()
 
 
 def test_ade20k_is_checked_with_its_classes(tmp_path: Path) -> None:

@@ -114,6 +114,38 @@ def test_isic_without_partners(tmp_path: Path) -> None:
         "missing_mask": 1,
         "missing_image_of_mask": 1,
     }
+    assert [finding.examples for finding in report.findings] == [
+        ["ISIC_0000000.jpg"],
+        ["ISIC_0000001_segmentation.png"],
+    ]
+
+
+def test_files_without_a_partner_are_named_once_for_all_splits(tmp_path: Path, capsys) -> None:
+    write_isic(tmp_path / "isic")
+    (tmp_path / "isic/ISIC2018_Task1_Training_GroundTruth/ISIC_0000007_segmentation.png").unlink()
+    assert main(["data", "check", str(tmp_path / "isic"), "--format", "isic2018"]) == 1
+    shown = capsys.readouterr().out
+    assert shown.count("missing_mask: ISIC_0000007.jpg") == 1 and "1 defects" in shown
+    assert "note: image without a mask, named with the split 'train' (1)" in shown
+    assert "other than the 2694 of the published ones (19)" in shown
+
+
+def test_the_check_of_a_named_format_passes_the_error_of_its_reader_on(tmp_path: Path, capsys) -> None:
+    write_isic(tmp_path / "isic")
+    (tmp_path / "isic/ISIC2018_Task1-2_Validation_Input").rename(tmp_path / "elsewhere")
+    assert main(["data", "check", str(tmp_path / "isic"), "--format", "isic2018"]) == 2
+    shown = capsys.readouterr().err
+    assert "split=official_train" in shown and "no data set is recognised" not in shown
+    assert main(["data", "check", str(tmp_path / "isic"), "--format", "isic2018", "--split", "official_train"]) == 0
+
+
+def test_masks_without_any_object_are_a_defect(tmp_path: Path) -> None:
+    write_cvc(tmp_path, 10)
+    for path in (tmp_path / "Ground Truth").iterdir():
+        save_mask(path, np.zeros((24, 32)))
+    report = check_dataset(SourceSpec(task=Task.SEMANTIC, reader="cvc_clinicdb", root=str(tmp_path), split="all"))
+    assert [finding.kind for finding in report.findings] == ["unused_class"]
+    assert report.notes == {"image without an object": 10}
 
 
 def test_an_empty_mask_and_one_of_another_size(tmp_path: Path) -> None:

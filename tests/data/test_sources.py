@@ -25,6 +25,7 @@ from helpers_layouts import (
 )
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
 from saccade.data.sources import DRAWN, READERS, Source, SourceSpec, open_source
 from saccade.data.sources.base import Repeated, balance_classes
@@ -409,11 +410,76 @@ def test_label_maps(tmp_path: Path) -> None:
 def test_a_grey_mask_among_binary_ones_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("saccade.data.sources.mask_folder._ENOUGH_MASKS", 2)
     odd = _lesion()
-    odd[0, 0] = 130
+    odd[:2] = 130
     _write_masks(tmp_path, {"a": _lesion(), "b": _lesion(), "c": odd})
     source = open_("mask_folder", tmp_path, Task.SEMANTIC, split="all")
     with pytest.raises(DataError, match=r"not binary[\s\S]*c\.png"):
         source[2]
+
+
+def test_masks_of_ones_and_of_white_in_one_folder(tmp_path: Path) -> None:
+    _write_masks(tmp_path, {"a": _lesion(1), "b": _lesion(255), "c": _lesion(0), "d": _lesion(1)})
+    Image.fromarray(_lesion(1).astype(np.uint16) * 65535).save(tmp_path / "masks/d.png")
+    for classes in ((), ("lesion",), ("background", "lesion")):
+        source = open_("mask_folder", tmp_path, Task.SEMANTIC, split="all", classes=classes)
+        for index, value in enumerate((1, 255, 0, 1)):
+            assert (source[index].target.semantic.numpy() == (_lesion(value) > 0)).all()
+    ignoring = _lesion(1)
+    ignoring[0] = 255
+    save_mask(tmp_path / "masks/a.png", ignoring)
+    (tmp_path / "masks/d.png").unlink()
+    source = open_("mask_folder", tmp_path, Task.SEMANTIC, split="all", classes=("background", "lesion"))
+    assert (source[0].target.semantic.numpy() == ignoring).all()  # 0, 1 and 255 in one mask: a label map
+    assert source[1].target.semantic.unique().tolist() == [0, 255]
+
+
+def test_a_damaged_mask_does_not_make_white_lesions_ignored(tmp_path: Path) -> None:
+    odd = _lesion(1)
+    odd[0] = 255
+    _write_masks(tmp_path, {"a": _lesion(), "b": _lesion(), "c": odd})
+    source = open_("mask_folder", tmp_path, Task.SEMANTIC, split="all", classes=("background", "lesion"))
+    assert source[0].target.semantic.sum() == 88
+    with pytest.raises(DataError, match=r"not binary[\s\S]*c\.png[\s\S]*ignore_labels=255"):
+        source[2]
+    options = {"classes": ("background", "lesion"), "ignore_labels": (255,)}
+    source = open_("mask_folder", tmp_path, Task.SEMANTIC, split="all", **options)
+    assert (source[2].target.semantic.numpy() == odd).all()
+
+
+def test_soft_masks_are_cut_at_half_of_white(tmp_path: Path) -> None:
+    y, x = np.mgrid[:60, :80]
+    disc = ((x - 40) ** 2 + (y - 30) ** 2 <= 15**2).astype(np.uint8)
+    _write_masks(tmp_path, {"a": disc * 255, "b": disc * 255, "c": disc})
+    Image.fromarray(disc * 255).save(tmp_path / "masks/a.jpg", quality=75)
+    (tmp_path / "masks/a.png").unlink()
+    large = Image.fromarray(np.kron(disc, np.ones((3, 3), np.uint8)) * 255)
+    large.resize((80, 60), Image.Resampling.BICUBIC).save(tmp_path / "masks/b.png")
+    for classes in ((), ("background", "lesion")):
+        source = open_("mask_folder", tmp_path, Task.SEMANTIC, split="all", classes=classes)
+        for index in range(3):
+            assert (source[index].target.semantic.numpy() == disc).mean() > 0.99, index
+            assert source[index].target.semantic.max() == 1
+    grey = (disc * np.linspace(0, 255, 80)).astype(np.uint8)
+    for stem in "bc":
+        save_mask(tmp_path / "masks" / f"{stem}.png", grey)
+    with pytest.raises(DataError, match="masks of one object have 0 and 255"):
+        open_("mask_folder", tmp_path, Task.SEMANTIC, split="all", classes=("background", "lesion"))[1]
+
+
+def test_masks_with_hyphens_and_with_one_name_twice(tmp_path: Path) -> None:
+    _write_masks(tmp_path, {"a": _lesion(), "b": _lesion()}, "-mask")
+    save_image(tmp_path / "images/a.png", (30, 40), seed=9)
+    save_mask(tmp_path / "masks/b-mask.bmp", _lesion())
+    source = open_("mask_folder", tmp_path, Task.SEMANTIC, split="all")
+    assert len(source) == 2
+    assert source.skipped == {"image with the name of another one": 1, "mask with the name of another one": 1}
+    (tmp_path / "masks").rename(tmp_path / "other")
+    for path in (tmp_path / "other").iterdir():
+        save_mask(tmp_path / "masks" / f"{path.stem[0]}-nevus.png", _lesion())
+    for suffix in ("-nevus", "nevus"):
+        assert len(open_("mask_folder", tmp_path, Task.SEMANTIC, split="all", mask_suffix=suffix)) == 2
+    with pytest.raises(UsageError, match="--mask-suffix"):
+        open_("mask_folder", tmp_path, Task.SEMANTIC, split="all")
 
 
 def test_mask_of_another_size_and_missing_partners(tmp_path: Path) -> None:

@@ -6,7 +6,17 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from saccade.cli.parser import Parser, Verbs, add_depth_scale, add_json, comma_list, natural, positive
+from saccade.cli.parser import (
+    Parser,
+    Verbs,
+    add_depth_scale,
+    add_json,
+    add_mask_suffix,
+    comma_list,
+    fraction,
+    natural,
+    positive,
+)
 from saccade.errors import SaccadeError, UsageError, nearest
 
 if TYPE_CHECKING:
@@ -114,6 +124,7 @@ def _add_files(parser: Parser) -> None:
         "--annotations", default="", metavar="FILE", help="annotation file or mask folder in the root (likewise)"
     )
     parser.add_argument("--classes", type=comma_list, default=(), metavar="A,B", help="the classes, where not all are")
+    add_mask_suffix(parser)
     add_depth_scale(parser)
 
 
@@ -138,6 +149,7 @@ def _spec(arguments: argparse.Namespace, reader: str, split: str) -> SourceSpec:
         images=arguments.images,
         annotations=arguments.annotations,
         classes=tuple(arguments.classes),
+        mask_suffix=arguments.mask_suffix,
         depth_scale=arguments.depth_scale,
     )
 
@@ -178,7 +190,7 @@ def _reports(arguments: argparse.Namespace, readers: list[str]) -> list[Report]:
     """The reports of every split, by the first reader that finds its files in the folder.
 
     Raises:
-        UsageError: No such folder, or no reader finds anything in it.
+        UsageError: No such folder, or no reader finds anything in it; the reader that was asked for says why itself.
     """
     from saccade.cli import screen
     from saccade.data.check import check_dataset
@@ -195,24 +207,26 @@ def _reports(arguments: argparse.Namespace, readers: list[str]) -> list[Report]:
             )
 
     data_root(arguments.root)
-    reasons: dict[str, str] = {}
+    reasons: dict[str, UsageError] = {}
     for reader in readers:
         reports: list[Report] = []
         for split in _splits(arguments, reader):
             try:
                 reports.append(look(reader, split))
             except UsageError as error:
-                reasons.setdefault(reader, error.what)
+                reasons.setdefault(reader, error)
                 continue
             if UNDIVIDED in reports[-1].notes and not arguments.split:
                 return [look(reader, "all")]  # its files are the same for every split
         filled = [report for report in reports if {finding.kind for finding in report.findings} != {"no_images"}]
         if filled or reports:
             return filled or reports[:1]  # a data set without an image is a defect, too
+    if arguments.format:
+        raise reasons[arguments.format]
     raise UsageError(
         "no data set is recognised in the folder",
         where=arguments.root,
-        why="; ".join(f"{reader}: {reason}" for reader, reason in reasons.items()),
+        why="; ".join(f"{reader}: {reason.what}" for reader, reason in reasons.items()),
         fix="name the format with --format, and the files with --images and --annotations",
     )
 
@@ -254,6 +268,13 @@ def _add_convert(words: Verbs) -> None:
         "--task", help="what to read: detection, instance or caption (default: all that the format has)"
     )
     parser.add_argument(
+        "--least-region",
+        type=fraction,
+        default=0.0,
+        metavar="SHARE",
+        help="of coco: leave out objects below this share of their picture, e.g. 0.001 (default: 0, none is)",
+    )
+    parser.add_argument(
         "--words",
         type=Path,
         metavar="FILE",
@@ -277,6 +298,9 @@ def _convert(arguments: argparse.Namespace) -> int:
         raise UsageError(f"unknown format '{arguments.to}'", fix=nearest(arguments.to, [*WRITERS, _ALL_SPLITS]))
     if arguments.words is not None and arguments.to != _ALL_SPLITS:
         raise UsageError(f"--words has no meaning for {arguments.to}", fix=f"leave it out, or write --to {_ALL_SPLITS}")
+    if arguments.least_region and arguments.to != "coco":
+        raise UsageError(f"--least-region has no meaning for {arguments.to}", fix="leave it out, or write --to coco")
+    options = {"least_region": arguments.least_region} if arguments.to == "coco" else {}
     sources: dict[str, Source] = {}
     first: SaccadeError | None = None
     for split in _splits(arguments, arguments.reader):
@@ -299,7 +323,7 @@ def _convert(arguments: argparse.Namespace) -> int:
     else:
         for split, source in sources.items():
             with screen.Steps(f"write {split}") as steps:
-                written = WRITERS[arguments.to](source, arguments.out, split=split, progress=steps.update)
+                written = WRITERS[arguments.to](source, arguments.out, split=split, progress=steps.update, **options)
             rows.append({"split": split, **written})
     for split, source in sources.items():
         for reason, count in source.skipped.items():

@@ -14,6 +14,7 @@ from saccade.cli.parser import (
     add_detector_options,
     add_device,
     add_json,
+    add_mask_suffix,
     comma_list,
     detector_options,
     natural,
@@ -31,8 +32,8 @@ TRUTH = "truth"
 """The word of ``--centers`` that is no model."""
 
 _OF_DATA_SETS = (
-    "data", "split", "images", "annotations", "classes", "depth_scale", "task", "engine", "protocol", "answers",
-    "centers", "per_class", "soft_nms", "test_sizes", "test_flip",
+    "data", "split", "images", "annotations", "classes", "mask_suffix", "depth_scale", "task", "engine", "protocol",
+    "answers", "centers", "per_class", "soft_nms", "test_sizes", "test_flip",
 )  # fmt: skip
 """What is only said of a data set, never of a suite."""
 
@@ -118,6 +119,7 @@ def add_source(parser: Parser, *, split: str) -> None:
     parser.add_argument(
         "--classes", type=comma_list, default=(), metavar="A,B", help="class names, where the format has none"
     )
+    add_mask_suffix(parser)
     add_depth_scale(parser)
     parser.add_argument(
         "--limit", type=natural, default=0, metavar="N", help="only the first N samples (default: 0, all)"
@@ -139,6 +141,7 @@ def source_spec(arguments: argparse.Namespace, task: Task) -> SourceSpec:
         annotations=arguments.annotations,
         classes=tuple(arguments.classes),
         limit=arguments.limit,
+        mask_suffix=arguments.mask_suffix,
         depth_scale=arguments.depth_scale,
         drop_empty=arguments.data in WITHOUT_EMPTY,
     )

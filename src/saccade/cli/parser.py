@@ -149,6 +149,16 @@ def add_depth_scale(parser: Parser) -> None:
     )
 
 
+def add_mask_suffix(parser: Parser) -> None:
+    """Adds ``--mask-suffix``."""
+    parser.add_argument(
+        "--mask-suffix",
+        default="",
+        metavar="TEXT",
+        help="mask folders: what mask files append to the name of their image, e.g. lesion (default: looked for)",
+    )
+
+
 def add_detector_options(parser: Parser) -> None:
     """Adds ``--soft-nms``, ``--test-sizes`` and ``--test-flip``."""
     parser.add_argument(

@@ -15,7 +15,7 @@ from saccade.data.sources import DRAWN, names_one_split
 from saccade.data.sources.coco_layouts import LVIS, OBJECTS365, V3DET
 from saccade.data.sources.depth_folder import DepthLayout
 from saccade.data.sources.layout import data_root, split_names
-from saccade.data.sources.object_masks import cvc_clinicdb_pairs, isic2018_pairs
+from saccade.data.sources.object_masks import CVC_PAIRS, ISIC_PAIRS, cvc_clinicdb_pairs, isic2018_pairs
 from saccade.data.sources.parts import PACO, PASCAL_PART
 from saccade.data.sources.refcoco import GREFCOCO_PATTERNS, REFZOM_PATTERNS
 from saccade.data.sources.spec import SourceSpec
@@ -63,8 +63,8 @@ CHECKS: dict[str, Check] = {
     "nyu": depth.check_nyu,
     "depth_folder": depth.check_folder,
     "mask_crops": masks.check_crops,
-    "isic2018": partial(object_masks.check_pairs, pairs=isic2018_pairs),
-    "cvc_clinicdb": partial(object_masks.check_pairs, pairs=cvc_clinicdb_pairs),
+    "isic2018": partial(object_masks.check_pairs, pairs=isic2018_pairs, published=ISIC_PAIRS),
+    "cvc_clinicdb": partial(object_masks.check_pairs, pairs=cvc_clinicdb_pairs, published=CVC_PAIRS),
     "lits": object_masks.check_lits,
 }
 """Reader name -> function that looks at its annotation files and lists its images."""
@@ -83,8 +83,8 @@ _IMAGES: dict[str, List] = {
     "lvis": lambda spec, root: [path for _, path in coco.list_images(spec, root, LVIS)],
     "objects365": lambda spec, root: [path for _, path in coco.list_images(spec, root, OBJECTS365)],
     "v3det": lambda spec, root: [path for _, path in coco.list_images(spec, root, V3DET)],
-    "isic2018": lambda spec, root: [image for image, _ in isic2018_pairs(spec)[0]],
-    "cvc_clinicdb": lambda spec, root: [image for image, _ in cvc_clinicdb_pairs(spec)[0]],
+    "isic2018": lambda spec, root: [image for image, _ in isic2018_pairs(spec).pairs],
+    "cvc_clinicdb": lambda spec, root: [image for image, _ in cvc_clinicdb_pairs(spec).pairs],
     "nyu": lambda spec, root: [image for image, _ in depth.nyu_files(spec, root)],
     "depth_folder": lambda spec, root: [image for image, _ in DepthLayout(spec, root, must_exist=False).pairs],
 }
@@ -140,8 +140,23 @@ def check_dataset(
     if not report.counts["images"]:
         report.add("no_images", report.name)
     check_images(report, entries, decode=decode, progress=progress)
+    if spec.split == "all" and spec.reader not in _ALIKE:
+        _check_twins(entries, report)
     _check_leaks(spec, root, entries, other_splits, report)
     return report
+
+
+def _check_twins(entries: list[ImageEntry], report: Report) -> None:
+    """Finds images with the same bytes among files that may yet be divided; only files of equal size are read."""
+    by_size: dict[int, list[ImageEntry]] = {}
+    for entry in {entry.path: entry for entry in entries if entry.path.is_file()}.values():
+        by_size.setdefault(entry.path.stat().st_size, []).append(entry)
+    for group in by_size.values():
+        first: dict[str, ImageEntry] = {}
+        for entry in group if len(group) > 1 else ():
+            twin = first.setdefault(_digest(entry.path), entry)
+            if twin is not entry:
+                report.add("duplicate_image", f"{entry.label} is {twin.label}")
 
 
 def _check_leaks(

@@ -112,7 +112,7 @@ def read_labels(source: Readable, *, max_pixels: int = MAX_PIXELS) -> NDArray[np
         ``[H, W]`` int32.
 
     Raises:
-        ImageError: As :func:`read_image`, or the file holds colours instead of numbers.
+        ImageError: As :func:`read_image`, or the file holds colours instead of numbers, or nothing but transparency.
     """
     where = _name(source)
     with _open(source, max_pixels) as picture:
@@ -124,9 +124,15 @@ def read_labels(source: Readable, *, max_pixels: int = MAX_PIXELS) -> NDArray[np
                 raise ImageError("a label map with values beyond 0..65535", where=where)
             return labels
         if picture.mode in ("RGB", "RGBA", "LA", "PA"):
-            channels = np.asarray(picture.convert("RGB") if picture.mode != "LA" else picture.getchannel(0), np.int32)
-            if channels.ndim == 2:
-                return channels
+            channels = np.asarray(picture.convert("RGB"), np.int32)
+            see_through = picture.mode != "RGB" and np.asarray(picture.getchannel("A")).std() > 0
+            if see_through and (channels == channels[:1, :1]).all():
+                raise ImageError(
+                    "a mask or label map that is drawn in transparency",
+                    where=where,
+                    why="its colour is the same everywhere, only the alpha channel differs",
+                    fix="save it without an alpha channel: a grey PNG, white on black or class numbers",
+                )
             if (channels == channels[:, :, :1]).all():
                 return np.ascontiguousarray(channels[:, :, 0])
         raise ImageError(

@@ -20,7 +20,12 @@ from saccade.tasks import Task
 
 
 def write_coco(
-    source: Source, out: str | Path, *, split: str = "train", progress: Callable[[int, int], None] | None = None
+    source: Source,
+    out: str | Path,
+    *,
+    split: str = "train",
+    progress: Callable[[int, int], None] | None = None,
+    least_region: float = 0.0,
 ) -> dict[str, int]:
     """Writes ``images/<split>/`` and ``annotations/instances_<split>.json`` (captions: ``captions_<split>.json``).
 
@@ -32,9 +37,11 @@ def write_coco(
         out: Root folder; several splits may be written into the same one.
         split: Name of the split in the file.
         progress: Called with (samples done, samples in all).
+        least_region: Least area of an object as a share of its picture's; smaller ones are left out.
 
     Returns:
-        How many images, annotations and categories were written.
+        How many images, annotations and categories were written, and, where ``least_region`` is set, how many
+        objects were left out.
 
     Raises:
         UsageError: The task has no COCO file, or the file exists already.
@@ -51,7 +58,7 @@ def write_coco(
     folder = root / "images" / split
     folder.mkdir(parents=True, exist_ok=True)
     path.parent.mkdir(exist_ok=True)
-    writer = _CocoWriter(folder)
+    writer = _CocoWriter(folder, least_region)
     for index in range(len(source)):
         writer.add(source[index])
         if progress is not None:
@@ -74,6 +81,7 @@ def write_coco(
         "images": len(writer.images),
         "annotations": len(writer.annotations),
         "categories": len(content.get("categories", ())),
+        **({"left_out": writer.left_out} if least_region else {}),
     }
 
 
@@ -84,8 +92,9 @@ WRITERS: dict[str, Callable[..., dict[str, int]]] = {"coco": write_coco, "mask_c
 class _CocoWriter:
     """Collects the entries of one file and writes its images."""
 
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
+    def __init__(self, folder: Path, least_region: float) -> None:
+        self._folder, self._least_region = folder, least_region
+        self.left_out = 0
         self.images: list[dict[str, Any]] = []
         self.annotations: list[dict[str, Any]] = []
         self._id_of: dict[str, int] = {}
@@ -106,7 +115,11 @@ class _CocoWriter:
                 }
             )
         image_id = self._id_of[key]
+        least_area = self._least_region * origin.size_hw[0] * origin.size_hw[1]
         for entry in _captions(sample) if sample.task is Task.CAPTION else _objects(sample):
+            if entry.get("area", least_area) < least_area:
+                self.left_out += 1
+                continue
             self.annotations.append({"id": len(self.annotations) + 1, "image_id": image_id, **entry})
 
     def _new_id(self, wanted: int | str) -> int:

@@ -9,22 +9,22 @@ from typing import TypeAlias
 
 import numpy as np
 
-from saccade.data.checks.pairs import check_maps
-from saccade.data.checks.report import ImageEntry, Report
+from saccade.data.checks.pairs import check_maps, check_partners
+from saccade.data.checks.report import NO_OBJECT, SOFT_MASK, ImageEntry, Report
 from saccade.data.images import read_labels
+from saccade.data.sources.binary_masks import SOFT_EDGE, greys_of, object_of
+from saccade.data.sources.label_maps import FoundPairs
+from saccade.data.sources.layout import split_names
 from saccade.data.sources.lits import lits_pairs, open_lits
-from saccade.data.sources.object_masks import LEVEL
 from saccade.data.sources.spec import SourceSpec
 from saccade.tasks import Task
 
-Pairs: TypeAlias = Callable[[SourceSpec], tuple[list[tuple[Path, Path]], dict[str, int]]]
+Pairs: TypeAlias = Callable[[SourceSpec], FoundPairs]
 
-_WHITE = 255
-_NEAR = 8  # greys that are as good as black or white
-_SOFT_EDGE = 0.01  # share of other greys that a mask may have where it went through a resize
+_DRAWN = ("train", "val", "test")
 
 
-def check_pairs(spec: SourceSpec, root: Path, report: Report, *, pairs: Pairs) -> list[ImageEntry]:
+def check_pairs(spec: SourceSpec, root: Path, report: Report, *, pairs: Pairs, published: int) -> list[ImageEntry]:
     """Looks at every mask of a split.
 
     Args:
@@ -32,27 +32,41 @@ def check_pairs(spec: SourceSpec, root: Path, report: Report, *, pairs: Pairs) -
         root: Its folder.
         report: Where defects go.
         pairs: Finds pictures and masks.
+        published: Of how many pairs the published splits are drawn.
 
     Returns:
         The images.
     """
     del root
-    found, skipped = pairs(spec)
-    for reason, kind in (("image without a mask", "missing_mask"), ("mask without an image", "missing_image_of_mask")):
-        for _ in range(skipped.get(reason, 0)):
-            report.add(kind, report.name)
+    found = pairs(spec)
+    drawn = next((name for name in split_names(spec.split) if name in _DRAWN), None)
+    if drawn in (None, "train"):
+        check_partners(found.unmatched_images, found.unmatched_maps, report)
+    else:  # they belong to none of the parts, and are named once
+        for reason, count in found.skipped.items():
+            report.note(f"{reason}, named with the split 'train'", count)
+    whole = len(pairs(dataclasses.replace(spec, split="all")).pairs) if drawn else published
+    if whole != published:
+        report.note(f"pairs that the splits are drawn from, other than the {published} of the published ones", whole)
+    empty = 0
 
     def look(path: Path) -> tuple[int, ...]:
+        nonlocal empty
         labels = read_labels(path)
-        top = _WHITE if labels.max(initial=0) > 1 else 1
-        odd = (labels > top) | ((labels > _NEAR) & (labels < top - _NEAR))
-        if odd.mean() > _SOFT_EDGE:
-            report.add("value_outside_classes", f"{path.name}: {np.unique(labels[odd])[:8].tolist()} in a binary mask")
-        report.note("image without an object", int(not (labels >= min(top, LEVEL)).any()))
+        greys = greys_of(labels)
+        if greys.mean() > SOFT_EDGE:
+            odd = np.unique(labels[greys])[:8].tolist()
+            report.add("value_outside_classes", f"{path.name}: {odd} in a binary mask")
+        elif greys.any():
+            report.note(SOFT_MASK)
+        empty += not object_of(labels).any()
         return labels.shape
 
-    entries = check_maps(found, look, report)
-    report.counts |= {"annotations": len(found), "classes": 2}
+    entries = check_maps(found.pairs, look, report)
+    report.note(NO_OBJECT, empty)
+    if found.pairs and empty == len(found.pairs):
+        report.add("unused_class", "no mask has an object")
+    report.counts |= {"annotations": len(found.pairs), "classes": 2}
     return entries
 
 

@@ -7,10 +7,9 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
-import numpy as np
-
 from saccade.data.checks.report import ImageEntry, Report
 from saccade.data.images import image_size, read_labels
+from saccade.data.sources.binary_masks import values_in
 from saccade.data.sources.label_maps import InstanceMap
 from saccade.errors import ImageError
 from saccade.samples import ClassList
@@ -34,7 +33,7 @@ def check_label_maps(
 
     def look(path: Path) -> tuple[int, ...]:
         labels = read_labels(path)
-        values = set(np.flatnonzero(np.bincount(labels.ravel())).tolist())
+        values = values_in(labels)
         if beyond := sorted(values - class_id_of.keys()):
             report.add("value_outside_classes", f"{path.name}: {beyond[:8]}")
         present.update(class_id_of[value] for value in values & class_id_of.keys())

@@ -56,12 +56,24 @@ DEFECTS: dict[str, tuple[str, str]] = {
         "take it out (until then it is not used)",
     ),
     "unused_class": ("a declared class never occurs", "remove it, or add examples"),
+    "duplicate_image": (
+        "an image is there twice, under different names",
+        "remove one with its mask: one may teach what the other tests",
+    ),
+    "same_name": (
+        "two files differ in nothing but the ending of their names, and one is not read",
+        "remove or rename one",
+    ),
     "image_in_both_splits": ("an image is in this split and in another one", "remove it from one of them"),
 }
 """Kind of defect -> what it is, what to do."""
 
 UNDIVIDED = "data set without splits: divided by the names of the images"
 """Note of a report: one set of files serves every split."""
+
+NO_OBJECT = "image without an object"
+SOFT_MASK = "mask with soft edges: cut at half of white"
+"""Notes of reports on binary masks."""
 
 _SLACK = 1.0  # pixels that a box may reach out of its image: annotation tools round
 

@@ -264,15 +264,15 @@ class FoundPairs:
 
     Attributes:
         pairs: Images that have a map, and their maps, sorted by name.
-        map_suffix: The end of the names of maps that was found.
         unmatched_images: Images without a map.
         unmatched_maps: Maps without an image.
+        map_suffix: The end of the names of maps that was found; empty where the format has no choice.
     """
 
     pairs: list[tuple[Path, Path]]
-    map_suffix: str
     unmatched_images: list[Path]
     unmatched_maps: list[Path]
+    map_suffix: str = ""
 
     @property
     def skipped(self) -> dict[str, int]:

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from saccade.data.class_names import CLASS_NAMES
 from saccade.data.geometry import mask_tensor
 from saccade.data.images import read_labels
+from saccade.data.sources.binary_masks import MaskKind, are_binary, kind_of, object_of, values_in, white_of
 from saccade.data.sources.label_maps import load_pair, region_target
 from saccade.data.sources.layout import Records, data_root, divide, files_of, find_folder
 from saccade.errors import DataError, UsageError
@@ -23,7 +24,8 @@ _MASK_FOLDERS = (
     "masks/{}", "annotations/{}", "labels/{}", "{}/masks", "{}/labels", "{}annot", "{}_masks", "{}_labels",
     "{}_labelTrainIds", "masks", "labels", "annotations", "SegmentationClass", "gt", "mask",
 )  # fmt: skip
-_SUFFIXES = ("", "_segmentation", "_mask", "_masks", "_gt", "_label", "_labels", "_labelTrainIds", "_labelIds", "_seg")
+_MASK_WORDS = ("segmentation", "mask", "masks", "gt", "label", "labels", "labelTrainIds", "labelIds", "seg")
+_SUFFIXES = ("", *(f"{mark}{word}" for mark in "_-" for word in _MASK_WORDS))
 _CLASS_FILES = ("classes.txt", "labels.txt", "class_names.txt")
 _ENOUGH_MASKS = 200
 
@@ -35,8 +37,9 @@ ADE20K_CLASS_FILE = "objectInfo150.txt"
 class MaskFolderSource:
     """Images with a label map each; as instances, every connected region of a class counts as one object.
 
-    Binary masks (values 0 and 255, or 0 and 1, in all masks of the data set) have the classes ``background`` and one
-    more. In label maps value k is class k; 255 and ``ignore_labels`` are neither learned nor scored.
+    Binary masks (0 and 255, or 0 and 1, each mask by itself; also 16 bits, and JPEG or resized ones with a few greys:
+    :mod:`~saccade.data.sources.binary_masks`) have the classes ``background`` and one more. In label maps value k is
+    class k; 255 and ``ignore_labels`` are neither learned nor scored.
 
     Args:
         task: Semantic segmentation or centres; detection or instance segmentation of connected regions.
@@ -49,11 +52,11 @@ class MaskFolderSource:
         classes: Class names in the order of the values. One name means a binary mask of that class. Empty = from
             ``classes.txt``, else numbered by the values that occur (name them where splits have folders of their own,
             because a class may not occur in every split).
-        ignore_labels: Further values to ignore.
+        ignore_labels: Further values to ignore. Where 255 is named, masks of 0 and 255 are label maps.
         reduce_zero_label: Value 0 is ignored and value k is class k - 1 (ADE20K).
 
     Attributes:
-        skipped: Images without a mask and masks without an image.
+        skipped: Images without a mask, masks without an image, and files with the name of another one.
 
     Raises:
         UsageError: Folders, files or the split are not found.
@@ -81,7 +84,9 @@ class MaskFolderSource:
         self.skipped: dict[str, int] = layout.skipped
         if not layout.pairs:
             raise UsageError(
-                f"no image with a mask in the split '{split}'", where=folder, why=str(layout.skipped) or None
+                f"no image with a mask in the split '{split}'",
+                where=folder,
+                why=str(layout.skipped) if layout.skipped else None,
             )
         self._ignore = frozenset(ignore_labels) | {IGNORE_LABEL}
         self._reduce_zero = reduce_zero_label
@@ -89,8 +94,11 @@ class MaskFolderSource:
             raise UsageError("reduce_zero_label needs the class names", where=folder, fix="classes=...")
         asked = tuple(classes) or class_file(folder)
         # Values tell a binary mask from a label map.
-        values = set() if len(asked) > 2 or reduce_zero_label else values_of(mask for _, mask in layout.every_pair())
-        self._foreground = 0 if not values else 255 if values <= {0, 255} else 1 if values <= {0, 1} else 0
+        values: set[int] = set()
+        self._binary = False
+        if len(asked) <= 2 and not reduce_zero_label:
+            values, kinds = look_at(mask for _, mask in layout.every_pair())
+            self._binary = IGNORE_LABEL not in ignore_labels and are_binary(kinds)
         names = self._names(asked, values, folder)
         self._labels = ClassList.from_names(names)
         self._things = [k for k, name in enumerate(names) if name.lower() != BACKGROUND]
@@ -120,16 +128,17 @@ class MaskFolderSource:
         Raises:
             DataError: A value is beyond the classes.
         """
-        values = read_labels(path).astype(np.int64)
-        if self._foreground:
-            if ((values != 0) & (values != self._foreground)).any():
+        labels = read_labels(path)
+        if self._binary:
+            if kind_of(labels) == "map":
                 raise DataError(
                     "a mask is not binary, though others of the data set are",
                     where=path,
-                    why=f"values {np.unique(values)[:10].tolist()}, expected 0 and {self._foreground}",
-                    fix="make every mask binary, or every mask a label map",
+                    why=f"values {np.unique(labels)[:10].tolist()}, expected 0 and {white_of(labels)}",
+                    fix=f"make every mask binary, or every mask a label map (ignore_labels={IGNORE_LABEL})",
                 )
-            return (values > 0).astype(np.int64)
+            return object_of(labels).astype(np.int64)
+        values = labels.astype(np.int64)
         ignored = np.isin(values, list(self._ignore))
         if self._reduce_zero:
             ignored |= values == 0
@@ -140,7 +149,8 @@ class MaskFolderSource:
                 f"a mask has values beyond the {len(self._labels)} classes",
                 where=path,
                 why=f"values {(beyond + self._reduce_zero)[:10].tolist()}",
-                fix="name all classes (classes=...), or the values to leave out (ignore_labels=...)",
+                fix="name all classes (classes=...), or the values to leave out (ignore_labels=...)"
+                + ("; masks of one object have 0 and 255, and few greys" if len(self._labels) <= 2 else ""),
             )
         return np.where(ignored, IGNORE_LABEL, values)
 
@@ -149,16 +159,16 @@ class MaskFolderSource:
         return labels, labels.shape
 
     def _names(self, asked: tuple[str, ...], values: set[int], root: Path) -> tuple[str, ...]:
-        if len(asked) == 1 and values - self._ignore <= {0, 1, self._foreground}:
+        if len(asked) == 1 and (self._binary or values - self._ignore <= {0, 1}):
             return (BACKGROUND, *asked)
         if len(asked) == 1:
             raise DataError(
                 "one class name, but the masks are not binary",
                 where=root,
                 why=f"values {sorted(values)[:10]}",
-                fix="threshold the masks to 0 and 255, or name all classes (classes=...)",
+                fix="threshold the masks to 0 and 255, or name all classes (classes=...); run `saccade data check`",
             )
-        if self._foreground:
+        if self._binary:
             return asked or (BACKGROUND, "foreground")
         if asked:
             return asked
@@ -216,7 +226,9 @@ class MaskLayout:
         unmatched_masks: Masks (of the folder) without an image.
         missing_images: Names of the split without an image file.
         undivided: The data set has no splits; this one was made from the names.
-        skipped: Counts of both.
+        same_names: Images of the split, and masks of the folder, that are not read, because another file has the same
+            name with another ending.
+        skipped: Counts of what has no partner, and of these.
 
     Raises:
         UsageError: Folders or the split are not found.
@@ -227,11 +239,10 @@ class MaskLayout:
     ) -> None:
         self._image_folder = find_folder(root, split, images, _IMAGE_FOLDERS, "images")
         self._mask_folder = find_folder(root, split, masks, _MASK_FOLDERS, "masks", exclude=self._image_folder)
-        self._images = {path.stem: path for path in files_of(self._image_folder)}
-        self._masks = {path.stem: path for path in files_of(self._mask_folder)}
-        if suffix and not suffix.startswith(("_", "-", ".")) and f"_{suffix}" in _SUFFIXES:
-            suffix = f"_{suffix}"
-        self._suffix = suffix or self._find_suffix()
+        images_found, masks_found = files_of(self._image_folder), files_of(self._mask_folder)
+        self._images = {path.stem: path for path in images_found}
+        self._masks = {path.stem: path for path in masks_found}
+        self._suffix = self._find_suffix(suffix)
         part = divide(root, split, list(self._images), self._image_folder, must_exist=must_exist)
         self.missing_images, self.undivided = part.missing, part.undivided
         stems = part.stems
@@ -243,9 +254,15 @@ class MaskLayout:
         self.unmatched_images = [self._images[stem] for stem in stems if stem + self._suffix not in self._masks]
         of_images = {stem + self._suffix for stem in self._images}
         self.unmatched_masks = [path for stem, path in self._masks.items() if stem not in of_images]
+        chosen = set(stems)
+        same_images = [path for path in images_found if path.stem in chosen and path != self._images[path.stem]]
+        same_masks = [path for path in masks_found if path != self._masks[path.stem]]
+        self.same_names = same_images + same_masks
         counts = {
             "image without a mask": len(self.unmatched_images),
             "mask without an image": len(self.unmatched_masks),
+            "image with the name of another one": len(same_images),
+            "mask with the name of another one": len(same_masks),
         }
         self.skipped = {reason: count for reason, count in counts.items() if count}
 
@@ -257,27 +274,32 @@ class MaskLayout:
             if stem + self._suffix in self._masks
         ]
 
-    def _find_suffix(self) -> str:
-        shares = {suffix: sum(stem + suffix in self._masks for stem in self._images) for suffix in _SUFFIXES}
-        best = max(_SUFFIXES, key=lambda suffix: shares[suffix])
-        if not shares[best]:
+    def _find_suffix(self, given: str) -> str:
+        """The suffix that most masks have: the one that is given, also without its mark, or any usual one."""
+        candidates = (given, *(f"{mark}{given}" for mark in "_-")) if given else _SUFFIXES
+        shares = {suffix: sum(stem + suffix in self._masks for stem in self._images) for suffix in candidates}
+        best = max(candidates, key=lambda suffix: shares[suffix])
+        if not given and not shares[best]:
             raise UsageError(
                 "no mask has the name of an image",
                 where=self._mask_folder,
                 why=f"images like {next(iter(self._images), None)}, masks like {next(iter(self._masks), None)}",
-                fix="say what mask files append to the name of the image (mask_suffix=...)",
+                fix="say what mask files append to the name of the image (mask_suffix=..., --mask-suffix)",
             )
         return best
 
 
-def values_of(masks: Iterable[Path]) -> set[int]:
-    """Values that occur in mask files; stops early where the first 200 hold nothing but 0 and 255 (or 0 and 1)."""
+def look_at(masks: Iterable[Path]) -> tuple[set[int], list[MaskKind]]:
+    """Values that occur in mask files, and what each mask is; stops early where the first 200 are binary and alike."""
     values: set[int] = set()
+    kinds: list[MaskKind] = []
     for number, mask in enumerate(masks):
-        if number >= _ENOUGH_MASKS and (values <= {0, 255} or values <= {0, 1}):
+        if number >= _ENOUGH_MASKS and (set(kinds) <= {"empty", "ones"} or set(kinds) <= {"empty", "white", "soft"}):
             break
-        values.update(np.flatnonzero(np.bincount(read_labels(mask).ravel())).tolist())
-    return values
+        labels = read_labels(mask)
+        values |= values_in(labels)
+        kinds.append(kind_of(labels))
+    return values, kinds
 
 
 def class_file(root: Path) -> tuple[str, ...]:

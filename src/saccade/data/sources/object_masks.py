@@ -13,7 +13,8 @@ from torchvision import tv_tensors
 
 from saccade.data.geometry import mask_tensor
 from saccade.data.images import read_labels
-from saccade.data.sources.label_maps import load_pair, region_target
+from saccade.data.sources.binary_masks import object_of
+from saccade.data.sources.label_maps import FoundPairs, load_pair, region_target
 from saccade.data.sources.layout import Records, data_root, files_of, split_names
 from saccade.data.sources.spec import SourceSpec
 from saccade.errors import DataError, MissingDataError, UsageError, nearest
@@ -21,10 +22,10 @@ from saccade.labels import BACKGROUND
 from saccade.samples import ClassList, Origin, Sample, Target
 from saccade.tasks import Task
 
-LEVEL = 128
-"""Least grey of a mask that counts as the object: masks that went through JPEG or a resize are not quite binary."""
-
 _TASKS = (Task.SEMANTIC, Task.DETECTION, Task.INSTANCE, Task.CENTER)
+ISIC_PAIRS, CVC_PAIRS = 2594 + 100, 612
+"""Of how many pairs the published splits are drawn; of any other number they become other splits."""
+
 _TENTH = 0.1
 _ISIC_SEED = _CVC_SEED = 42
 _ISIC_PARTS = {"train": "Training", "val": "Validation", "test": "Test"}
@@ -93,8 +94,7 @@ def read_mask_pair(record: tuple[str, str], dataset: str) -> Picture:
 
 
 def _read_mask(path: Path) -> tuple[NDArray[np.bool_], tuple[int, ...]]:
-    values = read_labels(path)
-    mask: NDArray[np.bool_] = values >= (LEVEL if values.max(initial=0) > 1 else 1)
+    mask = object_of(read_labels(path))
     return mask, mask.shape
 
 
@@ -112,16 +112,14 @@ def object_name(spec: SourceSpec, official: str) -> str:
     return asked[0] if asked else official
 
 
-def _of_pairs(
-    spec: SourceSpec, pairs: Sequence[tuple[Path, Path]], skipped: Mapping[str, int], *, official: str
-) -> ObjectMaskSource:
+def _of_pairs(spec: SourceSpec, found: FoundPairs, *, official: str) -> ObjectMaskSource:
     return ObjectMaskSource(
         task=spec.task,
         name=f"{data_root(spec.root).name}/{spec.split}",
-        records=[(str(image), str(mask)) for image, mask in pairs],
+        records=[(str(image), str(mask)) for image, mask in found.pairs],
         read=read_mask_pair,
         object_name=object_name(spec, official),
-        skipped=skipped,
+        skipped=found.skipped,
     )
 
 
@@ -141,11 +139,11 @@ def open_isic2018(spec: SourceSpec) -> ObjectMaskSource:
     Raises:
         UsageError: A folder or the split is not found.
     """
-    return _of_pairs(spec, *isic2018_pairs(spec), official="lesion")
+    return _of_pairs(spec, isic2018_pairs(spec), official="lesion")
 
 
-def isic2018_pairs(spec: SourceSpec) -> tuple[list[tuple[Path, Path]], dict[str, int]]:
-    """Pictures and masks of a split, and what is left out."""
+def isic2018_pairs(spec: SourceSpec) -> FoundPairs:
+    """Pictures and masks of a split, and the files without a partner of all folders that it is drawn from."""
     root = data_root(spec.root)
     split, official = spec.split, spec.split.startswith(_OFFICIAL)
     part = next((name for name in split_names(split.removeprefix(_OFFICIAL)) if name in _ISIC_PARTS), None)
@@ -153,14 +151,17 @@ def isic2018_pairs(spec: SourceSpec) -> tuple[list[tuple[Path, Path]], dict[str,
         known = [*_ISIC_PARTS, *(f"{_OFFICIAL}{name}" for name in _ISIC_PARTS), "all"]
         raise UsageError(f"there is no split '{split}'", where=root, fix=nearest(split, known))
     parts = [part] if official and part else ["val", "train"]
-    found = [_isic_folder(root, _ISIC_PARTS[name]) for name in parts]
-    pairs = [pair for folder_pairs, _ in found for pair in folder_pairs]
-    skipped = {reason: count for _, counts in found for reason, count in counts.items()}
+    folders = [_isic_folder(root, _ISIC_PARTS[name]) for name in parts]
+    found = FoundPairs(
+        pairs=[pair for folder in folders for pair in folder.pairs],
+        unmatched_images=[path for folder in folders for path in folder.unmatched_images],
+        unmatched_maps=[path for folder in folders for path in folder.unmatched_maps],
+    )
     if not official and split != "all":
         # The legacy generator, because the published split was drawn by it.
-        order = np.random.RandomState(_ISIC_SEED).permutation(len(pairs))
-        pairs = [pairs[index] for index in tenths(order.tolist())[part or "train"]]
-    return pairs, skipped
+        order = np.random.RandomState(_ISIC_SEED).permutation(len(found.pairs))
+        found.pairs = [found.pairs[index] for index in tenths(order.tolist())[part or "train"]]
+    return found
 
 
 def tenths(order: Sequence[int]) -> dict[str, Sequence[int]]:
@@ -170,7 +171,7 @@ def tenths(order: Sequence[int]) -> dict[str, Sequence[int]]:
     return {"train": order[:kept], "val": order[kept : kept + tenth], "test": order[kept + tenth :]}
 
 
-def _isic_folder(root: Path, part: str) -> tuple[list[tuple[Path, Path]], dict[str, int]]:
+def _isic_folder(root: Path, part: str) -> FoundPairs:
     folders = [root / f"ISIC2018_Task1-2_{part}_Input", root / f"ISIC2018_Task1_{part}_GroundTruth"]
     for folder in folders:
         if not folder.is_dir():
@@ -184,11 +185,14 @@ def _isic_folder(root: Path, part: str) -> tuple[list[tuple[Path, Path]], dict[s
     return matched(files_of(folders[0]), masks)
 
 
-def matched(images: Sequence[Path], masks: Mapping[str, Path]) -> tuple[list[tuple[Path, Path]], dict[str, int]]:
-    """Pictures and their masks by name, and how many have no partner."""
-    pairs = [(image, masks[image.stem]) for image in images if image.stem in masks]
-    counts = {"image without a mask": len(images) - len(pairs), "mask without an image": len(masks) - len(pairs)}
-    return pairs, {reason: count for reason, count in counts.items() if count}
+def matched(images: Sequence[Path], masks: Mapping[str, Path]) -> FoundPairs:
+    """Pictures and their masks by name."""
+    stems = {image.stem for image in images}
+    return FoundPairs(
+        pairs=[(image, masks[image.stem]) for image in images if image.stem in masks],
+        unmatched_images=[image for image in images if image.stem not in masks],
+        unmatched_maps=[mask for stem, mask in masks.items() if stem not in stems],
+    )
 
 
 # --- CVC-ClinicDB ----------------------------------------------------------------------------------------------------
@@ -207,31 +211,31 @@ def open_cvc_clinicdb(spec: SourceSpec) -> ObjectMaskSource:
     Raises:
         UsageError: A folder or the split is not found.
     """
-    return _of_pairs(spec, *cvc_clinicdb_pairs(spec), official="polyp")
+    return _of_pairs(spec, cvc_clinicdb_pairs(spec), official="polyp")
 
 
-def cvc_clinicdb_pairs(spec: SourceSpec) -> tuple[list[tuple[Path, Path]], dict[str, int]]:
-    """Pictures and masks of a split, and what is left out."""
+def cvc_clinicdb_pairs(spec: SourceSpec) -> FoundPairs:
+    """Pictures and masks of a split, and the files of the folders without a partner."""
     root = data_root(spec.root)
-    found = next((pair for pair in _CVC_FOLDERS if all((root / name).is_dir() for name in pair)), None)
-    if found is None:
+    folders = next((pair for pair in _CVC_FOLDERS if all((root / name).is_dir() for name in pair)), None)
+    if folders is None:
         raise MissingDataError(
             "the folders of CVC-ClinicDB are not found",
             where=root,
             why=f"looked for {', '.join(' and '.join(pair) for pair in _CVC_FOLDERS)}",
             fix="name the folder that holds them as root",
         )
-    images = files_of(root / found[0])
-    pairs, skipped = matched(images, {path.stem: path for path in files_of(root / found[1])})
+    found = matched(files_of(root / folders[0]), {path.stem: path for path in files_of(root / folders[1])})
     if spec.split == "all":
-        return pairs, skipped
+        return found
     part = next((name for name in split_names(spec.split) if name in ("train", "val", "test")), None)
     if part is None:
         raise UsageError(
             f"there is no split '{spec.split}'", where=root, fix=nearest(spec.split, ("train", "val", "test", "all"))
         )
-    order = torch.randperm(len(pairs), generator=torch.Generator().manual_seed(_CVC_SEED)).tolist()
+    order = torch.randperm(len(found.pairs), generator=torch.Generator().manual_seed(_CVC_SEED)).tolist()
     parts = tenths(order)
     # In this data set the test part stands before the validation part.
     own = parts[{"val": "test", "test": "val"}.get(part, part)]
-    return [pairs[index] for index in own], skipped
+    found.pairs = [found.pairs[index] for index in own]
+    return found
