@@ -79,6 +79,7 @@ def test_the_page_is_true(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsy
         "train",
         "train",
         "train",
+        "train",
         "eval",
         "eval",
         "eval",
@@ -88,6 +89,10 @@ def test_the_page_is_true(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsy
     ]
     for words in said:
         assert main(smaller(words)) == 0, words
+    trained = [word.removeprefix("name=") for words in said for word in words if word.startswith("name=")]
+    assert trained == ["plain", "centers", "polar", "git", "git-polar"]
+    for name in trained:  # every model that the page trains answers by itself
+        assert main(["predict", "new", "--model", f"runs/{name}/checkpoints/best", "--device", "cpu"]) == 0, name
     assert [choice.split("=")[0] for choice in choices()] == ["finder", "objects", "model.least_region", "size"]
     unrolled = ["train", "recipe=polar.unet", "data=lesions", "reader=mask_folder", "polar=true"]
     for number, choice in enumerate(choices()):
@@ -97,6 +102,8 @@ def test_the_page_is_true(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsy
         made = json.loads(Path(f"isic_coco/annotations/instances_{part}.json").read_text())
         assert len(made["images"]) == len(made["annotations"]) == count
     assert "no defect" in out and "mean_Dice" in out and "polar_IoU" in out
+    for centers in ("own", "truth"):  # with a finder, and (a choice alone) without one
+        assert f"semantic_segmentation was scored with centres: {centers}" in out
 
     table = re.findall(r"^\| `(\S+)` \|", PAGE.read_text(encoding="utf-8"), flags=re.MULTILINE)
     assert len(table) == 5

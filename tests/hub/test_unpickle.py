@@ -244,6 +244,14 @@ def test_compressed_record_is_refused(tmp_path: Path) -> None:
         read_pickled_state(path)
 
 
+def test_an_archive_of_weight_files_is_to_be_unpacked(tmp_path: Path) -> None:
+    torch.save(example_state(), tmp_path / "polar.pth")
+    with zipfile.ZipFile(tmp_path / "lesion_models.zip", "w") as archive:
+        archive.write(tmp_path / "polar.pth", "lesion/polar.pth")
+    with pytest.raises(CheckpointError, match=r"lesion/polar\.pth.*\n.*unpack it first"):
+        read_pickled_state(tmp_path / "lesion_models.zip")
+
+
 def test_legacy_storage_larger_than_the_file_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "evil.pth"
     program = rebuild(storage_id(1 << 30).replace(b"tQ", b"NtQ"), 0, (1,), (1,))

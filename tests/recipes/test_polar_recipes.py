@@ -73,9 +73,9 @@ def small(config: TrainConfig, out: Path) -> TrainConfig:
     )
 
 
-def fit(config: TrainConfig) -> TrainResult:
+def fit(config: TrainConfig, screen: io.StringIO | None = None) -> TrainResult:
     validate(config)
-    return Trainer(config, console=Console(file=io.StringIO())).fit()
+    return Trainer(config, console=Console(file=screen or io.StringIO())).fit()
 
 
 def test_the_published_trainings() -> None:
@@ -89,7 +89,12 @@ def test_the_published_trainings() -> None:
         validate(config)
     assert get_recipe("polar.unet")().steps == 100 * (2156 // 16)
     centers = get_recipe("polar.centers")()
-    assert centers.model == CentersConfig() and centers.train[0].augment == WarpAugment()
+    assert centers.model == CentersConfig()
+    flips = [get_recipe("polar.centers")(small=small).train[0].augment for small in (False, True)]
+    assert flips == [WarpAugment(flip=0.5, flip_vertical=0.0), WarpAugment()]
+    liver = get_recipe("polar.centers")(reader="lits", steps=2).model
+    assert (liver.network.channels, liver.classes) == (1, ("background", "liver"))
+    assert (liver.mean, liver.std) == ((25.5,) * 3, (255.0,) * 3)
     validate(centers)
 
 
@@ -120,7 +125,9 @@ def test_plain_and_unrolled_networks_train_and_are_found_their_centres(
     for finder in ("", plain.folder / "checkpoints/last", predictor.folder / "checkpoints/last"):
         config = get_recipe("polar.unet")(**folder, polar=True, finder=str(finder) if finder else "")
         config = dataclasses.replace(small(config, tmp_path), name=f"polar/{Path(finder).parts[-3:-2]}-{augment}")
-        result = fit(config)
+        screen = io.StringIO()
+        result = fit(config, screen)
+        assert f"centres: {'own' if finder else 'truth'}: mean_Dice" in screen.getvalue().replace("\n", "")
         evaluated = result.evaluations["semantic_segmentation"]
         assert evaluated.stamp["centers"] == ("own" if finder else "truth")
         assert evaluated.stamp["protocol"].endswith(f"centres: {evaluated.stamp['centers']}")
@@ -132,7 +139,7 @@ def test_plain_and_unrolled_networks_train_and_are_found_their_centres(
 
 
 def test_a_git_learns_from_unrolled_pictures(lesions: Path, tmp_path: Path) -> None:
-    config = get_recipe("polar.git")(data=str(lesions), steps=2)
+    config = get_recipe("polar.git")(data=str(lesions), steps=2, polar=True)
     assert isinstance(config.model, PolarConfig) and isinstance(config.model.segmenter, GiTConfig)
     still = dataclasses.replace(config.optim, lr=0.0, min_lr=0.0, warmup_steps=0)
     config = dataclasses.replace(small(config, tmp_path), ema_decay=0.0, precision="float32", optim=still)
@@ -154,12 +161,16 @@ def test_a_git_reads_the_published_data_sets(lesions: Path, tmp_path: Path) -> N
             picture = (lesions / own / "train" / f"{number % 6}.png").read_bytes()
             (cvc / folder / f"{number}.png").write_bytes(picture)
     recipe = get_recipe("polar.git")
-    config = recipe(data=str(cvc), reader="cvc_clinicdb", interpolation="nearest", steps=2)
+    config = recipe(data=str(cvc), reader="cvc_clinicdb", polar=True, interpolation="nearest", steps=2)
     assert (config.train[0].reader, config.val[0].reader) == ("cvc_clinicdb", "cvc_clinicdb")
     assert config.train[0].classes == ("background", "polyp") and config.model.interpolation == "nearest"
     assert [len(open_source(one)) for one in (config.train[0], config.val[0])] == [10, 1]
-    plain = recipe(data=str(lesions), polar=False, steps=2)
-    assert plain.train[0].reader == "mask_folder" and plain.train[0].classes == ("background", "lesion")
+    plain = recipe(data=str(lesions), steps=2)
+    assert (
+        isinstance(plain.model, GiTConfig)
+        and plain.train[0].reader == "mask_folder"
+        and plain.train[0].classes == ("background", "lesion")
+    )
 
 
 def fit_unet(lesions: Path, tmp_path: Path) -> Path:
@@ -185,14 +196,43 @@ def test_a_network_of_lesions_is_fine_tuned(lesions: Path, tmp_path: Path) -> No
         )
 
 
+def test_words_without_effect_are_refused(lesions: Path) -> None:
+    unet, vit, visft, git = (get_recipe(f"polar.{name}") for name in ("unet", "vit", "visft", "git"))
+    folder = {"data": str(lesions), "reader": "mask_folder", "steps": 2}
+    for recipe in (unet, visft, git):
+        for word, value in (("objects", "each"), ("interpolation", "nearest")):
+            with pytest.raises(UsageError, match=f"need no centre\n  where: {word}"):
+                recipe(**folder, **{word: value})
+            recipe(**folder, polar=True, **{word: value})
+    with pytest.raises(UsageError, match="where: features"):
+        vit(**folder, features=4)
+    with pytest.raises(UsageError, match="where: tower"):
+        visft(**folder, backbone="git-nano", tower="g")
+
+
+def test_an_epoch_is_what_lies_in_the_folder(tmp_path: Path) -> None:
+    for part, numbers in (("Training", range(45)), ("Validation", range(45, 50))):
+        # Half of the data set is none: its splits are drawn from both parts.
+        assert get_recipe("polar.unet")(data=str(tmp_path)).steps == 100 * (2156 // 16)
+        for folder, ending in ((f"Task1-2_{part}_Input", ""), (f"Task1_{part}_GroundTruth", "_segmentation")):
+            (tmp_path / f"ISIC2018_{folder}").mkdir()
+            for number in numbers:
+                picture = Image.fromarray(np.zeros((4, 6), np.uint8))
+                picture.save(tmp_path / f"ISIC2018_{folder}" / f"ISIC_{number}{ending}.png")
+    config = get_recipe("polar.unet")(data=str(tmp_path))
+    assert len(open_source(config.train[0])) == 40 and config.steps == 100 * (40 // 16)
+
+
 def test_wrong_finders_are_refused(lesions: Path, tmp_path: Path) -> None:
     folder = {"data": str(lesions), "reader": "mask_folder", "steps": 2}
     with pytest.raises(UsageError, match="need no centre"):
         get_recipe("polar.unet")(**folder, finder="git-nano")
     with pytest.raises(UsageError, match="need no centre"):
-        get_recipe("polar.git")(data=folder["data"], polar=False, finder="git-nano")
-    with pytest.raises(UsageError, match="finds no centres"):
-        get_recipe("polar.unet")(**folder, polar=True, finder="vitdet-nano")
+        get_recipe("polar.git")(data=folder["data"], finder="git-nano")
+    unrolled = fit(small(get_recipe("polar.unet")(**folder, polar=True), tmp_path)).folder / "checkpoints/last"
+    for finder in ("vitdet-nano", str(unrolled)):
+        with pytest.raises(UsageError, match="finds no centres"):
+            get_recipe("polar.unet")(**folder, polar=True, finder=finder)
     config = small(get_recipe("polar.unet")(**folder, polar=True), tmp_path)
     with pytest.raises(ConfigError, match="nothing that finds centres"):
         validate(dataclasses.replace(config, finder="somewhere"))

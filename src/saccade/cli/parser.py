@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -24,6 +25,8 @@ class Parser(argparse.ArgumentParser):
     def __init__(self, **settings: Any) -> None:
         settings.setdefault("formatter_class", argparse.RawDescriptionHelpFormatter)
         super().__init__(allow_abbrev=False, **settings)
+        # A point left of the picture is a value that is wrong, no option that is unknown.
+        self._negative_number_matcher = re.compile(r"-[\d.]+(,-?[\d.]+)*$")
 
     def option_names(self) -> list[str]:
         """The long options, e.g. ``--model``."""

@@ -153,6 +153,9 @@ def _show(result: TrainResult) -> None:
     screen.table([{"metric": name, "value": value} for name, value in shown.items()])
     if result.best_metrics is not None:
         screen.say(f"the metrics are those of the best checkpoint, step {result.best_step}")
+    for label, evaluated in result.evaluations.items():
+        if "centers" in evaluated.stamp:
+            screen.say(f"{label} was scored with centres: {evaluated.stamp['centers']}")
     stopped = f"stopped by {result.stopped_by} " if result.stopped_by else ""
     screen.say(f"{stopped}after step {result.step}; run folder: {result.folder}")
     for name, folder in (("last", result.checkpoint), ("best", result.best)):

@@ -377,8 +377,15 @@ def _read_zip(path: Path, inert: Counter[str]) -> tuple[Any, mmap.mmap]:
     with path.open("rb") as raw, zipfile.ZipFile(raw) as archive:
         records = {info.filename: info for info in archive.infolist()}
         pickles = [name for name in records if name.count("/") == 1 and name.endswith("/data.pkl")]
-        if len(pickles) != 1:
-            raise pickle.UnpicklingError("the zip archive has no data.pkl, so it is not a torch.save file")
+        if not pickles:
+            raise CheckpointError(
+                "this is a zip archive of other files, and no weight file",
+                where=path,
+                why=f"it holds {_names(records)}, and no data.pkl of torch.save",
+                fix="unpack it first, and name one of the files in it",
+            )
+        if len(pickles) > 1:
+            raise pickle.UnpicklingError("the zip archive has several data.pkl, so it is not one torch.save file")
         root = pickles[0].removesuffix("data.pkl")
         if f"{root}constants.pkl" in records:
             raise pickle.UnpicklingError("this is a TorchScript program, not a state dict")

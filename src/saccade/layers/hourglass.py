@@ -27,17 +27,21 @@ class HourglassConfig:
         width: Channels between them.
         depth: Times that an hourglass halves its map.
         heatmaps: Channels of the answer.
+        channels: Channels of the picture: 3, or 1 of a grey one.
     """
 
     stacks: int = 8
     width: int = 256
     depth: int = 4
     heatmaps: int = 1
+    channels: int = 3
 
     def __post_init__(self) -> None:
         for name in ("stacks", "depth", "heatmaps"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} must be at least 1", where=f"network.{name}")
+        if self.channels not in (1, 3):
+            raise ConfigError(f"pictures have 3 channels or 1, not {self.channels}", where="network.channels")
         if self.width < 2 or self.width % 2:
             raise ConfigError("width must be an even number of channels", where="network.width")
 
@@ -150,7 +154,7 @@ class StackedHourglass(nn.Module):
 
     def __init__(self, config: HourglassConfig) -> None:
         super().__init__()
-        self.stem = nn.Conv2d(3, _STEM, 7, stride=2, padding=3)
+        self.stem = nn.Conv2d(config.channels, _STEM, 7, stride=2, padding=3)
         self.stem_norm = nn.BatchNorm2d(_STEM)
         self.residuals = nn.ModuleList(
             [Residual(_STEM, _STEM_OUT), Residual(_STEM_OUT, _STEM_OUT), Residual(_STEM_OUT, config.width)]
@@ -158,9 +162,9 @@ class StackedHourglass(nn.Module):
         last = config.stacks - 1
         self.stacks = nn.ModuleList(Stack(config, last=number == last) for number in range(config.stacks))
 
-    def forward(self, images_B3HW: Tensor) -> Tensor:
-        """``[B, 3, H, W]`` to heatmaps ``[B, stacks, K, H / 4, W / 4]``, the last stack's the answer."""
-        x = F.relu(self.stem_norm(self.stem(images_B3HW)))
+    def forward(self, images_BCHW: Tensor) -> Tensor:
+        """``[B, channels, H, W]`` to heatmaps ``[B, stacks, K, H / 4, W / 4]``, the last stack's the answer."""
+        x = F.relu(self.stem_norm(self.stem(images_BCHW)))
         x = F.max_pool2d(self.residuals[0](x), 2)
         x = self.residuals[2](self.residuals[1](x))
         heatmaps = []

@@ -89,8 +89,13 @@ def from_polar(polar_BCWH: Tensor, centers_B2: Tensor, *, mode: Interpolation = 
     return _sample(unrolled, torch.stack([columns, rows], dim=-1), mode)
 
 
-def check_centers(centers_B2: Tensor, size_hw: tuple[int, int]) -> None:
+def check_centers(centers_B2: Tensor, size_hw: tuple[int, int], *, where: object = None) -> None:
     """Refuses a centre outside the map; its unrolled map would hold next to nothing.
+
+    Args:
+        centers_B2: Centres (x, y) in pixels.
+        size_hw: Size of the map.
+        where: The picture, for the error.
 
     Raises:
         DataError: One is outside, or no number.
@@ -101,6 +106,7 @@ def check_centers(centers_B2: Tensor, size_hw: tuple[int, int]) -> None:
         x, y = centers_B2[~inside][0].tolist()
         raise DataError(
             f"the centre ({x:g}, {y:g}) lies outside the map",
+            where=where,
             why=f"it has {size_hw[1]} x {size_hw[0]} pixels",
             fix="give the centre as x,y in pixels, counted from the left and from the top",
         )

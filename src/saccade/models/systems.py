@@ -21,7 +21,14 @@ from saccade.models.gsva.config import GSVAConfig
 from saccade.models.gsva.inputs import Answering
 from saccade.models.gsva.model import GSVA
 from saccade.models.polar.centers import CenterPredictor
-from saccade.models.polar.config import CentersConfig, LibraryConfig, PolarConfig, SegmenterConfig, ViTPixelsConfig
+from saccade.models.polar.config import (
+    CentersConfig,
+    LibraryConfig,
+    PixelConfig,
+    PolarConfig,
+    SegmenterConfig,
+    ViTPixelsConfig,
+)
 from saccade.models.polar.model import PolarSegmenter
 from saccade.models.polar.segmenter import Segmenter
 from saccade.models.visft.clip import CLIPPair, CLIPPairConfig
@@ -314,6 +321,27 @@ def reading_config(config: ModelConfig) -> GiTConfig | GSVAConfig | ViSFTConfig 
     return config if isinstance(config, GiTConfig | GSVAConfig | CLIPPairConfig) else None
 
 
+def finder_config(config: ModelConfig, *, where: str) -> PixelConfig | CentersConfig:
+    """The configuration of a finder, as what it has to be.
+
+    Args:
+        config: Of the model that is to find centres.
+        where: What named it, for the error.
+
+    Raises:
+        UsageError: It is no centre predictor, and segments no plain pictures.
+    """
+    # A polar model segments, but only around a centre: it cannot be the one that finds it.
+    finds = offers(config, Task.CENTER) or offers(config, Task.SEMANTIC)
+    if not finds or not isinstance(config, SegmenterConfig | CentersConfig | GiTConfig | ViSFTConfig):
+        raise UsageError(
+            f"a {system_of(config)} model finds no centres",
+            where=where,
+            fix="name a centre predictor, or a model that segments pictures as they are",
+        )
+    return config
+
+
 def set_finder(model: Model, finder: Model) -> None:
     """Gives a polar segmenter what finds centres, in the place of its own.
 
@@ -325,8 +353,5 @@ def set_finder(model: Model, finder: Model) -> None:
             f"centres are for models that see pictures unrolled around them, not for {model.system}",
             fix="leave out --centers and --center",
         )
-    if not {Task.CENTER, Task.SEMANTIC} & set(finder.tasks):
-        raise UsageError(
-            f"a {finder.system} model finds no centres", fix="name a centre predictor, or a model that segments"
-        )
+    finder_config(finder.config, where="--centers")
     model.finder = finder.requires_grad_(False).eval()

@@ -14,7 +14,7 @@ from typing import Literal, TypeAlias
 from saccade.data.augment import Augment, LightAugment
 from saccade.data.sources import WITHOUT_EMPTY, SourceSpec, open_source
 from saccade.data.warp_augment import WarpAugment
-from saccade.errors import UsageError
+from saccade.errors import MissingDataError, UsageError
 from saccade.hub.checkpoint import read_card
 from saccade.hub.resolve import resolve
 from saccade.hub.zoo import ZOO
@@ -24,10 +24,9 @@ from saccade.layers.unet import UNetConfig
 from saccade.layers.vit import ViTConfig
 from saccade.models.git.config import GiTConfig
 from saccade.models.polar import presets
-from saccade.models.polar.config import CentersConfig, PixelConfig, PolarConfig, SegmenterConfig, ViTPixelsConfig
-from saccade.models.systems import ModelConfig, plain_vit_of
+from saccade.models.polar.config import PixelConfig, PolarConfig, ViTPixelsConfig
+from saccade.models.systems import ModelConfig, finder_config, plain_vit_of
 from saccade.models.visft import presets as visft_presets
-from saccade.models.visft.config import ViSFTConfig
 from saccade.recipes.finetune import finetune
 from saccade.recipes.small import scratch_optim
 from saccade.tasks import Task
@@ -37,7 +36,7 @@ Network: TypeAlias = Literal["unet", "unetplusplus", "deeplabv3plus", "vit"]
 Tower: TypeAlias = Literal["nano", "g", "e"]
 DataSet: TypeAlias = Literal["isic2018", "cvc_clinicdb", "lits", "mask_folder"]
 
-_EPOCHS, _BATCH = 100, 16
+_EPOCHS, _BATCH, _FEATURES = 100, 16, 32
 _SIZES_HW = {"isic2018": (384, 512), "cvc_clinicdb": (288, 384), "mask_folder": (256, 256)}
 _IMAGES = {"isic2018": 2156, "cvc_clinicdb": 490}  # of the published training parts
 _OBJECTS = {"isic2018": "lesion", "cvc_clinicdb": "polyp", "lits": "liver", "mask_folder": "lesion"}
@@ -57,7 +56,7 @@ def segmenter(
     reader: DataSet = "isic2018",
     classes: tuple[str, ...] = (),
     size: tuple[int, int] = (0, 0),
-    features: int = 32,
+    features: int = _FEATURES,
     backbone: str = "",
     polar: bool = False,
     finder: str = "",
@@ -85,8 +84,8 @@ def segmenter(
         steps: Optimiser steps; 0 = 100 epochs.
 
     Raises:
-        UsageError: A finder for plain pictures, or one that does not exist; a backbone for another network, or one that
-            is no plain ViT.
+        UsageError: A finder, or another word of unrolled pictures, for plain ones; a finder that does not exist;
+            features or a backbone for another network, or a backbone that is no plain ViT.
     """
     names = classes or ("background", _OBJECTS[reader])
     sized = presets.SEGMENTERS[network]()
@@ -94,6 +93,12 @@ def segmenter(
     layers, (height, width) = sized.network, sized.input_hw
     if isinstance(layers, UNetConfig):
         layers = dataclasses.replace(layers, features=features)
+    elif features != _FEATURES:
+        raise UsageError(
+            f"features are channels of the U-Net, not of {network}",
+            where="features",
+            fix="leave it out, or take recipe=polar.unet",
+        )
     if backbone:
         if network != "vit":
             raise UsageError("only a plain ViT starts from a backbone", where="backbone", fix="take recipe=polar.vit")
@@ -121,20 +126,22 @@ def centers(
     objects: Objects = "one",
     steps: int = 0,
 ) -> TrainConfig:
-    """Trains the centre predictor: eight stacked hourglasses at 256 pixels.
+    """Trains the centre predictor: eight stacked hourglasses at 256 pixels, flipped from left to right alone.
 
     Args:
         data: Folder of the data set.
         reader: The data set; ``mask_folder`` is a folder of one's own.
         classes: Names of the background and the object, where they are other ones.
-        small: Two hourglasses of a quarter of the width, for a CPU.
+        small: Two hourglasses of a quarter of the width, for a CPU; flipped upside down, too, as the paper does not.
         objects: One centre for all objects together, as published, or one for each.
         steps: Optimiser steps; 0 = 100 epochs.
     """
     names = classes or ("background", _OBJECTS[reader])
     sized = presets.centers_small() if small else presets.centers()
+    sized = presets.grey_centers(sized) if reader == "lits" else sized
     model = dataclasses.replace(sized, classes=names, objects=objects)
-    train, val = _sources(Task.CENTER, data, reader, names, WarpAugment())
+    warps = WarpAugment() if small else WarpAugment(flip_vertical=0.0)
+    train, val = _sources(Task.CENTER, data, reader, names, warps)
     # The paper keeps the least validation loss, we what that loss is for.
     return _training("polar/centers", model, train, val, monitor="center/within", steps=steps)
 
@@ -145,13 +152,13 @@ def git(
     reader: DataSet = "mask_folder",
     classes: tuple[str, ...] = (),
     model: str = "git-nano",
-    polar: bool = True,
+    polar: bool = False,
     finder: str = "",
     objects: Objects = "one",
     interpolation: Interpolation = "bilinear",
     steps: int = 0,
 ) -> TrainConfig:
-    """Fine-tunes a GiT on label maps, on unrolled pictures or plain ones.
+    """Fine-tunes a GiT on label maps, on plain pictures or on unrolled ones.
 
     Args:
         data: Folder of the data set.
@@ -166,7 +173,7 @@ def git(
         steps: Optimiser steps; 0 = by the number of images.
 
     Raises:
-        UsageError: A finder for plain pictures, or the model is no GiT.
+        UsageError: A finder, or another word of unrolled pictures, for plain ones; or the model is no GiT.
     """
     names = classes or ("background", _OBJECTS[reader])
     config = finetune(data_root=data, task="semantic", model=model, classes=names, reader=reader, steps=steps)
@@ -207,7 +214,7 @@ def visft(
         classes: Names of the background and the object, where they are other ones.
         backbone: What the backbone starts from: a checkpoint of any model with a plain ViT, which is then the backbone,
             or weights of a tower (``eva-vit-g``, ``eva-clip-e``, or a file). Empty = fresh weights.
-        tower: The backbone where no checkpoint says it: a small one, EVA-ViT-g or EVA-ViT-E.
+        tower: The backbone where no checkpoint of a model says it: a small one, EVA-ViT-g or EVA-ViT-E.
         side: Side of the network input; 0 = 32 patches.
         polar: Unroll the pictures around the centre of the object.
         finder: What finds the centre later, as for the other polar recipes.
@@ -217,10 +224,13 @@ def visft(
         steps: Optimiser steps; 0 = 100 epochs.
 
     Raises:
-        UsageError: A finder for plain pictures, or a backbone that is no plain ViT.
+        UsageError: A finder, or another word of unrolled pictures, for plain ones; a tower beside a checkpoint that
+            says it; or a backbone that is no plain ViT.
     """
     names = classes or ("background", _OBJECTS[reader])
     weights = not backbone or backbone in ZOO or Path(backbone).is_file()
+    if not weights and tower != "nano":
+        raise UsageError("the checkpoint of the backbone says what it is", where="tower", fix="leave it out")
     vit = _TOWERS[tower]() if weights else _vit_of(backbone)
     plain = visft_presets.labelling(vit, names, side=side or _CELLS * vit.patch_size)
     config = _labelling(
@@ -275,14 +285,15 @@ def _seen(
 ) -> PixelConfig | PolarConfig:
     """The model for plain pictures or, wrapped, for unrolled ones."""
     if not polar:
-        if finder:
-            raise UsageError("plain pictures need no centre", where="finder", fix="leave it out, or set polar=true")
+        for word, given in (
+            ("finder", finder),
+            ("objects", objects != "one"),
+            ("interpolation", interpolation != "bilinear"),
+        ):
+            if given:
+                raise UsageError("plain pictures need no centre", where=word, fix="leave it out, or set polar=true")
         return model
-    found = read_card(resolve(finder)).config if finder else None
-    if found is not None and not isinstance(found, SegmenterConfig | CentersConfig | GiTConfig | ViSFTConfig):
-        raise UsageError(
-            "it finds no centres", where=f"finder={finder}", fix="name a centre predictor, or a model that segments"
-        )
+    found = finder_config(read_card(resolve(finder)).config, where=f"finder={finder}") if finder else None
     return PolarConfig(segmenter=model, finder=found, objects=objects, interpolation=interpolation)
 
 
@@ -332,8 +343,11 @@ def _training(
 
 
 def _images(train: SourceConfig) -> int:
-    """Pictures of the training part: as published, else as they lie in the folder."""
-    if train.reader in _IMAGES:
-        return _IMAGES[train.reader]
+    """Pictures of the training part as they lie in the folder; of a data set that is not there, as published."""
     fields = {field.name: getattr(train, field.name) for field in dataclasses.fields(SourceSpec)}
-    return len(open_source(SourceSpec(**fields)))
+    try:
+        return len(open_source(SourceSpec(**fields)))
+    except MissingDataError:
+        if train.reader not in _IMAGES:
+            raise
+        return _IMAGES[train.reader]

@@ -311,7 +311,8 @@ class _Run:
             checkpoint=f"{self.config.name}, step {self.step}",
         )
         shown = "  ".join(f"{name} {value:.4g}" for name, value in result.metrics.items())
-        self.progress.note(f"step {self.step}  {label} on {result.images} images of {source.name}: {shown}")
+        around = f", centres: {result.stamp['centers']}" if "centers" in result.stamp else ""
+        self.progress.note(f"step {self.step}  {label} on {result.images} images of {source.name}{around}: {shown}")
         return result
 
     def _improved(self) -> bool:

@@ -9,14 +9,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from helpers_polar import TINY_CENTERS, Bright, Disc, draw, make_sample, overlap
+from helpers_polar import TINY_CENTERS, TINY_UNET, Bright, Disc, draw, make_sample, overlap
 
 from saccade.data.transforms import collate, preprocess
 from saccade.errors import UsageError
 from saccade.hub.checkpoint import CheckpointCard, LoadedModel
+from saccade.labels import centroid
 from saccade.models.polar.centers import CenterPredictor
 from saccade.models.polar.config import PolarConfig
 from saccade.models.polar.model import PolarSegmenter
+from saccade.models.systems import build
 from saccade.predictor import Predictor
 from saccade.samples import Batch, Sample
 from saccade.tasks import Task
@@ -103,6 +105,21 @@ def test_the_first_pass_of_a_segmenter_finds_the_centre() -> None:
     first, none = find_centers(polar(Bright((16, 16))), samples([DISC], []), CPU)
     assert first.shape == (1, 2) and none.shape == (0, 2)  # unrolled around the middle
     assert (first[0] - torch.tensor(DISC[:2])).abs().max() <= 8
+
+
+def test_a_finder_that_calls_the_object_otherwise_finds_it() -> None:
+    torch.manual_seed(0)
+    moles = build(dataclasses.replace(TINY_UNET, classes=("mole", "background"))).eval()
+    asked = samples([DISC], [(100.0, 60.0, 15.0)])
+    declared = moles.preprocess(Task.SEMANTIC)
+    shown = [preprocess(dataclasses.replace(one, classes=moles.classes), declared) for one in asked]
+    batch = collate(shown, declared)
+    with torch.no_grad():
+        moles.network.head.bias -= moles.logits(batch.images).median()  # half of the pixels are mole
+    found = find_centers(polar(moles), asked, CPU)
+    for places, said in zip(found, moles.predict(batch), strict=True):
+        assert 0 < int((said.labels == 0).sum()) < said.labels.numel()
+        assert torch.equal(places[0], centroid(said.labels == 0))
 
 
 def test_each_region_has_a_centre_where_that_is_asked() -> None:

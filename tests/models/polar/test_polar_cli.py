@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import json
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from saccade.errors import UsageError
 from saccade.hub.checkpoint import save_model
 from saccade.models.polar.config import PolarConfig
 from saccade.models.systems import build
+from saccade.samples import ClassList
 from saccade.tasks import Task
 
 
@@ -28,11 +30,13 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     for name, config in (
         ("plain", TINY_UNET),
         ("centers", TINY_CENTERS),
+        ("moles", dataclasses.replace(TINY_UNET, classes=("mole", "background"))),
         ("polar", PolarConfig(segmenter=TINY_UNET)),
     ):
         torch.manual_seed(0)
         net = build(config)
-        found[name] = str(save_model(net, root / name, classes={net.tasks[0]: CLASSES}, provenance={}))
+        classes = ClassList.from_names(config.classes) if name == "moles" else CLASSES
+        found[name] = str(save_model(net, root / name, classes={net.tasks[0]: classes}, provenance={}))
     return found
 
 
@@ -55,7 +59,7 @@ def test_a_click_and_two(models: dict[str, str], picture: Path, tmp_path: Path) 
     assert (same.labels.numpy() == labels).all()
 
 
-@pytest.mark.parametrize("finder", ["plain", "centers"])
+@pytest.mark.parametrize("finder", ["plain", "moles", "centers"])
 def test_another_model_finds_the_centre(models: dict[str, str], picture: Path, tmp_path: Path, finder: str) -> None:
     words = ["predict", str(picture), "--model", models["polar"], "--save", "png", "--out", str(tmp_path / "out")]
     assert main([*words, "--centers", models[finder]]) == 0
@@ -77,17 +81,19 @@ def test_centres_are_an_answer_too(models: dict[str, str], picture: Path, tmp_pa
     ("model", "more", "what"),
     [
         ("polar", [], "not told where the object is"),
-        ("polar", ["--center", "60,5"], "lies outside"),
+        ("polar", ["--center", "60,5"], "one.png"),
+        ("polar", ["--center", "-3,5"], "the centre (-3, 5) lies outside the map"),
         ("polar", ["--center", "5"], "is not a point"),
         ("polar", ["--center", "a,b"], "is not a point"),
         ("polar", ["--center", "5,5", "--centers", "CENTERS"], "leave out --center, or --centers"),
         ("plain", ["--center", "5,5"], "does not ask where objects are"),
         ("plain", ["--centers", "CENTERS"], "unrolled around them"),
         ("polar", ["--centers", "vitdet-nano"], "finds no centres"),
+        ("polar", ["--centers", "POLAR"], "a polar model finds no centres"),
     ],
 )
 def test_wrong_words(models: dict[str, str], picture: Path, model: str, more: list[str], what: str, capsys) -> None:
-    more = [models["centers"] if word == "CENTERS" else word for word in more]
+    more = [models[word.lower()] if word.isupper() else word for word in more]
     assert main(["predict", str(picture), "--model", models[model], *more]) in (1, 2)
     assert what in capsys.readouterr().err
 
@@ -109,7 +115,7 @@ def test_evaluation_with_true_and_found_centres(models: dict[str, str], tmp_path
             Image.fromarray(disc).save(tmp_path / folder / f"{number}.png")
     words = ["--data", "mask_folder", "--root", str(tmp_path), "--split", "all", "--classes", "background,lesion"]
     seen = {}
-    for centers in ("truth", models["plain"], models["centers"]):
+    for centers in ("truth", models["plain"], models["moles"], models["centers"]):
         out = tmp_path / "told.json"
         more = [
             "--task",

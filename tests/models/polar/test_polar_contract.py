@@ -309,7 +309,13 @@ def test_centre_predictors_that_cannot_be_are_refused(changes: dict[str, object]
 
 
 @pytest.mark.parametrize(
-    "make", [lambda: HourglassConfig(width=7), lambda: HourglassConfig(stacks=0), lambda: UNetConfig(levels=0)]
+    "make",
+    [
+        lambda: HourglassConfig(width=7),
+        lambda: HourglassConfig(stacks=0),
+        lambda: HourglassConfig(channels=2),
+        lambda: UNetConfig(levels=0),
+    ],
 )
 def test_networks_that_cannot_be_are_refused(make) -> None:
     with pytest.raises(ConfigError):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -27,13 +28,13 @@ def official_unet(features: int = 4, channels: int = 3) -> dict[str, torch.Tenso
 
 
 @settings(deadline=None, max_examples=8)
-@given(depth=st.integers(1, 5), stacks=st.integers(1, 3))
-def test_hourglasses_of_any_depth_there_and_back(depth: int, stacks: int) -> None:
-    network = StackedHourglass(HourglassConfig(stacks=stacks, depth=depth, width=4))
+@given(depth=st.integers(1, 5), stacks=st.integers(1, 3), channels=st.sampled_from((1, 3)))
+def test_hourglasses_of_any_depth_there_and_back(depth: int, stacks: int, channels: int) -> None:
+    network = StackedHourglass(HourglassConfig(stacks=stacks, depth=depth, width=4, channels=channels))
     state = network.state_dict()
     official = to_official(state, "hourglass")
     assert len(official) == len(state) and network_of(official) == "hourglass"
-    assert sizes_of(official, "hourglass") == {"stacks": stacks, "depth": depth, "width": 4}
+    assert sizes_of(official, "hourglass") == {"stacks": stacks, "depth": depth, "width": 4, "channels": channels}
     shapes = {key: tuple(value.shape) for key, value in state.items()}
     back, report = from_official(official, shapes, "hourglass")
     report.check()
@@ -87,6 +88,26 @@ def test_grey_networks_are_those_of_the_liver(tmp_path: Path) -> None:
     assert isinstance(found.config, SegmenterConfig)
     assert (found.config.channels, found.config.input_hw, found.config.classes[1]) == (1, (128, 128), "liver")
     assert build(found.config).logits(torch.zeros(1, 3, 32, 32)).shape == (1, 1, 32, 32)
+
+
+def test_grey_centre_predictors_are_those_of_the_liver(tmp_path: Path) -> None:
+    network = StackedHourglass(HourglassConfig(stacks=1, width=8, channels=1)).eval()
+    torch.save(to_official(network.state_dict(), "hourglass"), tmp_path / "centers.pth")
+    assert convert_file(tmp_path / "centers.pth", out=tmp_path / "centers").complete
+    loaded = load_folder(tmp_path / "centers").model.eval()
+    config = loaded.config
+    assert (config.network.channels, config.input_size, config.classes[1]) == (1, 256, "liver")
+    assert (config.mean, config.std) == ((25.5,) * 3, (255.0,) * 3)
+    pictures = torch.randn(1, 3, 64, 64)
+    torch.testing.assert_close(loaded.heatmaps(pictures), network(pictures[:, :1]))
+
+
+def test_a_checkpoint_of_before_the_channels_reads_three(tmp_path: Path) -> None:
+    save_model(build(TINY_CENTERS), tmp_path / "old", classes={}, provenance={})
+    card = json.loads((tmp_path / "old/config.json").read_text())
+    del card["model"]["network"]["channels"]
+    (tmp_path / "old/config.json").write_text(json.dumps(card))
+    assert load_folder(tmp_path / "old").model.config == TINY_CENTERS
 
 
 def test_a_centre_predictor_there_and_back(tmp_path: Path) -> None:

@@ -66,8 +66,11 @@ class CenterPredictor(nn.Module):
         """Nothing to do: the maps are small."""
 
     def heatmaps(self, images_B3HW: Tensor) -> Tensor:
-        """``[B, 3, H, W]`` to heatmaps ``[B, S, 1, h, w]`` float32, the last stack's the answer."""
-        return self.network(images_B3HW).float()
+        """``[B, 3, H, W]`` to heatmaps ``[B, S, 1, h, w]`` float32, the last stack's the answer.
+
+        A network of one channel reads the first.
+        """
+        return self.network(images_B3HW[:, : self.config.network.channels]).float()
 
     def targets(self, batch: Batch) -> Tensor:
         """The heatmaps of a batch, ``[B, 1, h, w]``: drawn at the size of the input and resized bilinearly.

@@ -115,4 +115,5 @@ def sizes_of(state: Mapping[str, Tensor], network: Network) -> dict[str, int]:
         return {"levels": levels, "features": first.shape[0], "channels": first.shape[1], "outputs": last.shape[0]}
     depth = max(key.count("low2.") for key in state)
     stacks = sum(key.startswith("outs.") and key.endswith(".bias") for key in state)
-    return {"stacks": stacks, "depth": depth, "width": state["outs.0.conv.weight"].shape[1]}
+    channels, width = state["pre.0.conv.weight"].shape[1], state["outs.0.conv.weight"].shape[1]
+    return {"stacks": stacks, "depth": depth, "width": width, "channels": channels}

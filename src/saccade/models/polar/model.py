@@ -234,7 +234,7 @@ class PolarSegmenter(nn.Module):
         owners, views = [], []
         size_hw = (int(batch.images.shape[-2]), int(batch.images.shape[-1]))
         for number, (given, origin) in enumerate(zip(centers_xy, batch.origins, strict=True)):
-            check_centers(given, origin.size_hw)
+            check_centers(given, origin.size_hw, where=origin.path or origin.image_id)
             inside = _to_frame(given, origin.size_hw, size_hw) if len(given) else middle(size_hw)[None]
             owners += [number] * len(inside)
             views.append(inside)

@@ -58,6 +58,12 @@ def grey(config: SegmenterConfig) -> SegmenterConfig:
     return dataclasses.replace(config, input_hw=_GREY_HW, channels=channels, mean=(_GREY_MEAN,) * 3)
 
 
+def grey_centers(config: CentersConfig) -> CentersConfig:
+    """The same for slices of the paper's CT: one channel; they are enlarged to the input of the lesions."""
+    network = dataclasses.replace(config.network, channels=1)
+    return dataclasses.replace(config, network=network, mean=(_GREY_MEAN,) * 3)
+
+
 def centers() -> CentersConfig:
     """The paper's centre predictor: eight hourglasses of width 256 at 256 pixels."""
     return CentersConfig()
@@ -95,7 +101,10 @@ def config_of(state: Mapping[str, Tensor], network: Network, *, polar: bool) -> 
     """
     sizes = sizes_of(state, network)
     if network == "hourglass":
-        return CentersConfig(network=HourglassConfig(**sizes))
+        found = CentersConfig(network=HourglassConfig(**sizes))
+        if sizes["channels"] == 1:
+            found = grey_centers(dataclasses.replace(found, classes=("background", "liver")))
+        return found
     size = UNetConfig(features=sizes["features"], levels=sizes["levels"])
     outputs = sizes["outputs"]
     names = ("lesion",) if outputs == 1 else tuple(f"class {number}" for number in range(1, outputs))
