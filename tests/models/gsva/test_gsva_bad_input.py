@@ -45,6 +45,10 @@ def test_more_tokens_than_positions() -> None:
     full = dataclasses.replace(with_ids(*QUESTION, *[5] * 88), labels=None)
     with pytest.raises(DataError, match="97 tokens, image included"):
         model().answer(full)
+    second = dataclasses.replace(batch({0: [(SEG, END)], 1: [(*[5] * 89, SEG, END)]}), labels=None)
+    second.origins[1] = dataclasses.replace(second.origins[1], path="crowd.jpg")
+    with pytest.raises(DataError, match=r"tokens, image included\n  where: crowd.jpg"):
+        model().answer(second)
 
 
 def test_more_slots_than_masks() -> None:

@@ -12,10 +12,12 @@ from helpers_gsva import config
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "tokens"))
 from helpers_pieces import train_pieces
+from torchvision import tv_tensors
 
 from saccade.data.augment import PhraseAugment
 from saccade.data.loader import SourceEntry, TrainLoader
 from saccade.data.sources.scenes import ScenesSource
+from saccade.models.gsva.conversation import wrap_image
 from saccade.models.gsva.inputs import Answering
 from saccade.models.gsva.model import GSVA
 from saccade.models.systems import extra_of
@@ -105,3 +107,44 @@ def test_a_model_that_says_more_than_it_was_asked_is_scored(model: GSVA) -> None
     source = ScenesSource(task=Task.REFERRING, split="val", size=64, limit=2)
     result = evaluate(model, source, answer="free")
     assert result.metrics["T_acc"] == 1 and any("more than were asked for" in note for note in result.stamp["notes"])
+
+
+class Crowd(ScenesSource):
+    """Two scenes; of the first one 200 things are asked, one of which is there."""
+
+    def __getitem__(self, index: int) -> Sample:
+        sample = super().__getitem__(index)
+        if index:
+            return sample
+        masks = torch.zeros(200, *sample.size_hw, dtype=torch.bool)
+        masks[150, :20, :20] = True
+        phrases = tuple(f"thing {number}" for number in range(200))
+        return dataclasses.replace(sample, phrases=phrases, target=Target(masks=tv_tensors.Mask(masks)))
+
+
+@pytest.mark.parametrize("answer", ["given", "own", "free"])
+def test_a_crowded_picture_is_asked_in_several_conversations(model: GSVA, answer: Answering) -> None:
+    source = Crowd(task=Task.REFERRING, split="val", size=64, limit=2)
+    result = evaluate(model, source, batch_size=2, answer=answer)
+    assert result.images == 2
+    notes = " ".join(result.stamp["notes"])
+    assert "1 images have more phrases than go into one conversation" in notes
+    assert f"{200 + len(source[1].phrases)} phrases" in notes
+
+
+@pytest.mark.parametrize("answer", ["given", "free"])
+def test_what_fits_is_asked_at_once(model: GSVA, answer: Answering) -> None:
+    sample = Crowd(task=Task.REFERRING, split="val", size=64, limit=1)[0]
+    extra = extra_of(model, answer=answer)
+    assert extra is not None and extra.positions == 1024
+    (whole,) = dataclasses.replace(extra, positions=10**6).prepare(sample).conversations
+    length = len(extra.vocabulary.encode_with_image(wrap_image(whole.text(extra.style)))) - 1 + extra.image_tokens
+    length += answer == "free"  # a word must be said
+    fitting = dataclasses.replace(extra, positions=length, max_length=300).prepare(sample)
+    assert fitting.conversations == [whole] and not fitting.divided
+    divided = dataclasses.replace(extra, positions=length - 1, max_length=300).prepare(sample)
+    assert divided.divided and len(divided.conversations) > 1
+    assert tuple(phrase for one in divided.conversations for phrase in one.expressions) == sample.phrases
+    said = [str(one.rounds[-1][1]) for one in divided.conversations]
+    if answer == "given":
+        assert ["thing 150:[SEG]" in text for text in said].count(True) == 1 and "".join(said).count("[SEG]") == 1

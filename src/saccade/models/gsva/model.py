@@ -594,9 +594,12 @@ def _referral(
 
 
 def _too_long(batch: ConversationBatch, length: int, positions: int) -> DataError:
+    rows = batch.attention_mask.sum(1)
+    image = int(batch.conversation_to_image[int(rows.argmax())])
     anew = "ask in fewer words; of a dialogue that has become too long, encode the picture again"
     return DataError(
         f"a conversation of {length} tokens, image included",
+        where=_name(batch, image),
         why=f"the language model has {positions} positions",
         fix="ask for fewer expressions at once" if any(batch.expressions) else anew,
     )
