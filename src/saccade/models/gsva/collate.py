@@ -14,7 +14,7 @@ from torch import Tensor
 from saccade.draws import Draws, GeneratorDraws
 from saccade.errors import DataError
 from saccade.models.gsva import prompts
-from saccade.models.gsva.conversation import Conversation, Style, check_words, learned, wrap_image
+from saccade.models.gsva.conversation import Conversation, Style, learned, wrap_image
 from saccade.models.gsva.inputs import IGNORED, Answering, ConversationBatch
 from saccade.samples import Batch, Sample
 from saccade.tokens.pieces import PieceVocabulary
@@ -112,13 +112,9 @@ class Conversing:
 
         Args:
             image: ``[3, H, W]`` uint8 RGB.
-            question: In any words.
+            question: In any words that :func:`~saccade.models.gsva.conversation.check_typed` lets pass.
             before: Questions and answers before it.
-
-        Raises:
-            DataError: No words, or a token of the model among them.
         """
-        check_words(question, "question")
         (first, answer), *later = [*before, (question, None)]
         rounds = ((prompts.about_image(first), answer), *later)
         return Said(picture_clip=clip_input(image, self.clip_size), conversations=[Conversation(rounds=rounds)])

@@ -233,8 +233,9 @@ def check(sample: Sample) -> None:
     """
     if not sample.phrases:
         raise UsageError("no phrase is given", where=name(sample), fix="say what to segment: --phrase 'the red ball'")
-    for phrase in sample.phrases:
-        check_words(phrase, "phrase", where=name(sample))
+    for index, phrase in enumerate(sample.phrases):
+        number = f", phrase {index + 1}" if len(sample.phrases) > 1 else ""
+        check_words(phrase, "phrase", where=name(sample) + number)
 
 
 def name(sample: Sample) -> str:
