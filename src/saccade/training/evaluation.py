@@ -124,8 +124,8 @@ def evaluate(
         checkpoint: Name or folder of the weights, for the stamp.
 
     Raises:
-        UsageError: The model does not offer the task, the protocol does not score it, or centres of a truth are asked
-            for a model that has none.
+        UsageError: The model does not offer the task, the protocol does not score it, or centres of a truth or another
+            way of answering are asked of a model that has none.
         EvaluationStopped: ``stop`` said yes.
     """
     world = world or World()
@@ -137,6 +137,8 @@ def evaluate(
         )
     if centers == "truth" and not isinstance(model, PolarSegmenter):
         raise UsageError(f"a {model.system} model has no centres", where=source.name, fix="leave out --centers")
+    if answer != "given" and not isinstance(model, GSVA):
+        raise UsageError(f"a {model.system} model does not converse", where=source.name, fix="leave out --answers")
     source = select_range(source, limit=limit)
     declared = model.preprocess(source.task)
     device = next(model.parameters()).device
