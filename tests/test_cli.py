@@ -618,6 +618,8 @@ def test_bench_times_gsva_and_its_parts(run, tmp_path: Path) -> None:
     read, *_, said = json.loads((tmp_path / "b.json").read_text())["results"]
     assert read["tokens_per_s"] == read["peak_gb"] == 0
     assert said["tokens_per_s"] == pytest.approx(64e3 / said["ms_per_image"])
+    unknown = run("bench", "gsva", "--task", "nix", "--device", "cpu")
+    assert unknown.code == 2 and "referring_segmentation, backbone, masks, gres" in unknown.err
     refused = run("bench", "ait", "--task", "masks", "--preset", "nano")
     assert refused.code == 2 and "does not offer the task 'masks'" in refused.err
 

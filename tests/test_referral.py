@@ -10,6 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
+from saccade import drawing
 from saccade.cli.predict import describe
 from saccade.errors import UsageError
 from saccade.predictor import Answer
@@ -61,6 +62,25 @@ def test_coco_records_are_those_of_what_was_found(tmp_path: Path) -> None:
     collector.add(some(), origin=Origin(dataset="", image_id=7, path=None, size_hw=(30, 40)))
     results, dataset = (json.loads(path.read_text()) for path in collector.write(tmp_path))
     assert results == [record] and dataset["categories"] == [{"id": 1, "name": "referred object"}]
+
+
+def test_a_phrase_that_is_accepted_and_not_drawn_has_no_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    masks = encode_masks(torch.zeros(1, 30, 40, dtype=torch.bool))
+    result = Referral(
+        phrases=("the cone",),
+        masks=list(masks),
+        rejected=torch.tensor([False]),
+        scores=torch.tensor([1.0]),
+        size_hw=(30, 40),
+    )
+    assert result.found() == [] and result.to_coco(7) == []
+    (answer,) = result.to_dict()["answers"]
+    assert not answer["rejected"] and answer["segmentation"] is None and answer["box_xyxy"] is None
+    assert result.in_words() == "'the cone': nothing drawn (1.00)"
+    listed: list[str] = []
+    monkeypatch.setattr(drawing, "draw_referral", lambda image, **given: listed.extend(given["notes"]))
+    result.draw(PICTURE)
+    assert listed == ["nothing drawn 1.00"]
 
 
 def test_files(tmp_path: Path) -> None:

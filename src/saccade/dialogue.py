@@ -12,6 +12,7 @@ from saccade.data.transforms import collate, preprocess
 from saccade.errors import UsageError
 from saccade.layers.precision import Precision, autocast
 from saccade.models.gsva.collate import Conversing, Said, clip_input
+from saccade.models.gsva.conversation import check_typed
 from saccade.models.gsva.language import PrefixCache
 from saccade.models.gsva.model import GSVA
 from saccade.models.systems import extra_of
@@ -38,7 +39,7 @@ class Dialogue:
     def __init__(self, model: GSVA, image: Tensor, *, device: torch.device, precision: Precision = "float32") -> None:
         self.rounds: list[tuple[str, str]] = []
         self._model, self._device, self._precision = model, device, precision
-        origin = Origin(dataset="", image_id=0, path=None, size_hw=(image.shape[-2], image.shape[-1]))
+        origin = Origin(dataset="", image_id="the picture", path=None, size_hw=(image.shape[-2], image.shape[-1]))
         self._sample = Sample(image=tv_tensors.Image(image), task=Task.REFERRING, origin=origin)
         declared = model.preprocess(Task.REFERRING)
         self._batch = collate([preprocess(self._sample, declared, with_target=False)], declared)
@@ -57,11 +58,12 @@ class Dialogue:
             phrases: At least one.
 
         Raises:
-            UsageError: No phrase.
-            DataError: A phrase without words, or one that the model would take for its own words.
+            UsageError: No phrase, one without words, or one that the model would take for its own words.
+            DataError: A phrase that is too long.
         """
         if not phrases:
             raise UsageError("no phrase is given", fix="say what to segment: find('the red ball', 'a dog')")
+        check_typed("phrase", phrases)
         said = self._own.prepare(dataclasses.replace(self._sample, phrases=phrases))
         return self._answer(self._own, said)
 
@@ -72,9 +74,10 @@ class Dialogue:
             question: In any words, e.g. "Segment everything one can sit on."
 
         Raises:
-            DataError: A question without words, or one that the model would take for its own words; or the dialogue has
-                become longer than what the model can read.
+            UsageError: A question without words, or one that the model would take for its own words.
+            DataError: The dialogue has become longer than what the model can read.
         """
+        check_typed("question", (question,))
         referral = self._answer(self._free, self._free.ask(self._sample.image, question, self.rounds))
         self.rounds.append((question, referral.text))
         return referral

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import math
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
@@ -29,7 +30,7 @@ from saccade.layers.precision import Precision, autocast, halve_linears
 from saccade.layers.quantize import Quantization, quantize_linears
 from saccade.models.classes import unknown_class
 from saccade.models.git.model import GiT
-from saccade.models.gsva.conversation import check_words
+from saccade.models.gsva.conversation import check_typed, require_texts
 from saccade.models.gsva.model import GSVA
 from saccade.models.polar.model import PolarSegmenter
 from saccade.models.systems import backbone_of, extra_of, fixed_classes
@@ -140,7 +141,8 @@ class Predictor:
             blocks beyond it wait in main memory. None = all stay on the device.
 
     Raises:
-        UsageError: The model has no language model, or does not fit, or 4 bits without a GPU and bf16.
+        UsageError: The model has no language model, or does not fit, or 4 bits without a GPU and bf16, or no amount of
+            memory.
         MissingExtraError: ``quantize`` without ``torchao``.
     """
 
@@ -153,6 +155,8 @@ class Predictor:
         quantize: Quantization = "none",
         gpu_memory_gb: float | None = None,
     ) -> None:
+        if gpu_memory_gb is not None and not 0 < gpu_memory_gb < math.inf:
+            raise UsageError(f"memory is a finite number of GB above 0, not {gpu_memory_gb}", where="gpu_memory_gb")
         self.device = torch.device(device)
         self.precision: Precision = precision
         self.model = loaded.model.eval()
@@ -293,6 +297,8 @@ class Predictor:
             raise UsageError(f"the task '{asked}' takes no phrases", fix=f"ask for the task '{Task.GROUNDING}'")
         if ask is not None and (phrases is not None or asked is not Task.REFERRING):
             raise UsageError("a question goes to a model that converses, and by itself", fix="leave out --ask")
+        if ask is not None:
+            check_typed("question", (ask,))
         if score is not None and spec.result != "Instances":
             raise UsageError(f"the task '{asked}' has no scores to filter by", fix="leave out the score")
         if score is not None and not 0 <= score <= 1:
@@ -355,11 +361,11 @@ class Predictor:
 
     def _phrases(self, phrases: Sequence[str] | str | None) -> tuple[str, ...]:
         listed = (phrases,) if isinstance(phrases, str) else tuple(phrases or ())
+        require_texts("phrase", listed)
         if isinstance(self.model, GSVA):
             if not listed:
                 raise UsageError("no phrase is given", fix="say what to segment: --phrases 'the red ball' 'a dog'")
-            for phrase in listed:
-                check_words(phrase, "phrase")
+            check_typed("phrase", listed)
             return listed
         if not listed or any(not clean_caption(phrase) for phrase in listed):
             raise UsageError(

@@ -28,6 +28,7 @@ from saccade.tasks import Task
 RLE: TypeAlias = dict[str, Any]
 """COCO run-length encoding: ``{"size": [height, width], "counts": bytes}``."""
 
+_NOT_DRAWN = "nothing drawn"  # of a phrase that was not rejected either
 _NO_CLASS = -1  # pixels of no segment, while a panoptic map is drawn
 
 
@@ -667,8 +668,9 @@ class Referral:
         return len(self.phrases)
 
     def found(self) -> list[int]:
-        """The phrases that have an answer: not rejected, and drawn."""
-        return [k for k, rejected in enumerate(self.rejected.tolist()) if not rejected and self.masks[k] is not None]
+        """The phrases that have an answer: not rejected, and drawn (a mask without a pixel draws nothing)."""
+        answers = enumerate(zip(self.masks, self.rejected.tolist(), strict=True))
+        return [k for k, (rle, rejected) in answers if not rejected and rle is not None and mask_api.area(rle) > 0]
 
     def _iterate_masks(self) -> Iterator[NDArray[np.bool_]]:
         """The masks one by one, all False for a phrase without an answer."""
@@ -692,7 +694,8 @@ class Referral:
         said = []
         for answer in self.to_dict()["answers"]:
             share = answer["area"] / max(self.size_hw[0] * self.size_hw[1], 1)
-            what = "nothing" if answer["segmentation"] is None else f"{share:.1%} of the picture"
+            unseen = "nothing" if answer["rejected"] else _NOT_DRAWN
+            what = unseen if answer["segmentation"] is None else f"{share:.1%} of the picture"
             said.append(f"'{answer['phrase']}': {what}" + (f" ({answer['score']:.2f})" if scores else ""))
         return ": ".join(filter(None, (self.text, "; ".join(said))))
 
@@ -749,10 +752,9 @@ class Referral:
             UsageError: The picture has another size than the result speaks of.
         """
         found = set(self.found())
+        unseen = ["not in the picture" if rejected else _NOT_DRAWN for rejected in self.rejected.tolist()]
         notes = [
-            " ".join(
-                [*([] if k in found else ["not in the picture"]), *([f"{score:.2f}"] if show_scores else [])],
-            )
+            " ".join([*([] if k in found else [unseen[k]]), *([f"{score:.2f}"] if show_scores else [])])
             for k, score in enumerate(self.scores.tolist())
         ]
         return drawing.draw_referral(

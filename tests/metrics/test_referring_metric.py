@@ -175,3 +175,9 @@ def test_what_a_talkative_model_adds_is_counted_and_not_scored() -> None:
     assert len(metric.phrases) == 2
     with pytest.raises(DataError, match="or to other ones"):
         metric.update(sample, dataclasses.replace(talk, phrases=("answer 2", *referral.phrases, "answer 3")))
+
+
+@pytest.mark.parametrize("rules", sorted(REFERRING_PROTOCOLS))
+def test_without_a_phrase_there_is_no_score(rules: str) -> None:
+    found = ReferringMetric(rules).compute()
+    assert found and all(math.isnan(score) for score in found.values())

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from saccade.configs import to_dict
 from saccade.data.sources import SourceSpec, open_source
-from saccade.errors import CheckpointError, ConfigError, TrainingError, UsageError
+from saccade.errors import CheckpointError, ConfigError, DataError, TrainingError, UsageError
 from saccade.hub.checkpoint import load_folder
 from saccade.models.git.config import GIT_TASKS
 from saccade.models.git.model import GiT
@@ -328,6 +328,21 @@ def test_an_evaluation_cut_short_is_made_up(tmp_path: Path, monkeypatch: pytest.
     result = Trainer(evaluated(tmp_path)).fit()
     steps = [line["step"] for line in read_lines(result.folder) if line["kind"] == "eval"]
     assert steps == [4, 4, 8, 8, 12, 12]
+
+
+def test_an_evaluation_that_fails_loses_no_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def failing(*given: Any, **options: Any) -> None:
+        raise DataError("a picture that cannot be evaluated")
+
+    config = evaluated(tmp_path, save_every=100)
+    with monkeypatch.context() as patch:
+        patch.setattr(trainer_module, "evaluate", failing)
+        with pytest.raises(DataError, match="cannot be evaluated"):
+            Trainer(config).fit()
+    assert (Path(config.out) / config.name / "checkpoints" / "step-00000004").is_dir()
+    result = Trainer(config).fit()
+    assert "resumed after step 4" in events(result.folder)
+    assert [line["step"] for line in read_lines(result.folder) if line["kind"] == "eval"] == [4, 4, 8, 8, 12, 12]
 
 
 def test_an_unknown_metric_to_monitor_offers_the_nearest(tmp_path: Path) -> None:

@@ -4,8 +4,13 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+from typing import TYPE_CHECKING
 
 from saccade.cli.parser import Verbs, add_device, add_json, comma_list, positive
+from saccade.errors import UsageError
+
+if TYPE_CHECKING:
+    from saccade.tasks import Task
 
 
 def add(verbs: Verbs) -> None:
@@ -52,16 +57,15 @@ def add(verbs: Verbs) -> None:
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    from saccade.bench import BACKBONE, HEAD_PARTS, precision_cost, run_bench
-    from saccade.bench_gsva import PARTS
+    from saccade.bench import precision_cost, run_bench
     from saccade.cli import screen
     from saccade.hub.resolve import bundled_checkpoints
-    from saccade.tasks import Task, parse_task
+    from saccade.tasks import Task
     from saccade.training.distributed import resolve_device
 
     device = str(resolve_device(arguments.device))
     asked = arguments.task or ({"gsva": "referring", "polar": "semantic"}.get(arguments.system, "detection"),)
-    tasks = [name if name in (BACKBONE, *PARTS, *HEAD_PARTS) else parse_task(name) for name in asked]
+    tasks = [_task(name) for name in asked]
     usual = {"vitdet": "vitdet-b", "ait": "detection-b", "gsva": "gsva-nano", "visft": "eva-g", "polar": "unet"}
     preset = arguments.preset or usual.get(arguments.system, "base")
     results = [
@@ -115,3 +119,13 @@ def _run(arguments: argparse.Namespace) -> int:
     report = {"results": [dataclasses.asdict(result) for result in results], "precision_cost": costs}
     screen.write_json(arguments.json, report)
     return 0
+
+
+def _task(name: str) -> Task | str:
+    """The task of a name; the name itself, where it is a part of a system, or nothing, which the bench says."""
+    from saccade.tasks import parse_task
+
+    try:
+        return parse_task(name)
+    except UsageError:
+        return name

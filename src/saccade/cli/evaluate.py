@@ -27,7 +27,9 @@ if TYPE_CHECKING:
     from saccade.tasks import Task
     from saccade.training.evaluation import EvalResult
 
-DRAWN = "scenes"
+SCENES = "scenes"
+"""The data set that needs no folder and has every task."""
+
 TRUTH = "truth"
 """The word of ``--centers`` that is no model."""
 
@@ -107,7 +109,9 @@ def add_source(parser: Parser, *, split: str) -> None:
         parser: Where to.
         split: The default split.
     """
-    parser.add_argument("--data", default=DRAWN, metavar="READER", help=f"how to read the data set (default: {DRAWN})")
+    parser.add_argument(
+        "--data", default=SCENES, metavar="READER", help=f"how to read the data set (default: {SCENES})"
+    )
     parser.add_argument("--root", default="", metavar="DIR", help="folder of the data set")
     parser.add_argument("--split", default=split, help=f"default: {split}")
     parser.add_argument(
@@ -128,9 +132,9 @@ def add_source(parser: Parser, *, split: str) -> None:
 
 def source_spec(arguments: argparse.Namespace, task: Task) -> SourceSpec:
     """The data set that the options of :func:`add_source` name, without empty pictures where its paper has none."""
-    from saccade.data.sources import WITHOUT_EMPTY, SourceSpec
+    from saccade.data.sources import DRAWN, WITHOUT_EMPTY, SourceSpec
 
-    if arguments.data != DRAWN and not arguments.root:
+    if arguments.data not in DRAWN and not arguments.root:
         raise UsageError(f"--data {arguments.data} needs a folder", fix="--root DIR")
     return SourceSpec(
         task=task,
@@ -165,7 +169,7 @@ def _run(arguments: argparse.Namespace) -> int:
     if arguments.data not in READERS:
         raise UsageError(f"unknown reader '{arguments.data}'", fix=nearest(arguments.data, READERS))
     asked = [parse_task(name) for name in arguments.task or ()]
-    if not asked and arguments.data != DRAWN:
+    if not asked and arguments.data != SCENES:
         raise UsageError("say which task to evaluate", where=f"--data {arguments.data}", fix="--task detection")
     device = resolve_device(arguments.device)
     model = load_model(arguments.model, device=device).model

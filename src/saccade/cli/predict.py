@@ -12,6 +12,7 @@ from saccade.cli.parser import (
     add_detector_options,
     add_finder,
     add_model,
+    amount,
     comma_list,
     detector_options,
     fraction,
@@ -99,7 +100,7 @@ def add(verbs: Verbs) -> None:
     )
     parser.add_argument(
         "--gpu-memory",
-        type=float,
+        type=amount,
         metavar="GB",
         help="what the weights of a model with a language model may take; blocks beyond it wait in main memory",
     )

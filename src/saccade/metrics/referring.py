@@ -310,8 +310,11 @@ class ReferringMetric(ImageRecords[tuple[Key, tuple[str, ...]], list[PhraseCount
         )
 
     def compute(self) -> dict[str, float]:
-        """The scores of the protocol, as fractions; NaN where no phrase counts."""
-        phrases = self.phrases
+        """The scores of the protocol, as fractions; all NaN without a phrase, and those of which no phrase counts."""
+        scores = self._scores(self.phrases)
+        return scores if self.phrases else dict.fromkeys(scores, math.nan)
+
+    def _scores(self, phrases: Sequence[PhraseCounts]) -> dict[str, float]:
         match self.rules:
             case "gsva" | "refzom":
                 return gsva_scores(phrases, count_false_alarms=self.rules == "gsva")

@@ -286,6 +286,7 @@ def extra_of(model: Model, *, answer: Answering = "given", reevaluate: bool = Fa
         image_tokens=config.clip.tokens,
         style=config.conversation,
         max_length=config.max_length,
+        positions=config.language.positions,
         answer=answer,
         reevaluate=reevaluate,
         one_seg=config.one_seg,

@@ -27,7 +27,7 @@ from saccade.metrics.center import PROTOCOL as CENTER_PROTOCOL
 from saccade.metrics.detection import Engine
 from saccade.models.ait.model import AiT
 from saccade.models.ait.vqvae import MapVQVAE
-from saccade.models.gsva.inputs import Answering
+from saccade.models.gsva.inputs import Answering, ConversationBatch
 from saccade.models.gsva.model import GSVA
 from saccade.models.polar.model import PolarSegmenter
 from saccade.models.systems import Model, extra_of
@@ -124,8 +124,8 @@ def evaluate(
         checkpoint: Name or folder of the weights, for the stamp.
 
     Raises:
-        UsageError: The model does not offer the task, the protocol does not score it, or centres of a truth are asked
-            for a model that has none.
+        UsageError: The model does not offer the task, the protocol does not score it, or centres of a truth or another
+            way of answering are asked of a model that has none.
         EvaluationStopped: ``stop`` said yes.
     """
     world = world or World()
@@ -137,6 +137,8 @@ def evaluate(
         )
     if centers == "truth" and not isinstance(model, PolarSegmenter):
         raise UsageError(f"a {model.system} model has no centres", where=source.name, fix="leave out --centers")
+    if answer != "given" and not isinstance(model, GSVA):
+        raise UsageError(f"a {model.system} model does not converse", where=source.name, fix="leave out --answers")
     source = select_range(source, limit=limit)
     declared = model.preprocess(source.task)
     device = next(model.parameters()).device
@@ -159,7 +161,7 @@ def evaluate(
     )
     around = _centers_stamp(model, finder or centers)
     share = len(range(world.rank, len(source), world.size))
-    started_s, done, stopped = time.perf_counter(), 0, False
+    started_s, done, divided, stopped = time.perf_counter(), 0, 0, False
     with _evaluation_mode(model):
         for samples, batch in loader:
             with autocast(precision, device):
@@ -177,6 +179,7 @@ def evaluate(
             for sample, prediction in zip(samples[:own], predictions[:own], strict=True):
                 metric.update(sample, prediction)
             done += own
+            divided += sum(batch.divided[:own]) if isinstance(batch, ConversationBatch) else 0
             if progress is not None:
                 progress(done, share)
             stopped = stop is not None and stop()
@@ -188,6 +191,7 @@ def evaluate(
         raise EvaluationStopped("the evaluation was stopped", where=source.name)
     if world.size > 1:
         metric.merge(world.gather(metric.state()))
+        divided = sum(world.gather(divided))
     return EvalResult(
         metrics=metric.compute(),
         per_class={str(row["class_name"]): _numbers(row) for row in metric.per_class()},
@@ -200,7 +204,7 @@ def evaluate(
             "protocol": metric.protocol
             if isinstance(metric, DepthMetric | ReferringMetric)
             else "; ".join([_protocol_line(source, protocol, engine), *(f"centres: {one}" for one in around.values())]),
-            "notes": [*metric.notes, *_answer_notes(metric, answer)],
+            "notes": [*metric.notes, *_answer_notes(metric, answer, divided)],
             "input_hw": list(declared.size_hw),
             "precision": precision,
             **_lora_stamp(model),
@@ -211,10 +215,14 @@ def evaluate(
     )
 
 
-def _answer_notes(metric: object, answer: Answering) -> list[str]:
-    if answer == "given" or not isinstance(metric, ReferringMetric):
-        return []
-    return [f"answers: {answer}: what the model rejects has no mask, and overlaps with nothing, in every protocol"]
+def _answer_notes(metric: object, answer: Answering, divided: int) -> list[str]:
+    notes = []
+    if divided:
+        notes.append(f"{divided} images have more phrases than go into one conversation, and were asked in several")
+    if answer != "given" and isinstance(metric, ReferringMetric):
+        what = "what the model rejects has no mask, and overlaps with nothing, in every protocol"
+        notes.append(f"answers: {answer}: {what}")
+    return notes
 
 
 def _lora_stamp(model: Model) -> dict[str, Any]:

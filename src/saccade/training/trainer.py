@@ -257,7 +257,13 @@ class _Run:
 
     def _close_step(self) -> None:
         """The evaluation and the checkpoint that are due after this step."""
-        improved = self._evaluation_due() and self._evaluate() and self._improved()
+        try:
+            improved = self._evaluation_due() and self._evaluate() and self._improved()
+        except Exception:
+            # What was learned is not lost by an evaluation; of several processes the others may wait elsewhere.
+            if self.world.size == 1 and self.saved_step != self.step:
+                self._save()
+            raise
         if improved or self.step == self.config.steps or self.step % self.config.save_every == 0:
             self._save(best=improved)
 

@@ -9,7 +9,8 @@ import pytest
 import torch
 from helpers_gsva import END, IMAGE, QUESTION, REJ, SEG, batch, model
 
-from saccade.errors import CheckpointError, DataError, UsageError
+from saccade.errors import CheckpointError, ConfigError, DataError, UsageError
+from saccade.models.gsva.config import CLIPConfig, GSVAConfig, LanguageConfig
 from saccade.models.gsva.convert import from_official, sizes_of, vocabulary_ids
 from saccade.models.gsva.inputs import ConversationBatch
 from saccade.models.gsva.presets import gsva_7b
@@ -45,6 +46,10 @@ def test_more_tokens_than_positions() -> None:
     full = dataclasses.replace(with_ids(*QUESTION, *[5] * 88), labels=None)
     with pytest.raises(DataError, match="97 tokens, image included"):
         model().answer(full)
+    second = dataclasses.replace(batch({0: [(SEG, END)], 1: [(*[5] * 89, SEG, END)]}), labels=None)
+    second.origins[1] = dataclasses.replace(second.origins[1], path="crowd.jpg")
+    with pytest.raises(DataError, match=r"tokens, image included\n  where: crowd.jpg"):
+        model().answer(second)
 
 
 def test_more_slots_than_masks() -> None:
@@ -104,3 +109,22 @@ def test_a_vocabulary_of_no_known_form() -> None:
         vocabulary_ids(32000)
     with pytest.raises(CheckpointError, match="do not tell its sizes"):
         sizes_of({"model.text_hidden_fcs.0.0.weight": (4, 4)}, gsva_7b())
+
+
+# ---------------------------------------------------------------------- sizes
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "where"),
+    [
+        (LanguageConfig, "heads", "language.heads"),
+        (LanguageConfig, "positions", "language.positions"),
+        (CLIPConfig, "patch_size", "clip.patch_size"),
+        (GSVAConfig, "max_new_tokens", "max_new_tokens"),
+        (GSVAConfig, "max_length", "max_length"),
+    ],
+)
+def test_sizes_below_one(kind: type, name: str, where: str) -> None:
+    for value in (0, -2):
+        with pytest.raises(ConfigError, match=f"{value} is less than 1\n  where: {where}$"):
+            kind(**{name: value})

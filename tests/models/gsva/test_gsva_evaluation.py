@@ -12,13 +12,16 @@ from helpers_gsva import config
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "tokens"))
 from helpers_pieces import train_pieces
+from torchvision import tv_tensors
 
 from saccade.data.augment import PhraseAugment
 from saccade.data.loader import SourceEntry, TrainLoader
 from saccade.data.sources.scenes import ScenesSource
+from saccade.models.gsva.conversation import wrap_image
 from saccade.models.gsva.inputs import Answering
-from saccade.models.gsva.model import GSVA
+from saccade.models.gsva.model import GSVA, _joined
 from saccade.models.systems import extra_of
+from saccade.results import Referral, encode_masks
 from saccade.samples import Sample, Target
 from saccade.tasks import Task
 from saccade.tokens.pieces import PieceVocabulary
@@ -96,7 +99,9 @@ def test_a_picture_of_which_nothing_is_named_is_no_error(model: GSVA, answer: An
     assert result.images == 2 and 0 <= result.metrics["gIoU"] <= 1
 
 
-def test_a_model_that_says_more_than_it_was_asked_is_scored(model: GSVA) -> None:
+@pytest.mark.parametrize("one_seg", [False, True])
+def test_a_model_that_says_more_than_it_was_asked_is_scored(model: GSVA, one_seg: bool) -> None:
+    model.config.one_seg = one_seg
     model.config.max_new_tokens = 30
     with torch.no_grad():  # of positive states, [SEG] is always the likeliest word
         model.language.lm_head.weight.zero_()
@@ -104,4 +109,66 @@ def test_a_model_that_says_more_than_it_was_asked_is_scored(model: GSVA) -> None
     model.language.model.norm.register_forward_hook(lambda module, given, states: states.abs())
     source = ScenesSource(task=Task.REFERRING, split="val", size=64, limit=2)
     result = evaluate(model, source, answer="free")
-    assert result.metrics["T_acc"] == 1 and any("more than were asked for" in note for note in result.stamp["notes"])
+    assert one_seg or result.metrics["T_acc"] == 1
+    assert any("more than were asked for" in note for note in result.stamp["notes"])
+
+
+class Crowd(ScenesSource):
+    """Two scenes; of the first one 200 things are asked, one of which is there."""
+
+    def __getitem__(self, index: int) -> Sample:
+        sample = super().__getitem__(index)
+        if index:
+            return sample
+        masks = torch.zeros(200, *sample.size_hw, dtype=torch.bool)
+        masks[150, :20, :20] = True
+        phrases = tuple(f"thing {number}" for number in range(200))
+        return dataclasses.replace(sample, phrases=phrases, target=Target(masks=tv_tensors.Mask(masks)))
+
+
+@pytest.mark.parametrize("answer", ["given", "own", "free"])
+def test_a_crowded_picture_is_asked_in_several_conversations(model: GSVA, answer: Answering) -> None:
+    source = Crowd(task=Task.REFERRING, split="val", size=64, limit=2)
+    result = evaluate(model, source, batch_size=2, answer=answer)
+    assert result.images == 2
+    notes = " ".join(result.stamp["notes"])
+    assert "1 images have more phrases than go into one conversation" in notes
+    assert f"{200 + len(source[1].phrases)} phrases" in notes
+
+
+@pytest.mark.parametrize("answer", ["given", "free"])
+def test_what_fits_is_asked_at_once(model: GSVA, answer: Answering) -> None:
+    sample = Crowd(task=Task.REFERRING, split="val", size=64, limit=1)[0]
+    extra = extra_of(model, answer=answer)
+    assert extra is not None and extra.positions == 1024
+    (whole,) = dataclasses.replace(extra, positions=10**6).prepare(sample).conversations
+    length = len(extra.vocabulary.encode_with_image(wrap_image(whole.text(extra.style)))) - 1 + extra.image_tokens
+    length += answer == "free"  # a word must be said
+    fitting = dataclasses.replace(extra, positions=length, max_length=300).prepare(sample)
+    assert fitting.conversations == [whole] and not fitting.divided
+    divided = dataclasses.replace(extra, positions=length - 1, max_length=300).prepare(sample)
+    assert divided.divided and len(divided.conversations) > 1
+    assert tuple(phrase for one in divided.conversations for phrase in one.expressions) == sample.phrases
+    said = [str(one.rounds[-1][1]) for one in divided.conversations]
+    if answer == "given":
+        assert ["thing 150:[SEG]" in text for text in said].count(True) == 1 and "".join(said).count("[SEG]") == 1
+
+
+def test_what_nothing_was_asked_for_stands_behind_all_phrases_of_a_picture() -> None:
+    masks = encode_masks(torch.stack([torch.arange(8).reshape(2, 4) == k for k in range(4)]))
+    parts = [
+        Referral(
+            phrases=names,
+            masks=[masks[k] for k in slots],
+            rejected=torch.tensor([k == 1 for k in slots]),
+            scores=torch.tensor(slots) / 4,
+            size_hw=(2, 4),
+            text=names[0],
+        )
+        for names, slots in ((("a dog", ""), (0, 1)), (("a cat", ""), (2, 3)))
+    ]
+    joined = _joined(parts, [False, True, False, True], (2, 4))
+    assert joined.phrases == ("a dog", "a cat", "answer 3", "answer 4") and joined.text == "a dog\na cat"
+    assert joined.masks == [masks[k] for k in (0, 2, 1, 3)]
+    assert joined.rejected.tolist() == [False, False, True, False]
+    assert joined.scores.tolist() == [0, 0.5, 0.25, 0.75]

@@ -16,6 +16,7 @@ from torchvision import tv_tensors
 
 import saccade
 from saccade.cli import main
+from saccade.data.sources.scenes import ScenesSource
 from saccade.data.transforms import collate, preprocess
 from saccade.errors import DataError, MissingExtraError, UsageError
 from saccade.hub.checkpoint import load_folder, save_model
@@ -30,6 +31,7 @@ from saccade.results import Referral
 from saccade.samples import Batch, Origin, Sample
 from saccade.tasks import Task
 from saccade.training.config import TrainConfig
+from saccade.training.evaluation import evaluate
 from saccade.training.start import build_model
 
 PHRASES = ("the red ball", "all boxes", "The Cyan Star.", "你好", "a\tb\x07")
@@ -233,6 +235,44 @@ def test_a_dialogue_reads_on_where_it_stopped(checkpoint: Path, picture: Image.I
 @pytest.mark.parametrize(
     ("options", "message"),
     [
+        ({"phrases": ""}, "a phrase without words"),
+        ({"phrases": "the [SEG] ball"}, r"a phrase with '\[SEG\]' in it\n  where: the \[SEG\] ball"),
+        ({"phrases": ["a dog", " ", "a cat"]}, "a phrase without words\n  where: phrase 2"),
+        ({"phrases": ["a dog", 3]}, "a phrase is a text, not 3\n  where: phrase 2"),
+        ({"ask": ""}, "a question without words\n  fix"),
+        ({"ask": 3}, "a question is a text, not 3"),
+    ],
+)
+def test_words_that_somebody_typed_are_wrong_use(
+    checkpoint: Path, picture: Image.Image, options: dict, message: str
+) -> None:
+    loaded = predictor(checkpoint)
+    with pytest.raises(UsageError, match=message):
+        loaded.stream(picture, **options)  # before any picture is read
+    dialogue = loaded.encode(picture)
+    given = next(iter(options.values()))
+    with pytest.raises(UsageError, match=message):
+        if "ask" in options:
+            dialogue.ask(given)
+        else:
+            dialogue.find(*([given] if isinstance(given, str) else given))
+    assert dialogue.rounds == []
+
+
+def test_a_dialogue_names_no_picture_by_a_number(checkpoint: Path, picture: Image.Image) -> None:
+    with pytest.raises(DataError, match="is too long\n  where: the picture: word word"):
+        predictor(checkpoint).encode(picture).find("word " * 400)
+
+
+def test_data_whose_phrases_cannot_be_asked_name_the_phrase(checkpoint: Path, picture: Image.Image) -> None:
+    extra = extra_of(predictor(checkpoint).model)
+    with pytest.raises(DataError, match=r"a phrase without words\n  where: .*, phrase 2"):
+        extra.prepare(sample_of(picture, ("a dog", " ")))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
         ({"phrases": ()}, "no phrase is given"),
         ({"phrases": ("a dog", " .")}, "a phrase without words"),
         ({"phrases": "say [SEG]"}, "a phrase with '\\[SEG\\]' in it"),
@@ -270,6 +310,20 @@ def test_other_models_do_not_converse(picture: Image.Image) -> None:
         git.predict(picture, ask="what?")
     with pytest.raises(UsageError, match="no language model to make smaller"):
         saccade.load("git-nano", device="cpu", gpu_memory_gb=1.0)
+    with pytest.raises(UsageError, match="a phrase is a text, not 3"):
+        git.predict(picture, phrases=[3])
+    with pytest.raises(UsageError, match="does not converse"):
+        evaluate(git.model, ScenesSource(task=Task.GROUNDING, split="val", size=64, limit=1), answer="own")
+
+
+@pytest.mark.parametrize("amount", ["nan", "inf", "-1", "0", "much"])
+def test_memory_is_a_positive_finite_number(checkpoint: Path, amount: str, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["predict", "a.png", "--model", str(checkpoint), "--phrase", "a dog", f"--gpu-memory={amount}"]
+    assert main(words) == 2
+    assert f"'{amount}' is not a number above 0" in capsys.readouterr().err
+    if amount != "much":
+        with pytest.raises(UsageError, match=r"above 0, not (.|\n)*where: gpu_memory_gb"):
+            predictor(checkpoint, gpu_memory_gb=float(amount))
 
 
 def test_half_precision(checkpoint: Path, picture: Image.Image) -> None:
@@ -388,3 +442,11 @@ def test_the_command_line(
     assert main([*asked, "--ask", "What is there?"]) == 0
     assert "photo.png: " in capsys.readouterr().out
     assert main(asked) == 2 and "no phrase is given" in capsys.readouterr().err
+    for typed in (["--phrases", ""], ["--phrases", "the [SEG] ball"], ["--ask", ""]):
+        assert main([*asked, *typed]) == 2
+
+
+def test_drawn_dialogues_need_no_folder(checkpoint: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["eval", str(checkpoint), "--data", "scene_dialogues", "--task", "referring", "--limit", "1"]
+    assert main([*words, "--device", "cpu"]) == 0
+    assert "gIoU" in capsys.readouterr().out

@@ -14,13 +14,14 @@ from torch import Tensor
 from saccade.draws import Draws, GeneratorDraws
 from saccade.errors import DataError
 from saccade.models.gsva import prompts
-from saccade.models.gsva.conversation import Conversation, Style, check_words, learned, wrap_image
+from saccade.models.gsva.conversation import Conversation, Style, learned, wrap_image
 from saccade.models.gsva.inputs import IGNORED, Answering, ConversationBatch
 from saccade.samples import Batch, Sample
 from saccade.tokens.pieces import PieceVocabulary
 
 _CLIP_MEAN = np.array((0.48145466, 0.4578275, 0.40821073), np.float32)
 _CLIP_STD = np.array((0.26862954, 0.26130258, 0.27577711), np.float32)
+_ASKING = {"given": prompts.evaluation, "own": prompts.to_fill, "free": prompts.question}
 _MOST_OBLONG = 32  # of longer pictures only the middle is looked at: the enlarged whole would not fit into memory
 
 
@@ -32,11 +33,13 @@ class Said:
         picture_clip: ``[3, s, s]`` float32, what CLIP sees.
         conversations: What is said about the picture.
         masks: ``[E, H, W]`` bool in the frame of the original; None where there is no truth.
+        divided: The phrases are too many for one conversation.
     """
 
     picture_clip: Tensor
     conversations: list[Conversation]
     masks: Tensor | None = None
+    divided: bool = False
 
 
 @dataclass(kw_only=True, frozen=True)
@@ -50,6 +53,8 @@ class Conversing:
         style: Form of the conversations.
         max_length: Greatest number of tokens in training, image tokens included; longer conversations are cut. Phrases
             that the model is to answer by its own choice are asked in as many conversations as this needs.
+        positions: Greatest number of tokens that the model reads; phrases that are evaluated in another way are asked
+            at once as far as this goes, as published, and in several conversations beyond it.
         answer: At evaluation.
         reevaluate: See :class:`~saccade.models.gsva.inputs.ConversationBatch`.
         only_words: Share of explained images that are answered in words alone; below 0, explanations are not used.
@@ -61,6 +66,7 @@ class Conversing:
     image_tokens: int = 256
     style: Style = "llava_v1"
     max_length: int = 1024
+    positions: int = 2048
     answer: Answering = "given"
     reevaluate: bool = False
     only_words: float = 0.1
@@ -82,15 +88,15 @@ class Conversing:
     def say(self, sample: Sample, draws: Draws | None) -> Said:
         """As :meth:`prepare`, with draws of any kind."""
         parts = prompts.apart(sample) if self.one_seg and sample.phrases else [sample]
+        divided = False
         if draws is not None:
             conversations = [one for part in parts for one in prompts.training(part, draws, only_words=self.only_words)]
         elif not sample.phrases:
             conversations = []  # a picture of which a data set names nothing
-        elif self.answer == "own":
-            conversations = [one for part in parts for room in self._parts(part) for one in prompts.to_fill(room)]
         else:
-            ask = prompts.evaluation if self.answer == "given" else prompts.question
-            conversations = [one for part in parts for one in ask(part)]
+            rooms = [room for part in parts for room in self._parts(part)]
+            divided = len(rooms) > len(parts)
+            conversations = [one for room in rooms for one in _ASKING[self.answer](room)]
         masks = None if sample.target.masks is None else sample.target.masks.as_subclass(Tensor)
         if draws is not None and not any(conversation.expressions for conversation in conversations):
             masks = torch.zeros(0, *sample.size_hw, dtype=torch.bool)  # answered in words alone
@@ -98,6 +104,7 @@ class Conversing:
             picture_clip=clip_input(sample.image.as_subclass(Tensor), self.clip_size),
             conversations=conversations,
             masks=masks,
+            divided=divided,
         )
 
     def ask(self, image: Tensor, question: str, before: Sequence[tuple[str, str]] = ()) -> Said:
@@ -105,13 +112,9 @@ class Conversing:
 
         Args:
             image: ``[3, H, W]`` uint8 RGB.
-            question: In any words.
+            question: In any words that :func:`~saccade.models.gsva.conversation.check_typed` lets pass.
             before: Questions and answers before it.
-
-        Raises:
-            DataError: No words, or a token of the model among them.
         """
-        check_words(question, "question")
         (first, answer), *later = [*before, (question, None)]
         rounds = ((prompts.about_image(first), answer), *later)
         return Said(picture_clip=clip_input(image, self.clip_size), conversations=[Conversation(rounds=rounds)])
@@ -121,26 +124,32 @@ class Conversing:
         if sample.wording in ("question", "sentence"):
             return [sample]
         prompts.check(sample)
+        most = self.max_length if self.answer == "own" else self.positions
+        if self.answer != "own":
+            whole = len(self.vocabulary.encode_with_image(wrap_image(_ASKING[self.answer](sample)[0].text(self.style))))
+            # One place of the whole is the image's, and a free answer needs one behind it.
+            if whole - 1 + self.image_tokens + (self.answer == "free") <= most:
+                return [sample]
         # A phrase stands in the question and in the answer, each time with a comma, a colon or a slot beside it.
         costs = [2 * len(self.vocabulary.encode(phrase)) + 4 for phrase in sample.phrases]
         frame = prompts.to_fill(dataclasses.replace(sample, phrases=("a",)))[0].text(self.style)
-        room = self.max_length - self.image_tokens - len(self.vocabulary.encode_with_image(wrap_image(frame)))
-        parts: list[list[str]] = []
+        room = most - self.image_tokens - len(self.vocabulary.encode_with_image(wrap_image(frame)))
+        starts: list[int] = []
         left = 0
-        for phrase, cost in zip(sample.phrases, costs, strict=True):
+        for index, (phrase, cost) in enumerate(zip(sample.phrases, costs, strict=True)):
             if cost > room:
                 raise DataError(
                     f"a phrase of {len(phrase)} characters is too long",
-                    where=f"{phrase[:60]} ...",
-                    why=f"question and answer would be more than {self.max_length} tokens",
+                    where=f"{prompts.name(sample)}: {phrase[:60]} ...",
+                    why=f"question and answer would be more than {most} tokens",
                     fix="describe it in fewer words",
                 )
-            if not parts or cost > left:
-                parts.append([])
+            if not starts or cost > left:
+                starts.append(index)
                 left = room
-            parts[-1].append(phrase)
             left -= cost
-        return [dataclasses.replace(sample, phrases=tuple(part)) for part in parts]
+        ends = [*starts[1:], len(sample.phrases)]
+        return [prompts.some(sample, start, end) for start, end in zip(starts, ends, strict=True)]
 
     def join(self, batch: Batch, said: Sequence[Said], *, training: bool) -> ConversationBatch:
         """Adds to a batch of pictures what is said about them.
@@ -181,6 +190,7 @@ class Conversing:
             labels=labels,
             masks=[one.masks for one in said if one.masks is not None],
             expressions=[conversation.expressions for conversation in spoken],
+            divided=[one.divided for one in said],
             own_choices=own_choices and labels is not None,
             reevaluate=self.reevaluate and self.answer == "given" and not training,
         )

@@ -26,6 +26,11 @@ PUBLISHED_PARTS: tuple[Part, ...] = ("vocabulary", "lora", "mask_decoder", "brid
 """What the authors train."""
 
 
+def _at_least_1(value: int, where: str) -> None:
+    if value < 1:
+        raise ConfigError(f"{value} is less than 1", where=where)
+
+
 @dataclass(kw_only=True)
 class LanguageConfig:
     """A Llama.
@@ -51,6 +56,8 @@ class LanguageConfig:
     rope_base: float = 10000.0
 
     def __post_init__(self) -> None:
+        for name in ("vocab_size", "width", "mlp_width", "layers", "heads", "positions"):
+            _at_least_1(getattr(self, name), f"language.{name}")
         if self.width % self.heads:
             raise ConfigError(f"width {self.width} is not a multiple of heads {self.heads}", where="language.width")
 
@@ -89,6 +96,10 @@ class CLIPConfig:
     heads: int = 16
     image_size: int = 224
     patch_size: int = 14
+
+    def __post_init__(self) -> None:
+        for name in ("width", "mlp_width", "layers", "heads", "image_size", "patch_size"):
+            _at_least_1(getattr(self, name), f"clip.{name}")
 
     @property
     def tokens(self) -> int:
@@ -140,6 +151,8 @@ class GSVAConfig:
         for name in ("seg_id", "rej_id", "end_id"):
             if not 0 <= getattr(self, name) < rows:
                 raise ConfigError(f"token {getattr(self, name)} of a vocabulary of {rows}", where=name)
+        for name in ("max_length", "max_new_tokens"):
+            _at_least_1(getattr(self, name), name)
         if self.seg_id == self.rej_id:
             raise ConfigError("[SEG] and [REJ] are one token", where="rej_id")
         if self.max_length > self.language.positions:

@@ -9,11 +9,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
-from saccade.errors import DataError
+from saccade.errors import DataError, UsageError
 from saccade.models.gsva.inputs import IGNORED
 from saccade.tokens.pieces import IMAGE, IMAGE_END, IMAGE_START, PieceVocabulary, unsayable
 
 Style: TypeAlias = Literal["llava_v1", "llava_llama_2"]
+
+Kind: TypeAlias = Literal["phrase", "question"]
+"""What words are called in an error."""
 
 _SYSTEM: dict[Style, str] = {
     "llava_v1": (
@@ -76,29 +79,68 @@ def wrap_image(text: str) -> str:
     return text.replace(IMAGE, f"{IMAGE_START}{IMAGE}{IMAGE_END}")
 
 
-def check_words(words: str, kind: Literal["phrase", "question"], *, where: object = None) -> None:
+def require_texts(kind: Kind, given: Sequence[object]) -> None:
+    """Refuses what is no text.
+
+    Args:
+        kind: What each is called in the error.
+        given: What was asked, from Python.
+
+    Raises:
+        UsageError: One is of another type.
+    """
+    for index, one in enumerate(given):
+        if not isinstance(one, str):
+            raise UsageError(
+                f"a {kind} is a text, not {one!r:.80}", where=_place(kind, index, len(given)), fix="put it into quotes"
+            )
+
+
+def check_typed(kind: Kind, typed: Sequence[str]) -> None:
+    """As :func:`check_words`, of what a person asks.
+
+    Args:
+        kind: What each is called in the error.
+        typed: One text or several.
+
+    Raises:
+        UsageError: One is no text, or see :func:`saccade.tokens.pieces.unsayable`.
+    """
+    require_texts(kind, typed)
+    for index, words in enumerate(typed):
+        check_words(words, kind, where=_place(kind, index, len(typed)), error=UsageError)
+
+
+def _place(kind: Kind, index: int, of: int) -> str | None:
+    return f"{kind} {index + 1}" if of > 1 else None
+
+
+def check_words(
+    words: str, kind: Kind, *, where: object = None, error: type[DataError] | type[UsageError] = DataError
+) -> None:
     """Refuses what the model would take for its own words, or for nothing at all.
 
     Args:
         words: What the model is asked.
         kind: What it is called in the error.
         where: File and entry, where it comes from data.
+        error: Whose fault it is: that of data, or of who asks.
 
     Raises:
-        DataError: See :func:`saccade.tokens.pieces.unsayable`.
+        SaccadeError: The ``error``; see :func:`saccade.tokens.pieces.unsayable`.
     """
     reason = unsayable(words)
     if reason is None:
         return
     if reason.startswith("with "):
-        raise DataError(
+        raise error(
             f"a {kind} {reason}",
             where=where or words[:80],
             why="the model reads it as one of its own marks, and would answer something else",
             fix="leave it out",
         )
     fix = "say what to look for, in words" if kind == "phrase" else "ask in words"
-    raise DataError(f"a {kind} {reason}", where=where, fix=fix)
+    raise error(f"a {kind} {reason}", where=where, fix=fix)
 
 
 def learned(text: str, ids: Sequence[int], vocabulary: PieceVocabulary, style: Style) -> list[int]:

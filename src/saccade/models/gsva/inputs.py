@@ -43,6 +43,8 @@ class ConversationBatch(Batch):
             or [REJ] of its only conversation, or one row per conversation where there are several; ``[0, H, W]``
             where nothing is segmented. Empty list = no truth.
         expressions: Per conversation, the phrase of every [SEG] or [REJ] in their order; only for the answers' names.
+        divided: Per image, whether its phrases are asked in several conversations because they are too many for one;
+            empty = nobody knows.
         own_choices: Whatever stands in the slots of a given answer, the model fills them itself, one after the other,
             each after its own choices before: every phrase is answered, in the words of the answer.
         reevaluate: Masks of a given answer come from a second pass, in which every [REJ] is a [SEG]: one mask for every
@@ -56,6 +58,7 @@ class ConversationBatch(Batch):
     labels: Tensor | None = None
     masks: list[Tensor] = field(default_factory=list)
     expressions: list[tuple[str, ...]] = field(default_factory=list)
+    divided: list[bool] = field(default_factory=list)
     own_choices: bool = False
     reevaluate: bool = False
 

@@ -220,6 +220,7 @@ class GSVA(nn.Module):
         """
         batch = self._conversations(batch)
         referrals: list[list[Referral]] = [[] for _ in range(len(batch))]
+        surplus: list[list[bool]] = [[] for _ in range(len(batch))]
         for index, answer in enumerate(self.answer(batch, encoded)):
             image = int(batch.conversation_to_image[index])
             asked = batch.expressions[index] if batch.expressions else ()
@@ -228,17 +229,8 @@ class GSVA(nn.Module):
             if batch.labels is None and self.vocabulary is not None:
                 referral.text = self.vocabulary.decode(answer.ids_T.tolist()).removesuffix("</s>").strip()
             referrals[image].append(referral)
-        return [
-            Referral(
-                phrases=tuple(phrase for one in parts for phrase in one.phrases),
-                masks=[mask for one in parts for mask in one.masks],
-                rejected=torch.cat([torch.zeros(0, dtype=torch.bool), *(one.rejected for one in parts)]),
-                scores=torch.cat([torch.zeros(0), *(one.scores for one in parts)]),
-                size_hw=size_hw,
-                text="\n".join(one.text for one in parts if one.text),
-            )
-            for parts, size_hw in zip(referrals, batch.original_sizes_hw, strict=True)
-        ]
+            surplus[image] += [slot >= len(asked) for slot in range(len(referral))]
+        return [_joined(*one) for one in zip(referrals, surplus, batch.original_sizes_hw, strict=True)]
 
     def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> Self:
         # In half precision the rotary frequencies would put words of a long prompt in other places.
@@ -573,7 +565,8 @@ def _rows_of(flags: list[list[bool]], rows: int, *, where: str) -> Tensor:
 def _referral(
     answer: Answer, asked: tuple[str, ...], size_hw: tuple[int, int], config: GSVAConfig, reevaluated: bool
 ) -> Referral:
-    """The answer of one conversation, phrase by phrase; phrases that have no slot are rejected."""
+    """The answer of one conversation, phrase by phrase; phrases that have no slot are rejected, slots that nothing was
+    asked for have no name yet."""
     slots = len(answer.chosen_K)
     unsaid = max(0, len(asked) - slots)
     # The protocol with re-evaluation counts a logit of exactly 0 as foreground, the other does not.
@@ -585,7 +578,7 @@ def _referral(
         rejected = torch.tensor(empty, dtype=torch.bool)
         scores = 1 - rejected.float()
     return Referral(
-        phrases=(*asked, *(f"answer {index + 1}" for index in range(len(asked), slots))),
+        phrases=(*asked, *[""] * (slots - len(asked))),
         masks=masks + [None] * unsaid,
         rejected=F.pad(rejected, (0, unsaid), value=True),
         scores=F.pad(scores, (0, unsaid)),
@@ -593,10 +586,28 @@ def _referral(
     )
 
 
+def _joined(parts: list[Referral], surplus: list[bool], size_hw: tuple[int, int]) -> Referral:
+    """The answers of one picture's conversations; slots that nothing was asked for stand behind all phrases."""
+    order = sorted(range(len(surplus)), key=surplus.__getitem__)
+    phrases = [phrase for one in parts for phrase in one.phrases]
+    masks = [mask for one in parts for mask in one.masks]
+    return Referral(
+        phrases=tuple(f"answer {at + 1}" if surplus[slot] else phrases[slot] for at, slot in enumerate(order)),
+        masks=[masks[slot] for slot in order],
+        rejected=torch.cat([torch.zeros(0, dtype=torch.bool), *(one.rejected for one in parts)])[order],
+        scores=torch.cat([torch.zeros(0), *(one.scores for one in parts)])[order],
+        size_hw=size_hw,
+        text="\n".join(one.text for one in parts if one.text),
+    )
+
+
 def _too_long(batch: ConversationBatch, length: int, positions: int) -> DataError:
+    rows = batch.attention_mask.sum(1)
+    image = int(batch.conversation_to_image[int(rows.argmax())])
     anew = "ask in fewer words; of a dialogue that has become too long, encode the picture again"
     return DataError(
         f"a conversation of {length} tokens, image included",
+        where=_name(batch, image),
         why=f"the language model has {positions} positions",
         fix="ask for fewer expressions at once" if any(batch.expressions) else anew,
     )

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from saccade.draws import Draws
 from saccade.errors import DataError, UsageError
 from saccade.models.gsva.conversation import Conversation, check_words
-from saccade.samples import Sample
+from saccade.samples import Sample, Wording
 from saccade.tokens.pieces import IMAGE, REJ, SEG
 
 _QUESTIONS = (
@@ -87,16 +87,16 @@ def apart(sample: Sample) -> list[Sample]:
         return [dataclasses.replace(sample, dialogue=silent, phrases=())]
     if sample.wording in ("question", "sentence"):
         return [sample]
+    wording: Wording = "part" if sample.wording == "part" else "class"
+    singles = (some(sample, index, index + 1) for index in range(len(sample.phrases)))
+    return [dataclasses.replace(single, wording=wording) for single in singles]
+
+
+def some(sample: Sample, start: int, end: int) -> Sample:
+    """A sample of the phrases from ``start`` up to ``end``, with their masks."""
     masks = sample.target.masks
-    return [
-        dataclasses.replace(
-            sample,
-            phrases=(phrase,),
-            wording="part" if sample.wording == "part" else "class",
-            target=dataclasses.replace(sample.target, masks=None if masks is None else masks[index : index + 1]),
-        )
-        for index, phrase in enumerate(sample.phrases)
-    ]
+    target = dataclasses.replace(sample.target, masks=None if masks is None else masks[start:end])
+    return dataclasses.replace(sample, phrases=sample.phrases[start:end], target=target)
 
 
 def evaluation(sample: Sample) -> list[Conversation]:
@@ -216,7 +216,7 @@ def _present(sample: Sample) -> list[bool]:
     masks = sample.target.masks
     if masks is None or len(masks) != len(sample.phrases):
         raise DataError(
-            f"{len(sample.phrases)} phrases with {0 if masks is None else len(masks)} masks", where=_name(sample)
+            f"{len(sample.phrases)} phrases with {0 if masks is None else len(masks)} masks", where=name(sample)
         )
     if sample.wording in ("class", "part"):
         return [True] * len(sample.phrases)
@@ -232,10 +232,12 @@ def check(sample: Sample) -> None:
         DataError: A phrase that the model would take for its own words, or for nothing.
     """
     if not sample.phrases:
-        raise UsageError("no phrase is given", where=_name(sample), fix="say what to segment: --phrase 'the red ball'")
-    for phrase in sample.phrases:
-        check_words(phrase, "phrase", where=_name(sample))
+        raise UsageError("no phrase is given", where=name(sample), fix="say what to segment: --phrase 'the red ball'")
+    for index, phrase in enumerate(sample.phrases):
+        number = f", phrase {index + 1}" if len(sample.phrases) > 1 else ""
+        check_words(phrase, "phrase", where=name(sample) + number)
 
 
-def _name(sample: Sample) -> str:
+def name(sample: Sample) -> str:
+    """What an error calls the picture of a sample."""
     return str(sample.origin.path or sample.origin.image_id)
