@@ -29,6 +29,7 @@ from saccade.models.visft.clip import CLIPPair, CLIPPairConfig, TextTowerConfig
 from saccade.models.visft.convert import to_official
 from saccade.models.visft.model import ViSFT
 from saccade.models.visft.presets import PRESETS
+from saccade.suites.towers import open_tower
 from saccade.tasks import Task
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "models/visft"))
@@ -477,6 +478,24 @@ def test_what_was_trained_in_full_beside_updates_goes_with_them_or_is_named(tmp_
     with pytest.raises(UsageError, match=r"(?s)cannot be taken out.*backbone\.norm"):
         unmerge_files(tmp_path / "a", updates, tmp_path / "c")
     assert not (tmp_path / "c").exists()
+
+
+def test_a_tower_takes_what_was_trained_beside_updates_and_is_told_from_others(tmp_path: Path) -> None:
+    """Runs end in folders of one name: features that are kept must not be taken for those of another."""
+    base = str(saved(pair(), tmp_path / "base"))
+    models = [make(lora=BESIDE, seed=seed) for seed in (1, 2)]
+    runs = [saved(model, tmp_path / f"run{index}" / "last") for index, model in enumerate(models)]
+    towers = [open_tower(base, lora=run) for run in runs]
+    for tower, model in zip(towers, models, strict=True):
+        assert torch.equal(tower.vit.get_submodule("norm").weight, model.backbone.get_submodule("norm").weight)
+        assert "no place for it: caption." in tower.notes[0] and len(tower.notes) == 1
+        assert len(updates_of(tower.model)) == 12
+    assert towers[0].updates == towers[1].updates and towers[0].identity != towers[1].identity
+    files = [tmp_path / name / "lora.pt" for name in "ab"]
+    for file, seed in zip(files, (1, 2), strict=True):
+        file.parent.mkdir()
+        torch.save(official_updates(make(seed=seed)), file)
+    assert len({open_tower(base, lora=file).identity for file in files}) == 2
 
 
 @pytest.mark.parametrize("form", ["official", "peft"])

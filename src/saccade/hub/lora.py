@@ -420,20 +420,19 @@ def _check(
     told = f"the updates have {len(found)} blocks of width {_width(found)}"
     own = sorted(blocks)
     for block, (down, up) in found.items():
-        if up.shape[0] != 2 * down.shape[1]:
-            raise CheckpointError(
-                "no low-rank updates of queries and values",
-                where=f"{source}, block {block}",
-                why=f"B has {up.shape[0]} rows; of queries and values of width {down.shape[1]} it has "
-                f"{2 * down.shape[1]}",
-                fix="updates of keys have no official form",
-            )
         if down.shape[1] != width:
             raise CheckpointError(
                 "low-rank updates of another backbone",
                 where=source,
                 why=f"{told}, the backbone has {len(own)} of width {width}",
                 fix="take those of its size: eva_g_lora_*.pt have width 1408, eva_e_lora_*.pt width 1792",
+            )
+        if up.shape[0] != 2 * width:
+            raise CheckpointError(
+                "no low-rank updates of queries and values",
+                where=f"{source}, block {block}",
+                why=f"B has {up.shape[0]} rows; of queries and values of width {width} it has {2 * width}",
+                fix="updates of keys have no official form",
             )
         given = up.shape[1]
         if down.shape[0] != 2 * given or (rank is not None and given != rank):
