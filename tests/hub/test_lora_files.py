@@ -18,15 +18,18 @@ from torch import Tensor
 
 from saccade.cli import main
 from saccade.errors import CheckpointError, UsageError
-from saccade.hub.checkpoint import load_folder, save_model
+from saccade.hub.checkpoint import load_folder, save_model, write_checkpoint
 from saccade.hub.convert import convert_file, export_official
-from saccade.hub.lora import extract, load_lora, merge_files, unmerge_files
+from saccade.hub.lora import LoRAForm, extract, load_lora, merge_files, unmerge_files
 from saccade.hub.peft_adapter import PEFT_CONFIG, PEFT_WEIGHTS
 from saccade.hub.starts import load_backbone, load_head
 from saccade.layers.lora import LoRAConfig, add_lora, fold, lora_of, set_multiplier, updates_of
+from saccade.models.gsva.presets import PRESETS as GSVA_PRESETS
+from saccade.models.visft.clip import CLIPPair, CLIPPairConfig, TextTowerConfig
 from saccade.models.visft.convert import to_official
 from saccade.models.visft.model import ViSFT
 from saccade.models.visft.presets import PRESETS
+from saccade.suites.towers import open_tower
 from saccade.tasks import Task
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "models/visft"))
@@ -34,6 +37,7 @@ from helpers_visft import SIZE, batch, tiny_config, tiny_words
 
 IMAGES = torch.randn(1, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(1))
 LORA = LoRAConfig(rank=4, alpha=1.0)
+QKV = tuple(f"backbone.blocks.{block}.attn.qkv" for block in range(3))
 QUERIES = "visft_heads.query_embeds.detection.detection_coco.weight"
 
 
@@ -49,7 +53,15 @@ def make(*, lora: LoRAConfig | None = LORA, seed: int = 0, **changes: object) ->
     return model.eval()
 
 
-def saved(model: ViSFT, folder: Path) -> Path:
+def pair(*, seed: int = 0) -> CLIPPair:
+    """Two towers, of which the first has the layers of the model above, a class token, and no heads."""
+    torch.manual_seed(seed)
+    text = TextTowerConfig(vocab_size=20, positions=8, width=16, layers=1, heads=2)
+    vit = dataclasses.replace(tiny_config().vit, class_token=True)
+    return CLIPPair(CLIPPairConfig(vit=vit, text=text, joint_width=12)).eval()
+
+
+def saved(model: ViSFT | CLIPPair, folder: Path) -> Path:
     return save_model(model, folder, classes={}, provenance={})
 
 
@@ -61,7 +73,7 @@ def official_updates(model: ViSFT) -> dict[str, Tensor]:
 def test_updates_leave_a_checkpoint_and_come_back(tmp_path: Path) -> None:
     model = make()
     folder = saved(model, tmp_path / "model")
-    assert extract(folder, tmp_path / "lora.pt") == 3
+    assert extract(folder, tmp_path / "lora.pt").layers == QKV
     held = torch.load(tmp_path / "lora.pt")
     assert held.keys() == official_updates(model).keys()
     assert all(torch.equal(value, held[key]) for key, value in official_updates(model).items())
@@ -83,7 +95,7 @@ def test_updates_are_added_to_official_weights_under_any_name(tmp_path: Path, pr
     torch.save(renamed | rest, tmp_path / "base.pth")
     torch.save(official_updates(model), tmp_path / "lora.pt")
     merged = merge_files(tmp_path / "base.pth", tmp_path / "lora.pt", tmp_path / "out.pth", multiplier=multiplier)
-    assert merged.scale == 0.25 * multiplier and merged.blocks == (0, 1, 2)
+    assert merged.scale == 0.25 * multiplier and merged.layers == QKV
     found = torch.load(tmp_path / "out.pth")
     set_multiplier(model, multiplier)
     fold(model)
@@ -198,6 +210,14 @@ def broken(kind: str) -> dict[str, Tensor]:
         held = {k: v[:6] if k.endswith("A") else v for k, v in held.items()}
     elif kind == "half a block":
         del held["visual.blocks.1.attn.qkv.lora_B"]
+    elif kind == "keys, too":
+        held = {k: v if k.endswith("A") else torch.zeros(48, 4) for k, v in held.items()}
+    elif kind == "no matrix":
+        held["visual.blocks.1.attn.qkv.lora_B"] = torch.zeros(4)
+    elif kind == "other layers":
+        held["visual.blocks.1.attn.proj.lora_A"] = torch.zeros(4, 16)
+    elif kind == "infinite":
+        held["visual.blocks.1.attn.qkv.lora_B"][0, 0] = float("inf")
     elif kind == "nothing":
         held = {"x": torch.zeros(1)}
     return held
@@ -211,6 +231,10 @@ def broken(kind: str) -> dict[str, Tensor]:
         ("more blocks", r"(?s)has not: 3.*--leave-out 3"),
         ("sides of different rank", "rank 4, but A has 6 rows"),
         ("half a block", r"(?s)half a block.*only A.*blocks\.1\."),
+        ("keys, too", r"(?s)queries and values.*48 rows.*width 16 it has 32"),
+        ("no matrix", r"(?s)no matrix.*blocks\.1\..*\[4\]"),
+        ("other layers", r"(?s)other layers than queries and values.*attn\.proj\.lora_A"),
+        ("infinite", r"(?s)not finite.*blocks\.1\."),
         ("nothing", "no low-rank updates"),
     ],
 )
@@ -225,6 +249,9 @@ def test_what_does_not_fit_is_one_clear_error(tmp_path: Path, kind: str, message
         base = saved(model, tmp_path / "model")
     with pytest.raises(CheckpointError, match=message):
         merge_files(base, tmp_path / "lora.pt", tmp_path / "out.pth")
+    if kind in ("no matrix", "other layers", "infinite"):
+        with pytest.raises(CheckpointError, match=message):
+            extract(tmp_path / "lora.pt", tmp_path / "out.pth")
     assert not (tmp_path / "out.pth").exists()
 
 
@@ -246,7 +273,7 @@ def test_blocks_are_left_out_by_name(tmp_path: Path, official: bool) -> None:
     arguments = ["lora", "merge", str(base), str(tmp_path / "lora.pt"), "--leave-out", "3"]
     assert main([*arguments, "--out", str(tmp_path / "out.pth"), "--json", str(tmp_path / "told.json")]) == 0
     told = json.loads((tmp_path / "told.json").read_text())
-    assert (told["blocks"], told["left_out"], told["multiplier"]) == ([0, 1, 2], [3], 1)
+    assert (told["layers"], told["left_out"], told["multiplier"]) == (list(QKV), [3], 1)
     with pytest.raises(UsageError, match="no block 7 that could be left out"):
         merge_files(base, tmp_path / "lora.pt", tmp_path / "other.pth", leave_out=(3, 7))
     assert not (tmp_path / "other.pth").exists()
@@ -331,7 +358,7 @@ def test_weights_with_digits_to_spare_are_back_bit_for_bit(tmp_path: Path, offic
     arguments = ["lora", "unmerge", str(tmp_path / "merged.pth"), str(updates), "--out", str(tmp_path / "back.pth")]
     assert main([*arguments, "--json", str(tmp_path / "told.json")]) == 0
     told = json.loads((tmp_path / "told.json").read_text())
-    assert told["blocks"] == [0, 1, 2] and 0 < told["rounding"] < 1e-5
+    assert told["layers"] == list(QKV) and 0 < told["rounding"] < 1e-5
     before, after = read(base), read(tmp_path / "back.pth")
     assert all(torch.equal(value, after[key]) for key, value in before.items()) and before.keys() == after.keys()
 
@@ -355,17 +382,208 @@ def test_the_commands(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
     assert "will not write over" in capsys.readouterr().err
 
 
-def test_other_scales_have_no_official_form(tmp_path: Path) -> None:
-    folder = saved(make(lora=LoRAConfig(rank=4)), tmp_path / "model")
-    with pytest.raises(CheckpointError, match="scale is 1, the rank 4"):
-        extract(folder, tmp_path / "lora.pt")
+@pytest.mark.parametrize("alpha", [0.0, 1.0, 6.0])
+@pytest.mark.parametrize("whole", [False, True])
+def test_any_scale_has_the_official_form(tmp_path: Path, alpha: float, whole: bool) -> None:
+    """Its scale of 1 / rank is not told: what a scale differs by goes into B."""
+    model = make(lora=LoRAConfig(rank=4, alpha=alpha))
+    folder = saved(model, tmp_path / "model")
+    plain = make(lora=None)
+    plain.load_state_dict({key: value for key, value in model.state_dict().items() if ".lora." not in key})
+    if whole:
+        export_official(folder, tmp_path / "lora.pth")
+    else:
+        extract(folder, tmp_path / "lora.pth")
+    assert merge_files(saved(plain, tmp_path / "plain"), tmp_path / "lora.pth", tmp_path / "merged").scale == 0.25
+    merge_files(folder, None, tmp_path / "own")
+    merged, own = read(tmp_path / "merged"), read(tmp_path / "own")
+    exact = alpha != 6
+    for key, value in own.items():
+        torch.testing.assert_close(merged[key], value, rtol=0 if exact else 1e-6, atol=0 if exact else 1e-6)
+
+
+@pytest.mark.parametrize("ending", ["pth", "safetensors"])
+def test_updates_without_a_place_in_the_official_form_are_refused(tmp_path: Path, ending: str) -> None:
+    out = tmp_path / f"out.{ending}"
+    folder = saved(make(lora=LoRAConfig(rank=4, targets=("backbone.blocks.*",))), tmp_path / "all")
+    with pytest.raises(CheckpointError, match=r"(?s)queries and values of a plain backbone alone.*attn\.qkv"):
+        export_official(folder, out)
+    tower = pair()
+    add_lora(tower, LoRAConfig(rank=2))
+    with pytest.raises(UsageError, match=r"saccade lora merge .*pair --out"):
+        export_official(saved(tower, tmp_path / "pair"), out)
+    assert not out.exists()
+
+
+def test_second_names_of_a_head_are_written_to_safetensors(tmp_path: Path) -> None:
+    model = make()
+    folder = saved(model, tmp_path / "model")
+    export_official(folder, tmp_path / "model.safetensors")
+    official = to_official(model.state_dict(), model.config)
+    torch.save(official, tmp_path / "model.pth")
+    merge_files(tmp_path / "model.pth", None, tmp_path / "merged.safetensors")
+    found, merged = load_file(tmp_path / "model.safetensors"), load_file(tmp_path / "merged.safetensors")
+    assert found.keys() == official.keys() and any("segment_head." in key for key in found)
+    assert all(torch.equal(found[key], value) for key, value in official.items())
+    assert merged.keys() == {key for key in official if ".lora_" not in key}
+
+
+ALL = LoRAConfig(rank=4, targets=("backbone.blocks.*",))
+BESIDE = dataclasses.replace(ALL, trained=("backbone.norm.*", "caption.*"))
+
+
+@pytest.mark.parametrize("multiplier", [1, 2])
+def test_updates_of_all_layers_go_from_one_checkpoint_into_another(tmp_path: Path, multiplier: int) -> None:
+    """With names and shapes alone; the other has heads that this one lacks, and this one a class token."""
+    model, tower = make(lora=ALL), pair()
+    updates, base = saved(model, tmp_path / "updates"), saved(tower, tmp_path / "base")
+    done = merge_files(base, updates, tmp_path / "merged", multiplier=multiplier)
+    assert len(done.layers) == len(updates_of(model)) == 3 * 4 and not done.homeless
+    merged, before = read(tmp_path / "merged"), read(base)
+    changed = {key for key in before if not torch.equal(before[key], merged[key])}
+    assert changed == {f"{name}.weight" for name in updates_of(model)}
+    for name, (_, update) in updates_of(model).items():
+        delta = merged[f"{name}.weight"] - before[f"{name}.weight"]
+        torch.testing.assert_close(delta, multiplier * update.delta(), rtol=1e-4, atol=1e-5)
+    back = unmerge_files(tmp_path / "merged", updates, tmp_path / "back", multiplier=multiplier)
+    after = read(tmp_path / "back")
+    assert max(float((after[key] - before[key]).abs().max()) for key in before) <= back.rounding
+
+
+def test_updates_of_heads_are_named_where_there_is_no_such_head(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    both = dataclasses.replace(ALL, targets=(*ALL.targets, "detection.class_logits"))
+    updates = saved(make(lora=both), tmp_path / "updates")
+    base = saved(pair(), tmp_path / "base")
+    assert main(["lora", "merge", str(base), str(updates), "--out", str(tmp_path / "merged")]) == 0
+    said = capsys.readouterr().err
+    assert "12 layers changed" in said
+    assert "no place there: detection.class_logits.lora.A, detection.class_logits.lora.B" in said
+
+
+def test_what_was_trained_in_full_beside_updates_goes_with_them_or_is_named(tmp_path: Path) -> None:
+    model = make(lora=BESIDE)
+    updates = saved(model, tmp_path / "updates")
+    captions = {key for key in model.state_dict() if key.startswith("caption.")}
+    other, own = saved(pair(seed=3), tmp_path / "pair"), saved(make(lora=None, seed=3), tmp_path / "plain")
+    assert set(merge_files(other, updates, tmp_path / "a").homeless) == captions
+    assert not merge_files(own, updates, tmp_path / "b").homeless
+    merged, full = read(tmp_path / "a"), read(tmp_path / "b")
+    for key, value in model.state_dict().items():
+        if key.startswith("backbone.norm."):
+            assert torch.equal(merged[key], value) and torch.equal(full[key], value)
+        if key in captions:
+            assert torch.equal(full[key], value)
+    with pytest.raises(UsageError, match=r"(?s)cannot be taken out.*backbone\.norm"):
+        unmerge_files(tmp_path / "a", updates, tmp_path / "c")
+    assert not (tmp_path / "c").exists()
+
+
+def test_a_tower_takes_what_was_trained_beside_updates_and_is_told_from_others(tmp_path: Path) -> None:
+    """Runs end in folders of one name: features that are kept must not be taken for those of another."""
+    base = str(saved(pair(), tmp_path / "base"))
+    models = [make(lora=BESIDE, seed=seed) for seed in (1, 2)]
+    runs = [saved(model, tmp_path / f"run{index}" / "last") for index, model in enumerate(models)]
+    towers = [open_tower(base, lora=run) for run in runs]
+    for tower, model in zip(towers, models, strict=True):
+        assert torch.equal(tower.vit.get_submodule("norm").weight, model.backbone.get_submodule("norm").weight)
+        assert "no place for it: caption." in tower.notes[0] and len(tower.notes) == 1
+        assert len(updates_of(tower.model)) == 12
+    assert towers[0].updates == towers[1].updates and towers[0].identity != towers[1].identity
+    files = [tmp_path / name / "lora.pt" for name in "ab"]
+    for file, seed in zip(files, (1, 2), strict=True):
+        file.parent.mkdir()
+        torch.save(official_updates(make(seed=seed)), file)
+    assert len({open_tower(base, lora=file).identity for file in files}) == 2
+
+
+@pytest.mark.parametrize("form", ["official", "peft"])
+def test_updates_that_mean_nothing_by_themselves_are_not_written_so(tmp_path: Path, form: LoRAForm) -> None:
+    both = saved(make(lora=dataclasses.replace(BESIDE, targets=LORA.targets)), tmp_path / "both")
+    heads = dataclasses.replace(LORA, trained=("caption.*",))
+    head = saved(make(lora=heads), tmp_path / "head")
+    with pytest.raises(UsageError, match=r"(?s)trained in full.*backbone\.norm.*saccade lora merge"):
+        extract(both, tmp_path / "out.pt", form=form)
+    plain = make(lora=None)
+    torch.save(to_official(plain.state_dict(), plain.config), tmp_path / "base.pth")
+    with pytest.raises(UsageError, match=r"(?s)trained in full.*backbone\.norm"):
+        merge_files(tmp_path / "base.pth", both, tmp_path / "merged.pth")
+    if form == "peft":
+        with pytest.raises(UsageError, match=r"(?s)trained in full.*caption"):
+            extract(head, tmp_path / "out.pt", form=form)
+    else:
+        left = extract(head, tmp_path / "lora.pt").homeless
+        assert left and all(name.startswith("caption.") for name in left)
+        assert merge_files(tmp_path / "base.pth", head, tmp_path / "merged.pth").homeless == left
+    assert not (tmp_path / "out.pt").exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"width": 32}, r"(?s)another model.*lora\.A is .* x 16, the layer here needs .* x 32"),
+        ({"depth": 4}, r"(?s)lack 4 of 16 layers.*backbone\.blocks\.3\.attn\.proj"),
+        ({"depth": 2}, r"(?s)have not: backbone\.blocks\.2\.attn\.proj.*--leave-out 2"),
+    ],
+)
+def test_a_checkpoint_of_another_backbone_is_refused(tmp_path: Path, changes: dict[str, int], message: str) -> None:
+    updates = saved(make(lora=ALL), tmp_path / "updates")
+    vit = dataclasses.replace(tiny_config().vit, global_blocks=tuple(range(changes.get("depth", 3))), **changes)
+    base = saved(make(lora=None, vit=vit), tmp_path / "base")
+    with pytest.raises(CheckpointError, match=message):
+        merge_files(base, updates, tmp_path / "merged")
+    if changes == {"depth": 2}:
+        assert len(merge_files(base, updates, tmp_path / "merged", leave_out=(2,)).layers) == 8
+        with pytest.raises(UsageError, match="no block 7"):
+            merge_files(base, updates, tmp_path / "other", leave_out=(2, 7))
+
+
+def test_a_checkpoint_of_another_system_is_refused(tmp_path: Path) -> None:
+    model = make(lora=LoRAConfig(rank=2, targets=("detection.class_logits",)))
+    with pytest.raises(CheckpointError, match=r"(?s)another model.*'detection\.class_logits'"):
+        merge_files(saved(pair(), tmp_path / "base"), saved(model, tmp_path / "updates"), tmp_path / "merged")
+    with pytest.raises(CheckpointError, match="no low-rank updates"):
+        merge_files(tmp_path / "base", tmp_path / "base", tmp_path / "merged")
+
+
+def test_values_that_are_not_finite_are_refused(tmp_path: Path) -> None:
+    model = make(lora=ALL)
+    with torch.no_grad():
+        updates_of(model)["backbone.blocks.1.attn.proj"][1].B[0] = float("nan")
+    with pytest.raises(CheckpointError, match=r"(?s)not finite.*blocks\.1\.attn\.proj"):
+        merge_files(saved(pair(), tmp_path / "base"), saved(model, tmp_path / "updates"), tmp_path / "merged")
+
+
+def test_updates_of_a_gsva_are_a_part_of_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = next(iter(GSVA_PRESETS.values()))()
+    config = dataclasses.replace(config, lora=dataclasses.replace(config.lora, rank=4))
+    write_checkpoint(
+        tmp_path / "gsva",
+        state={"x": torch.zeros(1)},
+        config=config,
+        tasks=(),
+        classes={},
+        preprocessing={},
+        provenance={},
+        vocabulary=None,
+    )
+    base = saved(make(lora=None), tmp_path / "base")
+    for words in (["extract", "gsva"], ["merge", "gsva"], ["merge", "base", "gsva"]):
+        paths = [str(tmp_path / word) for word in words[1:]]
+        assert main(["lora", words[0], *paths, "--out", str(tmp_path / "out")]) == 2
+        assert "a part of its model" in (said := capsys.readouterr().err) and "--to-official" in said
+    torch.save(to_official(make(lora=None).state_dict(), make().config), tmp_path / "base.pth")
+    with pytest.raises(UsageError, match="a part of its model"):
+        merge_files(tmp_path / "base.pth", tmp_path / "gsva", tmp_path / "out.pth")
+    assert base.exists() and not (tmp_path / "out").exists()
 
 
 def test_a_checkpoint_with_updates_is_written_in_official_names_and_read_again(tmp_path: Path) -> None:
     model = make()
     folder = saved(model, tmp_path / "model")
     export_official(folder, tmp_path / "model.pth")
-    assert extract(tmp_path / "model.pth", tmp_path / "lora.pt") == 3
+    assert extract(tmp_path / "model.pth", tmp_path / "lora.pt").layers == QKV
     other = ViSFT(tiny_config(), tiny_words())
     with pytest.raises(CheckpointError, match="saccade lora merge"):
         load_backbone(other, tmp_path / "model.pth")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -82,9 +83,11 @@ def _extract(arguments: argparse.Namespace) -> int:
     from saccade.cli import screen
     from saccade.hub.lora import extract
 
-    layers = extract(arguments.source, arguments.out, form=arguments.form)
-    screen.write_json(arguments.json, {"written": arguments.out, "layers": layers})
-    screen.note(f"wrote the updates of {layers} layers to {arguments.out}")
+    done = extract(arguments.source, arguments.out, form=arguments.form)
+    told = {"written": arguments.out, "layers": list(done.layers), "homeless": list(done.homeless)}
+    screen.write_json(arguments.json, told)
+    screen.note(f"wrote the updates of {len(done.layers)} layers to {arguments.out}")
+    _tell_homeless(done.homeless)
     return 0
 
 
@@ -117,14 +120,25 @@ def _tell(done: Merged, arguments: argparse.Namespace) -> None:
 
     told = {
         "written": done.path,
-        "blocks": list(done.blocks),
+        "layers": list(done.layers),
         "left_out": list(done.left_out),
+        "homeless": list(done.homeless),
         "multiplier": arguments.multiplier,
         "scale": done.scale,
         "rounding": done.rounding,
     }
     screen.write_json(arguments.json, told)
     screen.note(
-        f"wrote {done.path}: {len(done.blocks)} blocks changed, B A counts {done.scale:g} "
+        f"wrote {done.path}: {len(done.layers)} layers changed, B A counts {done.scale:g} "
         f"(multiplier {arguments.multiplier})"
     )
+    _tell_homeless(done.homeless)
+
+
+def _tell_homeless(names: Sequence[str]) -> None:
+    """Says what was trained and is not in what was written."""
+    from saccade.cli import screen
+    from saccade.hub.adopt import listed
+
+    if names:
+        screen.note(f"left out, for it has no place there: {listed(names, most=4)}")

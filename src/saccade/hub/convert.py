@@ -21,7 +21,7 @@ from saccade.errors import CheckpointError, UsageError, nearest
 from saccade.hub.checkpoint import VOCABULARY, read_card, write_checkpoint, written_whole
 from saccade.hub.convert_gsva import language_part, map_gsva, map_language, map_sam
 from saccade.hub.convert_polar import map_polar, polar_official
-from saccade.hub.convert_visft import is_visft, map_visft
+from saccade.hub.convert_visft import is_visft, map_visft, with_official_scale
 from saccade.hub.shards import SHARD_BYTES, WEIGHTS, file_sha256, read_weights, write_weights
 from saccade.hub.sizes import Kind, choose_config, count_blocks, expected_shapes, skeleton
 from saccade.hub.starts import BACKBONE, HEADS_FILE, TEXT
@@ -451,8 +451,9 @@ def export_official(folder: str | Path, out: str | Path) -> MappingReport:
         Our keys to official ones.
 
     Raises:
-        CheckpointError: No checkpoint, or a name that the official model does not have.
-        UsageError: Another ending, or a file that exists.
+        CheckpointError: No checkpoint, a name that the official model does not have, or low-rank updates that the
+            authors' form does not know.
+        UsageError: Another ending, a file that exists, or low-rank updates of another model than ViSFT.
     """
     target = Path(out)
     card = read_card(folder)
@@ -461,6 +462,12 @@ def export_official(folder: str | Path, out: str | Path) -> MappingReport:
         raise UsageError(f"the name of the official file must end in {' or '.join(endings)}", where=target)
     if target.exists():
         raise UsageError("will not write over an existing file", where=target, fix="choose another name")
+    if card.lora is not None and not isinstance(card.config, ViSFTConfig):
+        raise UsageError(
+            "the official form of this model has no place for low-rank updates",
+            where=card.folder,
+            fix=f"add them to the weights first: saccade lora merge {folder} --out MERGED",
+        )
     state = read_weights(card.folder)
     if isinstance(card.config, GSVAConfig):
         # As they are: the released files mix types, and exactness depends on it.
@@ -472,6 +479,8 @@ def export_official(folder: str | Path, out: str | Path) -> MappingReport:
         write_official(official, target, wrapper=None)
         return MappingReport(source=str(card.folder), matched={key: key for key in official})
     if isinstance(card.config, ViSFTConfig):
+        if card.lora is not None:
+            state = with_official_scale(state, card.config, card.lora, source=card.folder)
         official = visft.to_official(state, card.config)
         write_official(official, target, wrapper=None)
         report = MappingReport(source=str(card.folder), matched={key: key for key in official})
@@ -523,11 +532,22 @@ def write_official(official: dict[str, Tensor], target: Path, *, wrapper: str | 
     """
     target.parent.mkdir(parents=True, exist_ok=True)
     if target.suffix == ".safetensors":
-        save_file({key: value.contiguous() for key, value in official.items()}, target, metadata={"format": "pt"})
+        save_file(_unshared(official), target, metadata={"format": "pt"})
     elif wrapper is None:
         torch.save(official, target)
     else:
         torch.save({"meta": {"experiment_name": "saccade", "iter": 0, "epoch": 0}, wrapper: official}, target)
+
+
+def _unshared(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The same values, none twice in memory: safetensors has no second names for a tensor, as ViSFT's heads have."""
+    seen: set[int] = set()
+    own = {}
+    for key, value in tensors.items():
+        place = value.untyped_storage().data_ptr()
+        own[key] = value.clone(memory_format=torch.contiguous_format) if place in seen else value.contiguous()
+        seen.add(place)
+    return own
 
 
 def _kind(file: TensorFile) -> Kind:

@@ -7,14 +7,14 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from saccade.data.class_names import CLASS_NAMES
 from saccade.errors import CheckpointError, UsageError, nearest
 from saccade.hub.sizes import Kind
 from saccade.hub.unpickle import TensorFile
 from saccade.hub.weight_sets import read_weight_set
-from saccade.layers.lora import LoRAConfig, add_lora
+from saccade.layers.lora import CHILD, LoRAConfig, add_lora, updates_of
 from saccade.mapping import MappingReport
 from saccade.models.visft import convert as visft
 from saccade.models.visft.clip import CLIPPair, CLIPPairConfig, TextTowerConfig
@@ -87,6 +87,62 @@ def map_visft(
         allowed = ("backbone.norm.*",)
         report.notes.append("the file has no last norm: it starts as the identity")
     return Mapped(kind="backbone", preset=name, config=config, state=state, report=report, allowed=allowed)
+
+
+def updates_by_block(model: nn.Module, source: str | Path) -> dict[int, tuple[Tensor, Tensor]]:
+    """A and B of every block, without gradients: what is written to them changes the model.
+
+    Args:
+        model: With updates (:func:`saccade.layers.lora.add_lora`).
+        source: Where it came from, for messages.
+
+    Raises:
+        CheckpointError: It has others than of queries and values of its backbone's blocks.
+    """
+    blocks: dict[int, tuple[Tensor, Tensor]] = {}
+    for name, (layer, update) in updates_of(model).items():
+        parts, rows = name.split("."), queries_values(layer.in_features)
+        if parts[:2] != ["backbone", "blocks"] or parts[3:] != ["attn", "qkv"] or update.rows != rows:
+            raise CheckpointError(
+                "the official form knows updates of queries and values of a plain backbone alone",
+                where=source,
+                why=f"'{name}' has others",
+                fix="add them to a checkpoint of ours (saccade lora merge), or write peft's form "
+                "(saccade lora extract --form peft)",
+            )
+        blocks[int(parts[2])] = update.A.detach(), update.B.detach()
+    return blocks
+
+
+def queries_values(width: int) -> tuple[tuple[int, int], ...]:
+    """First and last (exclusive) rows of them in a layer that makes queries, keys and values of so many channels."""
+    return (0, width), (2 * width, 3 * width)
+
+
+def in_official_scale(up: Tensor, lora: LoRAConfig) -> Tensor:
+    """B as it counts the same under the scale of the authors' form, 1 / rank, which their files do not tell.
+
+    The rest of the scale goes into B: exactly where it is a power of two, and else rounded once, in single precision.
+    """
+    rest = lora.scale * lora.rank / visft.PUBLISHED_LORA.alpha
+    return up if rest == 1 else up.float() * rest
+
+
+def with_official_scale(
+    state: Mapping[str, Tensor], config: ViSFTConfig, lora: LoRAConfig, *, source: str | Path
+) -> dict[str, Tensor]:
+    """The weights of a checkpoint with low-rank updates, these in the scale of the authors' form.
+
+    Raises:
+        CheckpointError: Updates that this form does not know.
+    """
+    with torch.device("meta"):
+        model = ViSFT(config)
+        add_lora(model, lora)
+    updates_by_block(model, source)
+    return {
+        key: in_official_scale(value, lora) if key.endswith(f".{CHILD}.B") else value for key, value in state.items()
+    }
 
 
 def _map_heads(file: TensorFile, name: str, *, base: str | Path | None, part: Head | None) -> Mapped:

@@ -7,7 +7,7 @@ what :func:`extract` writes. peft's form is written, and read by peft.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, TypeAlias
 
@@ -15,8 +15,18 @@ import torch
 from torch import Tensor, nn
 
 from saccade.errors import CheckpointError, UsageError
-from saccade.hub.checkpoint import is_checkpoint, load_folder, save_model
+from saccade.hub.adopt import (
+    Sign,
+    adopt,
+    listed,
+    refuse_idle_blocks,
+    refuse_not_finite,
+    refuse_own_form,
+    trained_beside,
+)
+from saccade.hub.checkpoint import CheckpointCard, is_checkpoint, load_folder, read_card, save_model
 from saccade.hub.convert import write_official
+from saccade.hub.convert_visft import in_official_scale, queries_values, updates_by_block
 from saccade.hub.peft_adapter import write_adapter
 from saccade.hub.unpickle import read_tensor_file
 from saccade.hub.weight_sets import read_weight_set
@@ -33,10 +43,21 @@ from saccade.layers.lora import (
 from saccade.models.visft import convert as visft
 
 LoRAForm: TypeAlias = Literal["official", "peft"]
-Sign: TypeAlias = Literal[1, -1]
-"""Whether updates are added to weights, or taken out."""
 Pair: TypeAlias = tuple[Tensor, Tensor]
 """A and B of one block."""
+
+
+@dataclass(kw_only=True, frozen=True)
+class Extracted:
+    """What :func:`extract` wrote.
+
+    Attributes:
+        layers: Layers that have an update, by our names.
+        homeless: Parameters that were trained in full beside the updates, which the form has no place for.
+    """
+
+    layers: tuple[str, ...]
+    homeless: tuple[str, ...] = field(default=())
 
 
 @dataclass(kw_only=True, frozen=True)
@@ -45,16 +66,18 @@ class Merged:
 
     Attributes:
         path: What was written.
-        blocks: Blocks whose weights were changed.
+        layers: Layers whose weights were changed, by our names.
         left_out: Blocks of the updates that were left out on request.
+        homeless: What was trained (updates, or parameters in full) that the weights have no place for: of other parts.
         scale: What the product of the two factors counted, the multiplier included.
         rounding: How far a weight can be from what it was once updates were added and taken out again: half a unit in
             the last place each time, of the greatest weight that was changed.
     """
 
     path: Path
-    blocks: tuple[int, ...]
+    layers: tuple[str, ...]
     left_out: tuple[int, ...]
+    homeless: tuple[str, ...]
     scale: float
     rounding: float
 
@@ -71,10 +94,10 @@ def load_lora(model: nn.Module, state: Mapping[str, Tensor], *, source: str = ""
         CheckpointError: Updates of another backbone, of another rank, or not of every block; or the model has others
             than of queries and values.
     """
-    _fill(model, visft.lora_form(state)[0], source=source)
+    _fill(model, _official_updates(state, source)[0], source=source)
 
 
-def extract(source: str | Path, out: str | Path, *, form: LoRAForm = "official") -> int:
+def extract(source: str | Path, out: str | Path, *, form: LoRAForm = "official") -> Extracted:
     """Writes the updates of a checkpoint by themselves.
 
     Args:
@@ -83,36 +106,40 @@ def extract(source: str | Path, out: str | Path, *, form: LoRAForm = "official")
             have our names, ``backbone.blocks.0.attn.qkv``, and its scale of 1 / rank is told.
         form: The form.
 
-    Returns:
-        Layers that have an update.
+    The official form has a scale of 1 / rank, which it does not tell: what the scale differs by goes into B, exactly
+    where it is a power of two.
 
     Raises:
         CheckpointError: There are no updates, or (in the official form) others than of a ViSFT.
-        UsageError: What is to be written exists.
+        UsageError: What is to be written exists, or parameters were trained in full that the updates mean nothing
+            without: of the backbone, and in peft's form any.
     """
     target = Path(out)
     if target.exists():
         raise UsageError("will not write over what is there", where=target, fix="choose another name")
     if is_checkpoint(Path(source)):
+        card = read_card(source)
+        refuse_own_form(card)
         model = load_folder(source).model
-        if lora_of(model) is None:
+        layers = tuple(held := updates_of(model))
+        if not held:
             raise CheckpointError("the checkpoint has no low-rank updates", where=source)
+        beside = trained_beside(card, model.state_dict())
+        _refuse_beside(beside if form == "peft" else _of_backbone(beside), source)
         if form == "peft":
-            write_adapter(held := updates_of(model), target)
-            return len(held)
-        official = _official(model, source)
+            write_adapter(held, target)
+            return Extracted(layers=layers)
+        official, homeless = _official(model, source), tuple(beside)
     else:
-        tensors = {key: value for key, value in read_tensor_file(Path(source)).tensors.items() if ".lora_" in key}
-        if not visft.is_lora(tensors):
-            raise CheckpointError("the file has no low-rank updates of queries and values", where=source)
-        blocks, config = _official_updates(tensors)
+        blocks, config = _official_updates(read_tensor_file(Path(source)).tensors, source)
         _check(blocks, blocks=blocks, width=_width(blocks), source=str(source), rank=config.rank)
+        layers = tuple(named := _layers(blocks, config))
         if form == "peft":
-            write_adapter(_layers(blocks, config), target)
-            return len(blocks)
-        official = _named(blocks)
+            write_adapter(named, target)
+            return Extracted(layers=layers)
+        official, homeless = _named(blocks), ()
     write_official({key: value.detach().clone() for key, value in official.items()}, target)
-    return len(official) // 2
+    return Extracted(layers=layers, homeless=homeless)
 
 
 def merge_files(
@@ -128,14 +155,17 @@ def merge_files(
     Args:
         base: A checkpoint folder of ours, or an official file that holds a backbone of the EVA family under any of its
             names (``eva_vit_g.pth``, EVA-CLIP, BLIP-2, ViSFT): whatever else it holds is written as it was.
-        updates: An official file, or a checkpoint of ours that has some; None = those that ``base`` holds.
+        updates: An official file, or a checkpoint of ours that has some; None = those that ``base`` holds. What was
+            trained in full beside the updates of a checkpoint is carried over to a checkpoint, too.
         out: A folder, or a ``.pt``, ``.pth`` or ``.safetensors`` file.
         multiplier: How often the updates count (:data:`saccade.layers.lora.Multiplier`).
         leave_out: Blocks of the updates that ``base`` has not (39 for BLIP-2, which stops a block earlier).
 
     Raises:
-        CheckpointError: The updates belong to another backbone, or do not cover its blocks.
-        UsageError: What is to be written exists, there are no updates, or none of a block that is to be left out.
+        CheckpointError: The updates belong to another backbone, or do not cover its blocks; or ``base`` is an official
+            file, and they are others than of queries and values.
+        UsageError: What is to be written exists, there are no updates, none of a block that is to be left out, or
+            ``base`` is an official file, and parameters of the backbone were trained in full.
     """
     return _change(base, updates, out, multiplier=multiplier, leave_out=tuple(leave_out), sign=1)
 
@@ -162,8 +192,8 @@ def unmerge_files(
 
     Raises:
         CheckpointError: The updates belong to another backbone, or do not cover its blocks.
-        UsageError: What is to be written exists, the weights have updates that are not merged, or there is none of a
-            block that is to be left out.
+        UsageError: What is to be written exists, the weights have updates that are not merged, there is none of a
+            block that is to be left out, or the weights hold what was trained in full beside them.
     """
     return _change(merged, updates, out, multiplier=multiplier, leave_out=tuple(leave_out), sign=-1)
 
@@ -195,14 +225,19 @@ def _change_checkpoint(
     leave_out: tuple[int, ...],
     sign: Sign,
 ) -> Merged:
+    refuse_own_form(read_card(base))
     loaded = load_folder(base)
     model = loaded.model
+    homeless: tuple[str, ...] = ()
     if updates is not None:
         if lora_of(model) is not None:
             raise UsageError("the checkpoint has updates of its own", where=base, fix="leave the second file out")
-        found, config = _read_updates(updates)
-        add_lora(model, config)
-        _fill(model, _without(found, leave_out, source=updates), source=str(updates), sign=sign)
+        if is_checkpoint(Path(updates)):
+            homeless = adopt(model, updates, leave_out=leave_out, sign=sign)
+        else:
+            found, config = _official_updates(read_tensor_file(Path(updates)).tensors, updates)
+            add_lora(model, config)
+            _fill(model, _without(found, leave_out, source=updates), source=str(updates), sign=sign)
     elif leave_out:
         raise UsageError("a checkpoint's own updates are added as a whole", where="--leave-out", fix="leave it out")
     held = updates_of(model)
@@ -210,14 +245,19 @@ def _change_checkpoint(
         raise UsageError("the checkpoint has no low-rank updates", where=base, fix="name a file of them")
     set_multiplier(model, multiplier)
     scale = next(update.scale for _, update in held.values())
-    blocks = tuple(sorted({int(part) for name in held for part in name.split(".") if part.isdigit()}))
     before = [update.taken(layer.weight) for layer, update in held.values()]
     fold(model)
     after = [update.taken(layer.weight) for layer, update in held.values()]
     told = {"merged" if sign == 1 else "unmerged": str(updates or base), "lora_multiplier": multiplier}
     save_model(model, target, classes=loaded.classes, provenance={**loaded.card.provenance, **told})
-    rounding = max(map(_rounding, before, after))
-    return Merged(path=target, blocks=blocks, left_out=leave_out, scale=scale, rounding=rounding)
+    return Merged(
+        path=target,
+        layers=tuple(held),
+        left_out=leave_out,
+        homeless=homeless,
+        scale=scale,
+        rounding=max(map(_rounding, before, after)),
+    )
 
 
 @torch.no_grad()
@@ -238,14 +278,21 @@ def _change_official(
         raise UsageError("the file has updates of its own", where=base, fix="leave the second file out")
     if not held and updates is None:
         raise UsageError("the file has no low-rank updates", where=base, fix="name a file of them")
-    found, config = _official_updates(held) if updates is None else _read_updates(updates)
+    homeless: tuple[str, ...] = ()
+    if updates is None:
+        found, config = _official_updates(held, base)
+    elif is_checkpoint(Path(updates)):
+        found, config, homeless = _read_checkpoint(read_card(updates))
+    else:
+        found, config = _official_updates(read_tensor_file(Path(updates)).tensors, updates)
     found = _without(found, leave_out, source=updates or base)
     weight = f"{prefix}blocks.{{}}.attn.qkv.weight"
     own = [block for block in range(len(tensors)) if weight.format(block) in tensors]
     width = tensors[weight.format(0)].shape[1]
     _check(found, blocks=own, width=width, source=str(updates or base), rank=config.rank)
     rounding = 0.0
-    for block, (_, update) in zip(found, _layers(found, config).values(), strict=True):
+    layers = _layers(found, config)
+    for block, (_, update) in zip(found, layers.values(), strict=True):
         update.multiplier = multiplier
         old = tensors[weight.format(block)]
         new = old.to(torch.float32, copy=True)
@@ -253,8 +300,14 @@ def _change_official(
         tensors[weight.format(block)] = new.to(old.dtype)
         rounding = max(rounding, _rounding(update.taken(old), update.taken(new).to(old.dtype)))
     write_official(tensors, target)
-    scale = config.scale * multiplier
-    return Merged(path=target, blocks=tuple(found), left_out=leave_out, scale=scale, rounding=rounding)
+    return Merged(
+        path=target,
+        layers=tuple(layers),
+        left_out=leave_out,
+        homeless=homeless,
+        scale=config.scale * multiplier,
+        rounding=rounding,
+    )
 
 
 def _rounding(before: Tensor, after: Tensor) -> float:
@@ -263,40 +316,72 @@ def _rounding(before: Tensor, after: Tensor) -> float:
     return torch.finfo(before.dtype).eps * greatest
 
 
-def _read_updates(path: str | Path) -> tuple[dict[int, Pair], LoRAConfig]:
-    """Updates by block, and their scale: that of a checkpoint of ours, or the published one."""
-    if not is_checkpoint(Path(path)):
-        return _official_updates(read_tensor_file(Path(path)).tensors)
-    model = load_folder(path).model
+def _read_checkpoint(card: CheckpointCard) -> tuple[dict[int, Pair], LoRAConfig, tuple[str, ...]]:
+    """Updates by block of a checkpoint of ours, their form, and what was trained in full beside them (heads)."""
+    refuse_own_form(card)
+    model = load_folder(card.folder).model
     config = lora_of(model)
     if config is None:
-        raise CheckpointError("the checkpoint has no low-rank updates", where=path)
-    return _blocks(model, path), LoRAConfig(rank=config.rank, alpha=config.alpha)
+        raise CheckpointError("the checkpoint has no low-rank updates", where=card.folder)
+    beside = trained_beside(card, model.state_dict())
+    _refuse_beside(_of_backbone(beside), card.folder)
+    return updates_by_block(model, card.folder), LoRAConfig(rank=config.rank, alpha=config.alpha), tuple(beside)
 
 
-def _official_updates(state: Mapping[str, Tensor]) -> tuple[dict[int, Pair], LoRAConfig]:
-    found, _ = visft.lora_form(state)
-    return found, published_form(found)
+def _of_backbone(names: Iterable[str]) -> list[str]:
+    return [name for name in names if name.startswith("backbone.")]
+
+
+def _refuse_beside(names: list[str], source: str | Path) -> None:
+    """Refuses updates that mean nothing without what was trained beside them.
+
+    Raises:
+        UsageError: There is something.
+    """
+    if names:
+        raise UsageError(
+            "parameters were trained in full beside the updates, and this form has no place for them",
+            where=source,
+            why=listed(names, most=3),
+            fix=f"write the model as a whole: saccade lora merge {source} --out MERGED",
+        )
+
+
+def _official_updates(state: Mapping[str, Tensor], source: str | Path) -> tuple[dict[int, Pair], LoRAConfig]:
+    """Updates of an official file by block, and their form: the file tells the rank alone, the scale is 1 / rank.
+
+    Raises:
+        CheckpointError: There are none, others than of queries and values, or such that are no matrices of numbers.
+    """
+    held = {key: value for key, value in state.items() if ".lora_" in key}
+    others = [key for key in held if not visft.is_lora([key])]
+    if others:
+        raise CheckpointError(
+            "the file has updates of other layers than queries and values",
+            where=source,
+            why=listed(others, most=3),
+            fix="the official form has '...blocks.N.attn.qkv.lora_A' and '.lora_B' alone",
+        )
+    for key, value in held.items():
+        if value.ndim != 2:
+            raise CheckpointError(
+                "a low-rank update that is no matrix", where=f"{source}, {key}", why=f"its shape is {list(value.shape)}"
+            )
+    refuse_not_finite(held, source)
+    found, _ = visft.lora_form(held)
+    rank = next(iter(found.values()))[1].shape[1] if found else visft.PUBLISHED_LORA.rank
+    return found, LoRAConfig(rank=rank, alpha=visft.PUBLISHED_LORA.alpha)
 
 
 def _without(found: Mapping[int, Pair], leave_out: Iterable[int], *, source: str | Path) -> dict[int, Pair]:
-    """Updates less those that are to be left out.
-
-    Raises:
-        UsageError: A block that has no update is to be left out.
-    """
-    if idle := sorted(set(leave_out) - set(found)):
-        raise UsageError(
-            f"the updates have no block {_listed(idle)} that could be left out",
-            where=source,
-            fix="leave it out of --leave-out",
-        )
+    """Updates less those that are to be left out."""
+    refuse_idle_blocks(leave_out, found, source)
     return {block: pair for block, pair in found.items() if block not in leave_out}
 
 
 def _fill(model: nn.Module, found: Mapping[int, Pair], *, source: str, sign: Sign = 1) -> None:
     """Gives the updates of a model the values of others; with the sign -1, they take those out."""
-    own, config = _blocks(model, "the model"), lora_of(model)
+    own, config = updates_by_block(model, "the model"), lora_of(model)
     assert config is not None
     _check(found, blocks=own, width=_width(own), source=source, rank=config.rank)
     for block, (down, up) in found.items():
@@ -304,14 +389,17 @@ def _fill(model: nn.Module, found: Mapping[int, Pair], *, source: str, sign: Sig
         own[block][1].copy_(sign * up)
 
 
-def published_form(found: Mapping[int, Pair]) -> LoRAConfig:
-    """The form of an official file's updates, which tells their rank alone: the scale is 1 / rank.
+def published_form(state: Mapping[str, Tensor], *, source: str | Path = "") -> LoRAConfig:
+    """The form of an official file's updates.
 
     Args:
-        found: A and B by block (:func:`saccade.models.visft.convert.lora_form`).
+        state: Official names to tensors; what is no update is not looked at.
+        source: Where they came from, for messages.
+
+    Raises:
+        CheckpointError: No updates of queries and values.
     """
-    rank = next(iter(found.values()))[1].shape[1] if found else visft.PUBLISHED_LORA.rank
-    return LoRAConfig(rank=rank, alpha=visft.PUBLISHED_LORA.alpha)
+    return _official_updates(state, source)[1]
 
 
 def _check(
@@ -332,12 +420,19 @@ def _check(
     told = f"the updates have {len(found)} blocks of width {_width(found)}"
     own = sorted(blocks)
     for block, (down, up) in found.items():
-        if down.shape[1] != width or up.shape[0] != 2 * width:
+        if down.shape[1] != width:
             raise CheckpointError(
                 "low-rank updates of another backbone",
                 where=source,
                 why=f"{told}, the backbone has {len(own)} of width {width}",
                 fix="take those of its size: eva_g_lora_*.pt have width 1408, eva_e_lora_*.pt width 1792",
+            )
+        if up.shape[0] != 2 * width:
+            raise CheckpointError(
+                "no low-rank updates of queries and values",
+                where=f"{source}, block {block}",
+                why=f"B has {up.shape[0]} rows; of queries and values of width {width} it has {2 * width}",
+                fix="updates of keys have no official form",
             )
         given = up.shape[1]
         if down.shape[0] != 2 * given or (rank is not None and given != rank):
@@ -346,11 +441,11 @@ def _check(
     missing, extra = sorted(set(own) - set(found)), sorted(set(found) - set(own))
     if missing:
         raise CheckpointError(
-            f"the updates lack {len(missing)} of {len(own)} blocks", where=source, why=f"blocks {_listed(missing)}"
+            f"the updates lack {len(missing)} of {len(own)} blocks", where=source, why=f"blocks {listed(missing)}"
         )
     if extra:
         raise CheckpointError(
-            f"the updates have blocks that the backbone has not: {_listed(extra)}",
+            f"the updates have blocks that the backbone has not: {listed(extra)}",
             where=source,
             why=told,
             fix=f"saccade lora merge ... --leave-out {','.join(map(str, extra))} (BLIP-2 stops before the last block)",
@@ -361,30 +456,8 @@ def _official(model: nn.Module, source: str | Path) -> dict[str, Tensor]:
     """The updates of one of our models in the form of the authors' files."""
     config = lora_of(model)
     assert config is not None
-    if config.scale * config.rank != visft.PUBLISHED_LORA.alpha:
-        raise CheckpointError(
-            "the official form has a scale of 1 / rank, which it does not tell",
-            where=source,
-            why=f"the scale is {config.scale:g}, the rank {config.rank}",
-            fix="write peft's form: --form peft",
-        )
-    return _named(_blocks(model, source))
-
-
-def _blocks(model: nn.Module, source: str | Path) -> dict[int, Pair]:
-    """The updates of queries and values by block, without gradients: what is written to them changes the model."""
-    blocks: dict[int, Pair] = {}
-    for name, (layer, update) in updates_of(model).items():
-        parts, rows = name.split("."), _queries_values(layer.in_features)
-        if parts[:2] != ["backbone", "blocks"] or parts[3:] != ["attn", "qkv"] or update.rows != rows:
-            raise CheckpointError(
-                "the official form knows updates of queries and values of a plain backbone alone",
-                where=source,
-                why=f"'{name}' has others",
-                fix="write peft's form (--form peft), or merge the checkpoint by itself",
-            )
-        blocks[int(parts[2])] = update.A.detach(), update.B.detach()
-    return blocks
+    blocks = updates_by_block(model, source)
+    return _named({block: (down, in_official_scale(up, config)) for block, (down, up) in blocks.items()})
 
 
 def _layers(blocks: Mapping[int, Pair], config: LoRAConfig) -> dict[str, tuple[nn.Linear, LowRankUpdate]]:
@@ -393,15 +466,10 @@ def _layers(blocks: Mapping[int, Pair], config: LoRAConfig) -> dict[str, tuple[n
     for block, (down, up) in blocks.items():
         width = down.shape[1]
         layer = nn.Linear(width, 3 * width, device="meta")
-        update = LowRankUpdate(layer, config, _queries_values(width))
+        update = LowRankUpdate(layer, config, queries_values(width))
         update.A, update.B = nn.Parameter(down.float()), nn.Parameter(up.float())
         layers[f"backbone.blocks.{block}.attn.qkv"] = layer, update
     return layers
-
-
-def _queries_values(width: int) -> tuple[tuple[int, int], ...]:
-    """First and last (exclusive) rows of them."""
-    return (0, width), (2 * width, 3 * width)
 
 
 def _width(blocks: Mapping[int, Pair]) -> int:
@@ -415,7 +483,3 @@ def _named(blocks: Mapping[int, Pair]) -> dict[str, Tensor]:
         for block, pair in sorted(blocks.items())
         for side, tensor in zip("AB", pair, strict=True)
     }
-
-
-def _listed(numbers: list[int], most: int = 8) -> str:
-    return ", ".join(map(str, numbers[:most])) + (f" ... ({len(numbers)} in all)" if len(numbers) > most else "")

@@ -10,18 +10,18 @@ import torch
 from torch import Tensor, nn
 
 from saccade.errors import CheckpointError, UsageError
+from saccade.hub.adopt import adopt, listed
 from saccade.hub.checkpoint import read_card
 from saccade.hub.convert_visft import map_visft
 from saccade.hub.lora import load_lora, published_form
 from saccade.hub.resolve import load_model, resolve
-from saccade.hub.shards import read_weights
 from saccade.hub.unpickle import TensorFile, read_tensor_file
-from saccade.layers.lora import CHILD, Multiplier, add_lora, lora_of, set_multiplier
+from saccade.layers.lora import Multiplier, add_lora, lora_of, set_multiplier
 from saccade.layers.vit import PlainViT, ViTConfig
-from saccade.mapping import MappingReport, apply_mapping
+from saccade.mapping import MappingReport
 from saccade.models.systems import backbone_of
 from saccade.models.visft.clip import CLIP_MEAN, CLIP_STD, CLIPPair, CLIPPairConfig
-from saccade.models.visft.convert import describe, from_official, is_lora, lora_form, prefix_of
+from saccade.models.visft.convert import describe, from_official, is_lora, prefix_of
 from saccade.models.visft.presets import PRESETS, preset_of_width
 from saccade.tokens.clip_pieces import CLIPPieces
 
@@ -223,23 +223,15 @@ def _update(tower: Tower, path: Path) -> None:
     if lora_of(tower.model) is not None:
         raise UsageError("the checkpoint has low-rank updates already", where=tower.name, fix="leave out --lora")
     if path.is_dir():
-        config = read_card(path).lora
-        if config is None:
-            raise CheckpointError("the checkpoint has no low-rank updates", where=path)
-        add_lora(tower.model, dataclasses.replace(config, trained=()))
-        state = tower.model.state_dict()
-        mapped, report = apply_mapping(
-            read_weights(path),
-            expected={key: tuple(value.shape) for key, value in state.items() if f".{CHILD}." in key},
-            rename=lambda key: key,
-            drop=lambda key: None if f".{CHILD}." in key else "no low-rank update",
-            source=str(path),
-        )
-        report.check()
-        tower.model.load_state_dict(state | mapped)
-    else:
-        file = read_tensor_file(path)
-        if not is_lora(file.tensors):
-            raise CheckpointError("not a file of low-rank updates", where=path, why=describe(file.tensors))
-        add_lora(tower.model, published_form(lora_form(file.tensors)[0]))
-        load_lora(tower.model, file.tensors, source=str(path))
+        homeless = adopt(tower.model, path)
+        tower.identity += f", updates of {path.resolve()} {read_card(path).weights}"
+        if homeless:
+            tower.notes.append(f"left out of {path}, for the tower has no place for it: {listed(homeless, most=4)}")
+        return
+    file = read_tensor_file(path)
+    if not is_lora(file.tensors):
+        raise CheckpointError("not a file of low-rank updates", where=path, why=describe(file.tensors))
+    add_lora(tower.model, published_form(file.tensors, source=path))
+    load_lora(tower.model, file.tensors, source=str(path))
+    stat = path.stat()
+    tower.identity += f", updates of {path.resolve()} {stat.st_size} {stat.st_mtime_ns}"
