@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from helpers_suites import save_pair, scene_picture, tiny_language, tiny_pair, tiny_tower, tiny_vit, unchanged
 from PIL import Image
+from safetensors.torch import save as save_tensors
 
 from saccade.cli import main
 from saccade.data.benchmarks.imagenet import CLASSIFIED, imagenet_classes
@@ -229,6 +230,11 @@ def test_words_are_read_from_frozen_features(tower: Tower, tmp_path: Path) -> No
     assert "60 steps" in result.notes[0] and "iiit5k" in result.notes[1]
     kept = run_suite("visft.ocr", tower, dataclasses.replace(asked, train_root=None))
     assert kept.metrics == result.metrics, "the probe was kept"
+    assert kept.notes[0] == f"the probe is the one kept in {asked.probe}: {result.notes[0]}"
+    with pytest.raises(
+        CheckpointError, match=r"training folder: .*nowhere; steps: 60, now asked for: 50; seed: 0, now"
+    ):
+        run_suite("visft.ocr", tower, dataclasses.replace(asked, train_root=tmp_path / "nowhere", steps=50, seed=4))
     with pytest.raises(UsageError, match="--train-root"):
         run_suite("visft.ocr", tower, options(tmp_path / "data"))
     with pytest.raises(MissingDataError, match="svtp"):
@@ -254,7 +260,9 @@ def test_objects_in_boxes_are_identified(tower: Tower, tmp_path: Path) -> None:
         result = run_suite("visft.goi", tower, asked)
     assert set(result.metrics) == {"top1", "top5", "mean_class"} and result.items == 9
     assert result.notes[0].startswith("9 boxes") and "20 boxes" in result.notes[2]
-    assert run_suite("visft.goi", tower, asked).metrics == result.metrics, "drawn by the seed, the probe kept"
+    again = run_suite("visft.goi", tower, asked)
+    assert again.metrics == result.metrics, "drawn by the seed, the probe kept"
+    assert again.notes[2] == f"the probe is the one kept in {asked.probe}: {result.notes[2]}"
 
 
 def test_features_in_boxes_are_kept(tower: Tower, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -272,19 +280,61 @@ def test_features_in_boxes_are_kept(tower: Tower, tmp_path: Path, monkeypatch: p
         run_suite("visft.goi", tower, dataclasses.replace(asked, seed=1))
 
 
-def test_boxes_in_the_layout_of_voc(tower: Tower, tmp_path: Path) -> None:
+def write_voc(root: Path, names: tuple[str, str, str]) -> Path:
+    """Eight pictures with three boxes each, in the layout of PASCAL VOC."""
     for split, first in (("train", 0), ("val", 6)):
         for index in range(first, first + 4):
-            save(tmp_path / f"voc/JPEGImages/{index}.jpg", index)
-            (tmp_path / "voc/Annotations").mkdir(exist_ok=True)
+            save(root / f"JPEGImages/{index}.jpg", index)
+            (root / "Annotations").mkdir(exist_ok=True)
             boxes = "".join(
                 f"<object><name>{name}</name><bndbox><xmin>{x}</xmin><ymin>2</ymin><xmax>{x + 20}</xmax>"
                 "<ymax>40</ymax></bndbox></object>"
-                for name, x in (("RBC", 1), ("RBC", 12), ("WBC", 30))
+                for name, x in zip(names, (1, 12, 30), strict=True)
             )
-            (tmp_path / f"voc/Annotations/{index}.xml").write_text(f"<annotation>{boxes}</annotation>")
-        (tmp_path / "voc/ImageSets/Main").mkdir(parents=True, exist_ok=True)
-        (tmp_path / f"voc/ImageSets/Main/{split}.txt").write_text("".join(f"{first + n}\n" for n in range(4)))
+            (root / f"Annotations/{index}.xml").write_text(f"<annotation>{boxes}</annotation>")
+        (root / "ImageSets/Main").mkdir(parents=True, exist_ok=True)
+        (root / f"ImageSets/Main/{split}.txt").write_text("".join(f"{first + n}\n" for n in range(4)))
+    return root
+
+
+def test_a_kept_probe_of_other_classes_or_boxes_is_refused(tower: Tower, tmp_path: Path) -> None:
+    cells = write_voc(tmp_path / "voc1", ("cat", "cat", "dog"))
+    others = write_voc(tmp_path / "voc2", ("zebra", "zebra", "apple"))
+    asked = options(cells, steps=3, probe=tmp_path / "b.st")
+    run_suite("visft.goi", tower, asked)
+    with pytest.raises(CheckpointError, match="classes: cat, dog, now asked for: apple, zebra") as refused:
+        run_suite("visft.goi", tower, dataclasses.replace(asked, root=others, train_root=cells))
+    assert "delete the file or name another" in str(refused.value) and "b.st" in str(refused.value)
+    same = write_voc(tmp_path / "same", ("cat", "cat", "dog"))
+    with pytest.raises(CheckpointError, match=r"training folder: .*voc1, now asked for: .*same"):
+        run_suite("visft.goi", tower, dataclasses.replace(asked, root=same))
+    assert run_suite("visft.goi", tower, dataclasses.replace(asked, root=same, train_root=cells)).items == 12
+    (tmp_path / "b.st").write_bytes(save_tensors({"linear.weight": torch.zeros(2)}, metadata={"about": "boxes, 2"}))
+    with pytest.raises(CheckpointError, match="does not say how its probe was trained"):
+        run_suite("visft.goi", tower, asked)
+
+
+def test_kept_features_of_one_training_folder_are_not_those_of_another(tower: Tower, tmp_path: Path) -> None:
+    root = write_voc(tmp_path / "data/voc", ("cat", "cat", "dog"))
+    one = write_voc(tmp_path / "one/voc", ("cat", "cat", "dog"))
+    swapped = write_voc(tmp_path / "two/voc", ("dog", "dog", "cat"))
+    asked = options(root, steps=20)
+    found = []
+    for train_root in (one, swapped):
+        fresh = run_suite("visft.goi", tower, dataclasses.replace(asked, train_root=train_root))
+        for _ in range(2):
+            kept = dataclasses.replace(asked, train_root=train_root, cache=tmp_path / "kept")
+            assert run_suite("visft.goi", tower, kept).metrics == fresh.metrics
+        found.append(fresh.metrics["top1"])
+    assert found[0] > found[1], "what is learned from the other folder is wrong here"
+    # Nor are labels kept that have been changed since.
+    write_voc(one, ("dog", "dog", "cat"))
+    changed = run_suite("visft.goi", tower, dataclasses.replace(asked, train_root=one, cache=tmp_path / "kept"))
+    assert changed.metrics == fresh.metrics
+
+
+def test_boxes_in_the_layout_of_voc(tower: Tower, tmp_path: Path) -> None:
+    write_voc(tmp_path / "voc", ("RBC", "RBC", "WBC"))
     result = run_suite("visft.goi", tower, options(tmp_path / "voc", steps=5))
     assert set(result.metrics) == {"top1", "mean_class"} and result.items == 12
     assert "12 boxes of voc/val" in result.notes[0] and "12 boxes" in result.notes[2]
@@ -306,8 +356,8 @@ def test_features_of_a_box_are_those_under_it(tower: Tower) -> None:
     tower.vit = Flat()  # type: ignore[assignment]
     tower.vit.parameters = tower.model.parameters  # type: ignore[method-assign]
     source = ScenesSource(task=Task.DETECTION, split="val", size=112, limit=6)
-    found = box_features(tower, source, options(Path()), most=200, what="")
-    assert len(box_features(tower, source, options(Path()), most=7, what="").labels) == 7
+    found = box_features(tower, source, options(Path()), data="", most=200, what="")
+    assert len(box_features(tower, source, options(Path()), data="", most=7, what="").labels) == 7
     boxes = torch.cat(
         [
             source[i].target.boxes.as_subclass(torch.Tensor)
@@ -348,7 +398,9 @@ def test_answers_in_words(
     again = tiny_tower(tmp_path)
     with unchanged(again.vit.blocks[0]):
         kept = run_suite(f"visft.{suite}", again, dataclasses.replace(asked, train_root=None))
-    assert kept.metrics == result.metrics
+    assert kept.metrics == result.metrics and "the one kept in" in kept.notes[0] and "2 steps" in kept.notes[0]
+    with pytest.raises(CheckpointError, match="training limit: 0, now asked for: 7"):
+        run_suite(f"visft.{suite}", tiny_tower(tmp_path), dataclasses.replace(asked, train_limit=7))
     with pytest.raises(UsageError, match="--language"):
         run_suite(f"visft.{suite}", tiny_tower(tmp_path), options(root))
 
@@ -372,6 +424,11 @@ def test_scenes_of_unseen_styles(tmp_path: Path) -> None:
         assert result.metrics[f"mean/{name}"] == pytest.approx(mean), "plain scenes are for reference only"
     again = run_suite("visft.scenes", tower, dataclasses.replace(asked, cache=tmp_path / "kept", batch_size=4))
     assert again.metrics == result.metrics and len([*(tmp_path / "kept").iterdir()]) == 1 + len(SCENE_STYLES)
+    assert any("12 plain scenes" in note and "the one kept in" in note for note in again.notes)
+    for more in ({"train_limit": 13}, {"steps": 6}, {"learning_rate": 0.5}, {"seed": 1}):
+        name = next(iter(more)).replace("train_", "training ").replace("_", " ")
+        with pytest.raises(CheckpointError, match=f"why: +{name}: "):
+            run_suite("visft.scenes", tower, dataclasses.replace(asked, **more))
     tower.pair = None
     without = run_suite("visft.scenes", tower, asked).metrics
     assert {name.partition("/")[2] for name in without} == {name for name in names if not name.startswith("zero")}

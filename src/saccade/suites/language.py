@@ -28,7 +28,7 @@ from saccade.models.visft.qformer import QFormerConfig
 from saccade.models.visft.speaker import Manner, QFormerSpeaker, load_language
 from saccade.suites.base import SuiteOptions, SuiteResult, training_root
 from saccade.suites.pictures import Files, Fit, Pictures, Squash
-from saccade.suites.probes import endless, fit_probe, keep_probe, kept_probe
+from saccade.suites.probes import Schedule, about_probe, endless, fit_probe, keep_probe, kept_probe, schedule
 from saccade.suites.retrieve import SourcePictures
 from saccade.suites.towers import Tower
 from saccade.tasks import Task
@@ -74,21 +74,29 @@ def new_speaker(tower: Tower, options: SuiteOptions, config: QFormerConfig | Non
 def trained_speaker(tower: Tower, options: SuiteOptions) -> tuple[QFormerSpeaker, list[str]]:
     """A speaker that was kept, or is trained now, and how it came about."""
     speaker = new_speaker(tower, options)
-    about = f"speaker, {Path(str(options.language)).resolve()}, {tower.identity}"
-    if kept_probe(options.probe, _Probe(speaker), about):
+    about = about_probe(
+        "speaker",
+        tower.identity,
+        options,
+        train_root=options.train_root,
+        train_limit=options.train_limit,
+        **_schedule(options),
+        language_model=str(Path(str(options.language)).resolve()),
+    )
+    if note := kept_probe(options.probe, _Probe(speaker), about):
         speaker.eval()
-        return speaker, [f"the Q-Former of {options.probe}"]
+        return speaker, [note]
     source = KarpathySource(
         task=Task.CAPTION, root=training_root(options, what="captioned pictures"), split="train", per_caption=True
     )
     note = train_speaker(speaker, tower, select_range(source, limit=options.train_limit), options)
-    keep_probe(options.probe, _Probe(speaker).state_dict(), about)
+    keep_probe(options.probe, _Probe(speaker).state_dict(), about, note)
     return speaker, [note]
 
 
 def train_speaker(speaker: QFormerSpeaker, tower: Tower, source: Source, options: SuiteOptions) -> str:
     """Trains the Q-Former on captions; returns how, in words."""
-    fit, steps = _fit(tower), options.steps or _STEPS
+    fit, chosen = _fit(tower), _schedule(options)
 
     def item(index: int) -> tuple[Tensor, str]:
         sample = source[index]
@@ -104,13 +112,17 @@ def train_speaker(speaker: QFormerSpeaker, tower: Tower, source: Source, options
     fit_probe(
         speaker,
         losses(),
-        steps=steps,
-        learning_rate=options.learning_rate or _RATE,
+        **chosen,
         weight_decay=_DECAY,
         progress=options.progress,
         what="Q-Former",
     )
-    return f"a Q-Former trained {steps} steps of {options.batch_size} on {len(source)} captions of {source.name}"
+    done = f"{chosen['steps']} steps of {options.batch_size}"
+    return f"a Q-Former trained {done} on {len(source)} captions of {source.name}"
+
+
+def _schedule(options: SuiteOptions) -> Schedule:
+    return schedule(options, steps=_STEPS, learning_rate=_RATE)
 
 
 def look(tower: Tower, images_B3HW: Tensor, options: SuiteOptions) -> Tensor:
