@@ -41,6 +41,7 @@ LONG = Manner(beams=5, most=30, least=8, length_penalty=1.0)
 
 _STEPS, _RATE, _DECAY = 60_000, 1e-4, 0.05
 _SPICE = "SPICE is not computed: it needs models that no package carries"
+_NO_CLASS_TOKEN = "not as published: the tower has no class token, so the Q-Former reads the cells of its map alone"
 _LEMMAS = "answers are compared as they are; BLIP-2 brings those of OK-VQA to their base forms with a language package"
 
 
@@ -83,15 +84,16 @@ def trained_speaker(tower: Tower, options: SuiteOptions) -> tuple[QFormerSpeaker
         **_schedule(options),
         language_model=str(Path(str(options.language)).resolve()),
     )
+    notes = [] if tower.vit.config.class_token else [_NO_CLASS_TOKEN]
     if note := kept_probe(options.probe, _Probe(speaker), about):
         speaker.eval()
-        return speaker, [note]
+        return speaker, [note, *notes]
     source = KarpathySource(
         task=Task.CAPTION, root=training_root(options, what="captioned pictures"), split="train", per_caption=True
     )
     note = train_speaker(speaker, tower, select_range(source, limit=options.train_limit), options)
     keep_probe(options.probe, _Probe(speaker).state_dict(), about, note)
-    return speaker, [note]
+    return speaker, [note, *notes]
 
 
 def train_speaker(speaker: QFormerSpeaker, tower: Tower, source: Source, options: SuiteOptions) -> str:
