@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -20,7 +21,9 @@ from saccade.data.scenes import SCENE_STYLES, THING_CLASSES, VOCABULARY, draw_sc
 from saccade.errors import CheckpointError, MissingDataError, SaccadeError, UsageError
 from saccade.hub.checkpoint import save_model
 from saccade.hub.unpickle import read_tensor_file
+from saccade.hub.zoo_entry import ZooEntry
 from saccade.layers.lora import LoRAConfig, add_lora, updates_of
+from saccade.layers.vit import PlainViT
 from saccade.models.visft.clip_convert import to_eva_clip
 from saccade.models.visft.convert import PUBLISHED_LORA
 from saccade.models.visft.qformer import QFormerConfig
@@ -120,6 +123,28 @@ def test_released_files(tmp_path: Path) -> None:
     torch.save(bare, tmp_path / "eva.pth")
     _, report = load_vit(read_tensor_file(tmp_path / "eva.pth"), tiny_vit())
     assert "the file has no last norm: the identity stands in its place" in report.notes
+
+
+def test_names_of_released_towers_stand_for_their_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pair = tiny_pair(tmp_path / "words")
+    official = to_eva_clip(pair.state_dict(), pair.config)
+    bare = {key.removeprefix("visual."): value for key, value in official.items() if key.startswith("visual.")}
+    fetched: list[str] = []
+
+    def fetch(entry: ZooEntry) -> Path:
+        fetched.append(entry.name)
+        torch.save(bare, tmp_path / entry.file)
+        return tmp_path / entry.file
+
+    monkeypatch.setattr("saccade.suites.towers.fetch_file", fetch)
+    monkeypatch.setattr("saccade.suites.towers._family_of", lambda file: tiny_vit())
+    images = torch.randn(1, 3, 56, 56)
+    for name in ("eva-clip-e", "eva-vit-g"):
+        opened = open_tower(name)
+        assert opened.name == name and name == fetched[-1]
+        torch.testing.assert_close(opened.tokens(images), pair.backbone.tokens(images))
+    with pytest.raises(UsageError, match="not a whole model"):
+        open_tower("mae-vit-base")
 
 
 def test_the_tower_of_blip2_lacks_the_last_block(tower: Tower) -> None:
@@ -405,6 +430,24 @@ def test_answers_in_words(
         run_suite(f"visft.{suite}", tiny_tower(tmp_path), options(root))
 
 
+def test_a_tower_without_a_class_token_is_not_said_to_show_one(
+    spoken_small: Path, tower: Tower, tmp_path: Path, write_miniature: Callable[[str, Path], Path]
+) -> None:
+    (tmp_path / "captions").mkdir()
+    write_karpathy(tmp_path / "captions", name="dataset_coco.json", folder="val2014", split="train")
+    root = write_miniature("okvqa", tmp_path / "data")
+    asked = options(
+        root, train_root=tmp_path / "captions", steps=1, language=spoken_small, probe=tmp_path / "speaker.safetensors"
+    )
+    vit = PlainViT(tiny_vit(class_token=False)).eval()
+    without = dataclasses.replace(tower, model=torch.nn.ModuleDict({"backbone": vit}), vit=vit, pair=None)
+    kept = dataclasses.replace(without, vit=PlainViT(vit.config).eval())
+    note = "not as published: the tower has no class token, so the Q-Former reads the cells of its map alone"
+    for one, says in ((without, True), (kept, True), (tower, False)):
+        asked = asked if says else dataclasses.replace(asked, probe=None)
+        assert (note in run_suite("visft.okvqa", one, asked).notes) == says
+
+
 # ------------------------------------------------------------------ scenes, and the command line
 
 
@@ -504,6 +547,17 @@ def test_options_that_a_suite_has_no_use_for_are_refused(tower: Tower, tmp_path:
         run_suite("visft.goi", tower, options(tmp_path, language=tmp_path))
 
 
+@pytest.mark.parametrize("name", sorted(name for name, suite in SUITES.items() if suite.layout))
+def test_missing_data_are_answered_with_the_layout_of_the_suite(name: str, tower: Tower, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(MissingDataError) as missing:
+        run_suite(name, tower, options(tmp_path / "empty"))
+    assert missing.value.fix is not None and SUITES[name].layout in missing.value.fix
+    assert "=..." not in str(missing.value), "a suite has no such setting"
+    if name == "visft.flickr30k":
+        assert "looked for dataset_flickr30k.json" in str(missing.value)
+
+
 def test_every_suite_says_what_is_published_and_what_is_ours() -> None:
     announced = {"imagenet", "imagenet_a", "imagenet_r", "imagenet_v2", "imagenet_sketch", "objectnet"}
     announced |= {"flickr30k", "coco_retrieval", "ocr", "goi", "vqav2", "okvqa", "nocaps", "scenes"}
@@ -526,3 +580,9 @@ def test_the_command_shows_everything(tmp_path: Path, capsys: pytest.CaptureFixt
     assert main(["eval", str(pair), "--suite", "visft.coco"]) == 2
     assert main(["eval", str(pair), "--suite", "visft.imagenet"]) == 2
     assert "did you mean" in capsys.readouterr().err
+    assert main(["eval", str(pair), "--suite", "nothing"]) == 2
+    listed = capsys.readouterr().err
+    assert main(["eval", "--help"]) == 0
+    helped = capsys.readouterr().out
+    for name in SUITES:
+        assert re.search(rf"{re.escape(name)}\b", listed) and re.search(rf"{re.escape(name)}\b", helped)
