@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from helpers_suites import save_pair, scene_picture, tiny_language, tiny_pair, tiny_tower, tiny_vit, unchanged
 from PIL import Image
+from safetensors.torch import save as save_tensors
 
 from saccade.cli import main
 from saccade.data.benchmarks.imagenet import CLASSIFIED, imagenet_classes
@@ -19,7 +21,9 @@ from saccade.data.scenes import SCENE_STYLES, THING_CLASSES, VOCABULARY, draw_sc
 from saccade.errors import CheckpointError, MissingDataError, SaccadeError, UsageError
 from saccade.hub.checkpoint import save_model
 from saccade.hub.unpickle import read_tensor_file
+from saccade.hub.zoo_entry import ZooEntry
 from saccade.layers.lora import LoRAConfig, add_lora, updates_of
+from saccade.layers.vit import PlainViT
 from saccade.models.visft.clip_convert import to_eva_clip
 from saccade.models.visft.convert import PUBLISHED_LORA
 from saccade.models.visft.qformer import QFormerConfig
@@ -119,6 +123,28 @@ def test_released_files(tmp_path: Path) -> None:
     torch.save(bare, tmp_path / "eva.pth")
     _, report = load_vit(read_tensor_file(tmp_path / "eva.pth"), tiny_vit())
     assert "the file has no last norm: the identity stands in its place" in report.notes
+
+
+def test_names_of_released_towers_stand_for_their_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pair = tiny_pair(tmp_path / "words")
+    official = to_eva_clip(pair.state_dict(), pair.config)
+    bare = {key.removeprefix("visual."): value for key, value in official.items() if key.startswith("visual.")}
+    fetched: list[str] = []
+
+    def fetch(entry: ZooEntry) -> Path:
+        fetched.append(entry.name)
+        torch.save(bare, tmp_path / entry.file)
+        return tmp_path / entry.file
+
+    monkeypatch.setattr("saccade.suites.towers.fetch_file", fetch)
+    monkeypatch.setattr("saccade.suites.towers._family_of", lambda file: tiny_vit())
+    images = torch.randn(1, 3, 56, 56)
+    for name in ("eva-clip-e", "eva-vit-g"):
+        opened = open_tower(name)
+        assert opened.name == name and name == fetched[-1]
+        torch.testing.assert_close(opened.tokens(images), pair.backbone.tokens(images))
+    with pytest.raises(UsageError, match="not a whole model"):
+        open_tower("mae-vit-base")
 
 
 def test_the_tower_of_blip2_lacks_the_last_block(tower: Tower) -> None:
@@ -229,6 +255,11 @@ def test_words_are_read_from_frozen_features(tower: Tower, tmp_path: Path) -> No
     assert "60 steps" in result.notes[0] and "iiit5k" in result.notes[1]
     kept = run_suite("visft.ocr", tower, dataclasses.replace(asked, train_root=None))
     assert kept.metrics == result.metrics, "the probe was kept"
+    assert kept.notes[0] == f"the probe is the one kept in {asked.probe}: {result.notes[0]}"
+    with pytest.raises(
+        CheckpointError, match=r"training folder: .*nowhere; steps: 60, now asked for: 50; seed: 0, now"
+    ):
+        run_suite("visft.ocr", tower, dataclasses.replace(asked, train_root=tmp_path / "nowhere", steps=50, seed=4))
     with pytest.raises(UsageError, match="--train-root"):
         run_suite("visft.ocr", tower, options(tmp_path / "data"))
     with pytest.raises(MissingDataError, match="svtp"):
@@ -254,7 +285,9 @@ def test_objects_in_boxes_are_identified(tower: Tower, tmp_path: Path) -> None:
         result = run_suite("visft.goi", tower, asked)
     assert set(result.metrics) == {"top1", "top5", "mean_class"} and result.items == 9
     assert result.notes[0].startswith("9 boxes") and "20 boxes" in result.notes[2]
-    assert run_suite("visft.goi", tower, asked).metrics == result.metrics, "drawn by the seed, the probe kept"
+    again = run_suite("visft.goi", tower, asked)
+    assert again.metrics == result.metrics, "drawn by the seed, the probe kept"
+    assert again.notes[2] == f"the probe is the one kept in {asked.probe}: {result.notes[2]}"
 
 
 def test_features_in_boxes_are_kept(tower: Tower, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -272,19 +305,61 @@ def test_features_in_boxes_are_kept(tower: Tower, tmp_path: Path, monkeypatch: p
         run_suite("visft.goi", tower, dataclasses.replace(asked, seed=1))
 
 
-def test_boxes_in_the_layout_of_voc(tower: Tower, tmp_path: Path) -> None:
+def write_voc(root: Path, names: tuple[str, str, str]) -> Path:
+    """Eight pictures with three boxes each, in the layout of PASCAL VOC."""
     for split, first in (("train", 0), ("val", 6)):
         for index in range(first, first + 4):
-            save(tmp_path / f"voc/JPEGImages/{index}.jpg", index)
-            (tmp_path / "voc/Annotations").mkdir(exist_ok=True)
+            save(root / f"JPEGImages/{index}.jpg", index)
+            (root / "Annotations").mkdir(exist_ok=True)
             boxes = "".join(
                 f"<object><name>{name}</name><bndbox><xmin>{x}</xmin><ymin>2</ymin><xmax>{x + 20}</xmax>"
                 "<ymax>40</ymax></bndbox></object>"
-                for name, x in (("RBC", 1), ("RBC", 12), ("WBC", 30))
+                for name, x in zip(names, (1, 12, 30), strict=True)
             )
-            (tmp_path / f"voc/Annotations/{index}.xml").write_text(f"<annotation>{boxes}</annotation>")
-        (tmp_path / "voc/ImageSets/Main").mkdir(parents=True, exist_ok=True)
-        (tmp_path / f"voc/ImageSets/Main/{split}.txt").write_text("".join(f"{first + n}\n" for n in range(4)))
+            (root / f"Annotations/{index}.xml").write_text(f"<annotation>{boxes}</annotation>")
+        (root / "ImageSets/Main").mkdir(parents=True, exist_ok=True)
+        (root / f"ImageSets/Main/{split}.txt").write_text("".join(f"{first + n}\n" for n in range(4)))
+    return root
+
+
+def test_a_kept_probe_of_other_classes_or_boxes_is_refused(tower: Tower, tmp_path: Path) -> None:
+    cells = write_voc(tmp_path / "voc1", ("cat", "cat", "dog"))
+    others = write_voc(tmp_path / "voc2", ("zebra", "zebra", "apple"))
+    asked = options(cells, steps=3, probe=tmp_path / "b.st")
+    run_suite("visft.goi", tower, asked)
+    with pytest.raises(CheckpointError, match="classes: cat, dog, now asked for: apple, zebra") as refused:
+        run_suite("visft.goi", tower, dataclasses.replace(asked, root=others, train_root=cells))
+    assert "delete the file or name another" in str(refused.value) and "b.st" in str(refused.value)
+    same = write_voc(tmp_path / "same", ("cat", "cat", "dog"))
+    with pytest.raises(CheckpointError, match=r"training folder: .*voc1, now asked for: .*same"):
+        run_suite("visft.goi", tower, dataclasses.replace(asked, root=same))
+    assert run_suite("visft.goi", tower, dataclasses.replace(asked, root=same, train_root=cells)).items == 12
+    (tmp_path / "b.st").write_bytes(save_tensors({"linear.weight": torch.zeros(2)}, metadata={"about": "boxes, 2"}))
+    with pytest.raises(CheckpointError, match="does not say how its probe was trained"):
+        run_suite("visft.goi", tower, asked)
+
+
+def test_kept_features_of_one_training_folder_are_not_those_of_another(tower: Tower, tmp_path: Path) -> None:
+    root = write_voc(tmp_path / "data/voc", ("cat", "cat", "dog"))
+    one = write_voc(tmp_path / "one/voc", ("cat", "cat", "dog"))
+    swapped = write_voc(tmp_path / "two/voc", ("dog", "dog", "cat"))
+    asked = options(root, steps=20)
+    found = []
+    for train_root in (one, swapped):
+        fresh = run_suite("visft.goi", tower, dataclasses.replace(asked, train_root=train_root))
+        for _ in range(2):
+            kept = dataclasses.replace(asked, train_root=train_root, cache=tmp_path / "kept")
+            assert run_suite("visft.goi", tower, kept).metrics == fresh.metrics
+        found.append(fresh.metrics["top1"])
+    assert found[0] > found[1], "what is learned from the other folder is wrong here"
+    # Nor are labels kept that have been changed since.
+    write_voc(one, ("dog", "dog", "cat"))
+    changed = run_suite("visft.goi", tower, dataclasses.replace(asked, train_root=one, cache=tmp_path / "kept"))
+    assert changed.metrics == fresh.metrics
+
+
+def test_boxes_in_the_layout_of_voc(tower: Tower, tmp_path: Path) -> None:
+    write_voc(tmp_path / "voc", ("RBC", "RBC", "WBC"))
     result = run_suite("visft.goi", tower, options(tmp_path / "voc", steps=5))
     assert set(result.metrics) == {"top1", "mean_class"} and result.items == 12
     assert "12 boxes of voc/val" in result.notes[0] and "12 boxes" in result.notes[2]
@@ -306,8 +381,8 @@ def test_features_of_a_box_are_those_under_it(tower: Tower) -> None:
     tower.vit = Flat()  # type: ignore[assignment]
     tower.vit.parameters = tower.model.parameters  # type: ignore[method-assign]
     source = ScenesSource(task=Task.DETECTION, split="val", size=112, limit=6)
-    found = box_features(tower, source, options(Path()), most=200, what="")
-    assert len(box_features(tower, source, options(Path()), most=7, what="").labels) == 7
+    found = box_features(tower, source, options(Path()), data="", most=200, what="")
+    assert len(box_features(tower, source, options(Path()), data="", most=7, what="").labels) == 7
     boxes = torch.cat(
         [
             source[i].target.boxes.as_subclass(torch.Tensor)
@@ -348,9 +423,29 @@ def test_answers_in_words(
     again = tiny_tower(tmp_path)
     with unchanged(again.vit.blocks[0]):
         kept = run_suite(f"visft.{suite}", again, dataclasses.replace(asked, train_root=None))
-    assert kept.metrics == result.metrics
+    assert kept.metrics == result.metrics and "the one kept in" in kept.notes[0] and "2 steps" in kept.notes[0]
+    with pytest.raises(CheckpointError, match="training limit: 0, now asked for: 7"):
+        run_suite(f"visft.{suite}", tiny_tower(tmp_path), dataclasses.replace(asked, train_limit=7))
     with pytest.raises(UsageError, match="--language"):
         run_suite(f"visft.{suite}", tiny_tower(tmp_path), options(root))
+
+
+def test_a_tower_without_a_class_token_is_not_said_to_show_one(
+    spoken_small: Path, tower: Tower, tmp_path: Path, write_miniature: Callable[[str, Path], Path]
+) -> None:
+    (tmp_path / "captions").mkdir()
+    write_karpathy(tmp_path / "captions", name="dataset_coco.json", folder="val2014", split="train")
+    root = write_miniature("okvqa", tmp_path / "data")
+    asked = options(
+        root, train_root=tmp_path / "captions", steps=1, language=spoken_small, probe=tmp_path / "speaker.safetensors"
+    )
+    vit = PlainViT(tiny_vit(class_token=False)).eval()
+    without = dataclasses.replace(tower, model=torch.nn.ModuleDict({"backbone": vit}), vit=vit, pair=None)
+    kept = dataclasses.replace(without, vit=PlainViT(vit.config).eval())
+    note = "not as published: the tower has no class token, so the Q-Former reads the cells of its map alone"
+    for one, says in ((without, True), (kept, True), (tower, False)):
+        asked = asked if says else dataclasses.replace(asked, probe=None)
+        assert (note in run_suite("visft.okvqa", one, asked).notes) == says
 
 
 # ------------------------------------------------------------------ scenes, and the command line
@@ -372,6 +467,11 @@ def test_scenes_of_unseen_styles(tmp_path: Path) -> None:
         assert result.metrics[f"mean/{name}"] == pytest.approx(mean), "plain scenes are for reference only"
     again = run_suite("visft.scenes", tower, dataclasses.replace(asked, cache=tmp_path / "kept", batch_size=4))
     assert again.metrics == result.metrics and len([*(tmp_path / "kept").iterdir()]) == 1 + len(SCENE_STYLES)
+    assert any("12 plain scenes" in note and "the one kept in" in note for note in again.notes)
+    for more in ({"train_limit": 13}, {"steps": 6}, {"learning_rate": 0.5}, {"seed": 1}):
+        name = next(iter(more)).replace("train_", "training ").replace("_", " ")
+        with pytest.raises(CheckpointError, match=f"why: +{name}: "):
+            run_suite("visft.scenes", tower, dataclasses.replace(asked, **more))
     tower.pair = None
     without = run_suite("visft.scenes", tower, asked).metrics
     assert {name.partition("/")[2] for name in without} == {name for name in names if not name.startswith("zero")}
@@ -447,6 +547,17 @@ def test_options_that_a_suite_has_no_use_for_are_refused(tower: Tower, tmp_path:
         run_suite("visft.goi", tower, options(tmp_path, language=tmp_path))
 
 
+@pytest.mark.parametrize("name", sorted(name for name, suite in SUITES.items() if suite.layout))
+def test_missing_data_are_answered_with_the_layout_of_the_suite(name: str, tower: Tower, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(MissingDataError) as missing:
+        run_suite(name, tower, options(tmp_path / "empty"))
+    assert missing.value.fix is not None and SUITES[name].layout in missing.value.fix
+    assert "=..." not in str(missing.value), "a suite has no such setting"
+    if name == "visft.flickr30k":
+        assert "looked for dataset_flickr30k.json" in str(missing.value)
+
+
 def test_every_suite_says_what_is_published_and_what_is_ours() -> None:
     announced = {"imagenet", "imagenet_a", "imagenet_r", "imagenet_v2", "imagenet_sketch", "objectnet"}
     announced |= {"flickr30k", "coco_retrieval", "ocr", "goi", "vqav2", "okvqa", "nocaps", "scenes"}
@@ -469,3 +580,9 @@ def test_the_command_shows_everything(tmp_path: Path, capsys: pytest.CaptureFixt
     assert main(["eval", str(pair), "--suite", "visft.coco"]) == 2
     assert main(["eval", str(pair), "--suite", "visft.imagenet"]) == 2
     assert "did you mean" in capsys.readouterr().err
+    assert main(["eval", str(pair), "--suite", "nothing"]) == 2
+    listed = capsys.readouterr().err
+    assert main(["eval", "--help"]) == 0
+    helped = capsys.readouterr().out
+    for name in SUITES:
+        assert re.search(rf"{re.escape(name)}\b", listed) and re.search(rf"{re.escape(name)}\b", helped)

@@ -26,7 +26,12 @@ def add_options(parser: Parser) -> None:
         "suites", "frozen features measured zero-shot, by probes, or through a language model (docs/suites.md)"
     )
     group.add_argument(
-        "--suite", default="", metavar="NAME", help="e.g. visft.imagenet; --root is the folder of its data"
+        "--suite",
+        default="",
+        metavar="NAME",
+        help="zero-shot: visft.imagenet, visft.imagenet_a, visft.imagenet_r, visft.imagenet_v2, visft.imagenet_sketch, "
+        "visft.objectnet, visft.flickr30k, visft.coco_retrieval; probes: visft.ocr, visft.goi; by a language model: "
+        "visft.vqav2, visft.okvqa, visft.nocaps; drawn, without data: visft.scenes. --root is the folder of the data",
     )
     group.add_argument(
         "--lora", type=Path, metavar="PATH", help="low-rank updates for the tower: an official file, or a checkpoint"

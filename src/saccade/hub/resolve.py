@@ -179,6 +179,8 @@ def _by_hand(entry: ZooEntry) -> str:
     if entry.kind != "checkpoint":
         use = entry.use.replace(f"={entry.name}", f"=PATH/{entry.file}").removeprefix("in training: ")
         way = use if entry.kind == "lora" else f"train with {use}"
+        if entry.kind == "backbone" and entry.system == "visft":
+            way += f", or evaluate PATH/{entry.file}"
         return f"fetch {entry.source} on a machine with network, and {way}"
     if entry.system != "git":
         words = " --vocabulary tokenizer.model" if entry.system == "gsva" else ""

@@ -6,6 +6,7 @@ M3IT's task of that name, which was made from COCO. Shape legend: B pictures, H 
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -17,6 +18,8 @@ from torch import Tensor, nn
 from torchvision.ops import roi_align
 
 from saccade.data.sources import Source, SourceSpec, open_source
+from saccade.data.sources.coco import find_annotations
+from saccade.data.sources.voc import find_voc_files
 from saccade.errors import DataError
 from saccade.layers.precision import autocast
 from saccade.metrics.ranking import TopK
@@ -24,7 +27,7 @@ from saccade.samples import ClassList
 from saccade.suites.base import SuiteOptions, SuiteResult
 from saccade.suites.features import shard, shard_folder
 from saccade.suites.pictures import Squash
-from saccade.suites.probes import fit_probe, keep_probe, kept_probe, shuffled
+from saccade.suites.probes import Schedule, about_probe, fit_probe, keep_probe, kept_probe, schedule, shuffled
 from saccade.suites.towers import Tower
 from saccade.tasks import Task
 
@@ -82,33 +85,47 @@ def identify(tower: Tower, options: SuiteOptions) -> SuiteResult:
     classes = test.classes
     if classes is None:
         raise DataError("the data set has no class list", where=options.root)
-    found = box_features(tower, test, options, most=options.limit or TEST_BOXES, what="test boxes")
+    most = options.limit or TEST_BOXES
+    data = _identity(options.root, "val", options)
+    found = box_features(tower, test, options, data=data, most=most, what="test boxes")
     probe = BoxProbe(tower.vit.config.width, len(classes)).to(tower.device)
-    about = f"boxes, {len(classes)} classes, {tower.identity}"
-    most = float(torch.bincount(found.labels).max()) / len(found.labels)
+    train_root = options.train_root or options.root
+    about = about_probe(
+        "boxes",
+        tower.identity,
+        options,
+        train_root=train_root,
+        train_limit=options.train_limit or TRAIN_BOXES,
+        **linear_schedule(options),
+        classes=list(classes.names),
+    )
+    commonest = float(torch.bincount(found.labels).max()) / len(found.labels)
     notes = [
         f"{len(found.labels)} boxes of {test.name}, pictures drawn with the seed {options.seed}, at {_side(tower)} px",
-        f"the commonest class alone: top1 {most:.4f}, mean_class {1 / len(found.labels.unique()):.4f}",
+        f"the commonest class alone: top1 {commonest:.4f}, mean_class {1 / len(found.labels.unique()):.4f}",
     ]
-    if not kept_probe(options.probe, probe, about):
-        train = _open(options.train_root or options.root, "train", classes)
-        known = box_features(tower, train, options, most=options.train_limit or TRAIN_BOXES, what="training boxes")
+    if not (note := kept_probe(options.probe, probe, about)):
+        train = _open(train_root, "train", classes)
+        data, most = _identity(train_root, "train", options), options.train_limit or TRAIN_BOXES
+        known = box_features(tower, train, options, data=data, most=most, what="training boxes")
         steps = fit_linear(probe, known, options)
-        keep_probe(options.probe, probe.state_dict(), about)
-        notes.append(f"a linear layer trained {steps} steps on {len(known.labels)} boxes")
+        note = f"a linear layer trained {steps} steps on {len(known.labels)} boxes of {train.name}"
+        keep_probe(options.probe, probe.state_dict(), about, note)
+    notes.append(note)
     metric = TopK(len(classes))
     with torch.inference_mode():
         metric.update(probe(found.features.to(tower.device)), found.labels)
     return SuiteResult(metrics=metric.compute(), items=len(found.labels), notes=notes, left_out=dict(test.skipped))
 
 
-def box_features(tower: Tower, source: Source, options: SuiteOptions, *, most: int, what: str) -> Boxes:
+def box_features(tower: Tower, source: Source, options: SuiteOptions, *, data: str, most: int, what: str) -> Boxes:
     """Mean features of the tower's map in true boxes, crowds left out, of pictures drawn by the seed.
 
     Args:
         tower: Any.
         source: Of detection.
         options: Batch size, precision, cache, seed, progress.
+        data: What tells the boxes and their classes from those of other data, for kept features.
         most: Greatest number of boxes.
         what: For the progress.
 
@@ -116,8 +133,9 @@ def box_features(tower: Tower, source: Source, options: SuiteOptions, *, most: i
         DataError: There is no box.
     """
     order = torch.randperm(len(source), generator=torch.Generator().manual_seed(options.seed)).tolist()
-    about = {"tower": tower.identity, "data": f"{source.name} {options.root.resolve()}", "what": "boxes"}
-    folder = shard_folder(options, about | {"pictures": len(order), "seed": options.seed, "side": _side(tower)})
+    about = {"tower": tower.identity, "data": data, "what": "boxes", "pictures": len(order), "seed": options.seed}
+    names = None if source.classes is None else source.classes.names  # a kept label is a place among them
+    folder = shard_folder(options, about | {"side": _side(tower), "classes": names})
     parts: list[dict[str, Tensor]] = []
     done = 0
     for number, start in enumerate(range(0, len(order), _SHARD)):
@@ -189,19 +207,17 @@ def fit_linear(probe: nn.Module, known: Boxes, options: SuiteOptions) -> int:
             nn.init.zeros_(module.bias)
 
     def losses() -> Iterator[Tensor]:
-        for chosen in shuffled(len(labels), _BATCH, torch.Generator().manual_seed(options.seed)):
-            yield F.cross_entropy(probe(features[chosen]), labels[chosen])
+        for rows in shuffled(len(labels), _BATCH, torch.Generator().manual_seed(options.seed)):
+            yield F.cross_entropy(probe(features[rows]), labels[rows])
 
-    steps = options.steps or _STEPS
-    fit_probe(
-        probe,
-        losses(),
-        steps=steps,
-        learning_rate=options.learning_rate or _RATE,
-        weight_decay=_DECAY,
-        progress=options.progress,
-    )
-    return steps
+    chosen = linear_schedule(options)
+    fit_probe(probe, losses(), **chosen, weight_decay=_DECAY, progress=options.progress)
+    return chosen["steps"]
+
+
+def linear_schedule(options: SuiteOptions) -> Schedule:
+    """That of :func:`fit_linear`."""
+    return schedule(options, steps=_STEPS, learning_rate=_RATE)
 
 
 def _side(tower: Tower) -> int:
@@ -210,12 +226,25 @@ def _side(tower: Tower) -> int:
 
 
 def _open(root: Path, split: str, classes: ClassList | None = None) -> Source:
-    voc = next(root.glob("ImageSets/Main"), None) or next(root.glob("VOC*/ImageSets/Main"), None)
     spec = SourceSpec(
         task=Task.DETECTION,
-        reader="coco" if voc is None else "voc",
+        reader="voc" if _is_voc(root) else "coco",
         root=str(root),
         split=split,
         classes=() if classes is None else classes.names,
     )
     return open_source(spec)
+
+
+def _is_voc(root: Path) -> bool:
+    return any(True for pattern in ("ImageSets/Main", "VOC*/ImageSets/Main") for _ in root.glob(pattern))
+
+
+def _identity(root: Path, split: str, options: SuiteOptions) -> str:
+    """The folder and what its annotations say: kept labels and boxes are good for no others."""
+    if options.cache is None:
+        return ""
+    digest = hashlib.sha256()
+    for path in find_voc_files(root, split)[0] if _is_voc(root) else [find_annotations(root, split)[0]]:
+        digest.update(path.name.encode() + b"\n" + path.read_bytes())
+    return f"{root.resolve()} {split} {digest.hexdigest()}"

@@ -28,7 +28,7 @@ from saccade.models.visft.qformer import QFormerConfig
 from saccade.models.visft.speaker import Manner, QFormerSpeaker, load_language
 from saccade.suites.base import SuiteOptions, SuiteResult, training_root
 from saccade.suites.pictures import Files, Fit, Pictures, Squash
-from saccade.suites.probes import endless, fit_probe, keep_probe, kept_probe
+from saccade.suites.probes import Schedule, about_probe, endless, fit_probe, keep_probe, kept_probe, schedule
 from saccade.suites.retrieve import SourcePictures
 from saccade.suites.towers import Tower
 from saccade.tasks import Task
@@ -41,6 +41,7 @@ LONG = Manner(beams=5, most=30, least=8, length_penalty=1.0)
 
 _STEPS, _RATE, _DECAY = 60_000, 1e-4, 0.05
 _SPICE = "SPICE is not computed: it needs models that no package carries"
+_NO_CLASS_TOKEN = "not as published: the tower has no class token, so the Q-Former reads the cells of its map alone"
 _LEMMAS = "answers are compared as they are; BLIP-2 brings those of OK-VQA to their base forms with a language package"
 
 
@@ -74,21 +75,30 @@ def new_speaker(tower: Tower, options: SuiteOptions, config: QFormerConfig | Non
 def trained_speaker(tower: Tower, options: SuiteOptions) -> tuple[QFormerSpeaker, list[str]]:
     """A speaker that was kept, or is trained now, and how it came about."""
     speaker = new_speaker(tower, options)
-    about = f"speaker, {Path(str(options.language)).resolve()}, {tower.identity}"
-    if kept_probe(options.probe, _Probe(speaker), about):
+    about = about_probe(
+        "speaker",
+        tower.identity,
+        options,
+        train_root=options.train_root,
+        train_limit=options.train_limit,
+        **_schedule(options),
+        language_model=str(Path(str(options.language)).resolve()),
+    )
+    notes = [] if tower.vit.config.class_token else [_NO_CLASS_TOKEN]
+    if note := kept_probe(options.probe, _Probe(speaker), about):
         speaker.eval()
-        return speaker, [f"the Q-Former of {options.probe}"]
+        return speaker, [note, *notes]
     source = KarpathySource(
         task=Task.CAPTION, root=training_root(options, what="captioned pictures"), split="train", per_caption=True
     )
     note = train_speaker(speaker, tower, select_range(source, limit=options.train_limit), options)
-    keep_probe(options.probe, _Probe(speaker).state_dict(), about)
-    return speaker, [note]
+    keep_probe(options.probe, _Probe(speaker).state_dict(), about, note)
+    return speaker, [note, *notes]
 
 
 def train_speaker(speaker: QFormerSpeaker, tower: Tower, source: Source, options: SuiteOptions) -> str:
     """Trains the Q-Former on captions; returns how, in words."""
-    fit, steps = _fit(tower), options.steps or _STEPS
+    fit, chosen = _fit(tower), _schedule(options)
 
     def item(index: int) -> tuple[Tensor, str]:
         sample = source[index]
@@ -104,13 +114,17 @@ def train_speaker(speaker: QFormerSpeaker, tower: Tower, source: Source, options
     fit_probe(
         speaker,
         losses(),
-        steps=steps,
-        learning_rate=options.learning_rate or _RATE,
+        **chosen,
         weight_decay=_DECAY,
         progress=options.progress,
         what="Q-Former",
     )
-    return f"a Q-Former trained {steps} steps of {options.batch_size} on {len(source)} captions of {source.name}"
+    done = f"{chosen['steps']} steps of {options.batch_size}"
+    return f"a Q-Former trained {done} on {len(source)} captions of {source.name}"
+
+
+def _schedule(options: SuiteOptions) -> Schedule:
+    return schedule(options, steps=_STEPS, learning_rate=_RATE)
 
 
 def look(tower: Tower, images_B3HW: Tensor, options: SuiteOptions) -> Tensor:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from textwrap import shorten
+from typing import Any, TypedDict
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -18,6 +21,7 @@ from saccade.suites.base import Progress, SuiteOptions
 
 _WARMUP = 0.05
 _CLIP = 1.0
+_SHOWN = 120  # signs of an entry in an error: class names may be a thousand
 
 
 def fit_probe(
@@ -115,37 +119,99 @@ def _with_texts(items: Sequence[tuple[Tensor, str]]) -> tuple[Tensor, list[str]]
     return torch.stack([image for image, _ in items]), [text for _, text in items]
 
 
-def keep_probe(path: Path | None, state: Mapping[str, Tensor], about: str) -> None:
+class Schedule(TypedDict):
+    """How long a probe is trained, and how fast at most."""
+
+    steps: int
+    learning_rate: float
+
+
+def schedule(options: SuiteOptions, *, steps: int, learning_rate: float) -> Schedule:
+    """What the options say, or where they say nothing, what is given."""
+    return Schedule(steps=options.steps or steps, learning_rate=options.learning_rate or learning_rate)
+
+
+def about_probe(
+    kind: str,
+    tower: str,
+    options: SuiteOptions,
+    *,
+    train_root: Path | None,
+    train_limit: int,
+    steps: int,
+    learning_rate: float,
+    **more: object,
+) -> dict[str, object]:
+    """What a probe is trained on and how: what a kept one says of itself. Plain values.
+
+    Args:
+        kind: What the probe does.
+        tower: Identity of the tower.
+        options: The seed.
+        train_root: Folder of the data; None where it is not said, or where the data are drawn.
+        train_limit: Greatest number of samples (0 = all).
+        steps: Updates.
+        learning_rate: Greatest rate.
+        more: What else it depends on; underscores become spaces.
+    """
+    return {
+        "kind": kind,
+        "tower": tower,
+        "training folder": None if train_root is None else str(train_root.resolve()),
+        "training limit": train_limit,
+        "steps": steps,
+        "learning rate": learning_rate,
+        "seed": options.seed,
+    } | {name.replace("_", " "): value for name, value in more.items()}
+
+
+def keep_probe(path: Path | None, state: Mapping[str, Tensor], about: Mapping[str, object], note: str) -> None:
     """Writes a trained probe; does nothing without a path.
 
     Args:
         path: The file.
         state: Its weights.
-        about: What it was trained on and for: another tower or other data are refused when it is read.
+        about: What it was trained on and how (:func:`about_probe`); where anything else is asked for, it is refused.
+        note: The same for people, with what came out: how many steps on how many samples.
     """
     if path is None:
         return
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.writing")
-    save_file({key: value.contiguous().cpu() for key, value in state.items()}, temporary, metadata={"about": about})
+    metadata = {"about": json.dumps(about), "note": note}
+    save_file({key: value.contiguous().cpu() for key, value in state.items()}, temporary, metadata=metadata)
     temporary.replace(path)
 
 
-def kept_probe(path: Path | None, probe: nn.Module, about: str) -> bool:
-    """Loads a probe that was kept; False where there is none.
+def kept_probe(path: Path | None, probe: nn.Module, about: Mapping[str, object]) -> str:
+    """Loads a probe that was kept.
+
+    Args:
+        path: The file; None where none is kept.
+        probe: Is filled.
+        about: What would be trained now (:func:`about_probe`). An entry that is None is not compared.
+
+    Returns:
+        A note that says which probe was read and how it was trained; empty where there is none.
 
     Raises:
-        CheckpointError: The file is damaged, of another form, or was trained for another tower.
+        CheckpointError: The file is damaged, of another form, or was trained for another tower, on other data or
+            otherwise than asked for now; the message names every entry that differs.
     """
     if path is None or not path.is_file():
-        return False
-    found = _about(path)
-    if found != about:
+        return ""
+    found, note = _said_of(path)
+    differing = [
+        f"{name}: {_show(found.get(name))}, now asked for: {_show(value)}"
+        for name, value in about.items()
+        if value is not None and found.get(name) != value
+    ]
+    if differing:
         raise CheckpointError(
-            "the probe was trained for something else",
+            "the kept probe is not the one that is asked for",
             where=path,
-            why=f"it says '{found}', wanted '{about}'",
-            fix="name another file, and it is trained anew",
+            why="; ".join(differing),
+            fix="delete the file or name another, and one is trained; or ask for what it was trained with",
         )
     state = read_safetensors(path)
     own = probe.state_dict()
@@ -154,12 +220,27 @@ def kept_probe(path: Path | None, probe: nn.Module, about: str) -> bool:
         raise CheckpointError("the probe has another form", where=path, why=", ".join(strange[:3]))
     probe.load_state_dict(own | state)
     probe.eval()
-    return True
+    return f"the probe is the one kept in {path}: {note}"
 
 
-def _about(path: Path) -> str:
+def _said_of(path: Path) -> tuple[dict[str, Any], str]:
+    """What a kept probe says of itself, and its note."""
     try:
         with safe_open(path, framework="pt") as file:
-            return str((file.metadata() or {}).get("about", ""))
+            metadata = file.metadata() or {}
     except (SafetensorError, OSError) as error:
         raise CheckpointError("the probe cannot be read", where=path, why=str(error)) from error
+    try:
+        return dict(json.loads(metadata["about"])), metadata["note"]
+    except (KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(
+            "the file does not say how its probe was trained",
+            where=path,
+            why="it is no kept probe, or that of an earlier version",
+            fix="delete the file or name another, and one is trained",
+        ) from error
+
+
+def _show(value: object) -> str:
+    text = ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+    return shorten(text, _SHOWN, placeholder=" ...")

@@ -23,7 +23,7 @@ from saccade.metrics.words import ALPHABET, bare, word_accuracy
 from saccade.suites.base import SuiteOptions, SuiteResult, training_root
 from saccade.suites.features import extract
 from saccade.suites.pictures import Files, Squash
-from saccade.suites.probes import endless, fit_probe, keep_probe, kept_probe
+from saccade.suites.probes import Schedule, about_probe, endless, fit_probe, keep_probe, kept_probe, schedule
 from saccade.suites.towers import Tower
 
 GRID = (4, 16)
@@ -140,11 +140,18 @@ def read_words(tower: Tower, options: SuiteOptions) -> SuiteResult:
     fit = Squash(size_hw=(GRID[0] * patch, GRID[1] * patch), mean=tower.mean, std=tower.std)
     torch.manual_seed(options.seed)
     reader = WordReader(WordReaderConfig(), tower.vit.config.width, GRID[0] * GRID[1]).to(tower.device)
-    about = f"words, {tower.identity}"
-    notes = []
-    if not kept_probe(options.probe, reader, about):
-        notes += _train(reader, tower, fit, options)
-        keep_probe(options.probe, reader.state_dict(), about)
+    about = about_probe(
+        "words",
+        tower.identity,
+        options,
+        train_root=options.train_root,
+        train_limit=options.train_limit,
+        **_schedule(options),
+    )
+    if not (note := kept_probe(options.probe, reader, about)):
+        note = _train(reader, tower, fit, options)
+        keep_probe(options.probe, reader.state_dict(), about, note)
+    notes = [note]
     metrics: dict[str, float] = {}
     right, total = 0.0, 0
     left_out: dict[str, int] = {}
@@ -172,11 +179,11 @@ def read_words(tower: Tower, options: SuiteOptions) -> SuiteResult:
     return SuiteResult(metrics=metrics | {"mean": right / total}, items=total, notes=notes, left_out=left_out)
 
 
-def _train(reader: WordReader, tower: Tower, fit: Squash, options: SuiteOptions) -> list[str]:
+def _train(reader: WordReader, tower: Tower, fit: Squash, options: SuiteOptions) -> str:
     found = open_training_words(training_root(options, what="pictures of words"))
     kept = [one for one in found.pictures if 0 < len(bare(one.word)) <= LONGEST][: options.train_limit or None]
     words = WordSet(name=found.name, pictures=kept)
-    files, steps = _files(words, len(kept)), options.steps or _STEPS
+    files, chosen = _files(words, len(kept)), _schedule(options)
 
     def item(index: int) -> tuple[Tensor, str]:
         return fit(files[index]), kept[index].word
@@ -190,13 +197,17 @@ def _train(reader: WordReader, tower: Tower, fit: Squash, options: SuiteOptions)
     fit_probe(
         reader,
         losses(),
-        steps=steps,
-        learning_rate=options.learning_rate or _RATE,
+        **chosen,
         weight_decay=_DECAY,
         progress=options.progress,
         what="word reader",
     )
-    return [f"read by a decoder trained {steps} steps of {options.batch_size} on {len(kept)} words of {found.name}"]
+    steps = chosen["steps"]
+    return f"read by a decoder trained {steps} steps of {options.batch_size} on {len(kept)} words of {found.name}"
+
+
+def _schedule(options: SuiteOptions) -> Schedule:
+    return schedule(options, steps=_STEPS, learning_rate=_RATE)
 
 
 def _files(words: WordSet, count: int) -> Files:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from saccade.errors import UsageError, nearest
+from saccade.errors import MissingDataError, UsageError, nearest
 from saccade.suites.base import SuiteOptions, SuiteResult
 from saccade.suites.classify import CLASSIFICATION
 from saccade.suites.identify import identify
@@ -64,8 +64,8 @@ _CLASSES = {
     ),
 }
 _BLIP2 = (
-    "BLIP-2's: 32 queries, 12 layers, the tower less its last block and norm with its class token, whole picture at "
-    "the input size, 5 beams"
+    "BLIP-2's: 32 queries, 12 layers, the tower less its last block and norm, with its class token (where it has "
+    "one), whole picture at the input size, 5 beams"
 )
 _COCO_ALONE = (
     "the Q-Former is trained on COCO's captions alone (no first stage, no 129 M web pictures): numbers compare towers "
@@ -164,10 +164,10 @@ def find_suite(name: str) -> Suite:
     """A suite by its name.
 
     Raises:
-        UsageError: Nothing has this name; the message offers the nearest one.
+        UsageError: Nothing has this name; the message lists all and offers the nearest one.
     """
     if name not in SUITES:
-        raise UsageError(f"unknown suite '{name}'", fix=nearest(name, SUITES))
+        raise UsageError(f"unknown suite '{name}'", why=f"there are {', '.join(SUITES)}", fix=nearest(name, SUITES))
     return SUITES[name]
 
 
@@ -175,7 +175,7 @@ def run_suite(name: str, tower: Tower, options: SuiteOptions) -> SuiteResult:
     """Runs a suite and stamps its result.
 
     Raises:
-        UsageError: No such suite, no such folder, or an option that the suite has no use for.
+        UsageError: No such suite, no such folder or data in it, or an option that the suite has no use for.
     """
     suite = find_suite(name)
     _refuse_unread(name, suite, options)
@@ -184,7 +184,12 @@ def run_suite(name: str, tower: Tower, options: SuiteOptions) -> SuiteResult:
             "the folder of the data set does not exist", where=options.root, fix=f"it holds {suite.layout}"
         )
     started_s = time.perf_counter()
-    result = suite.run(tower, options)
+    try:
+        result = suite.run(tower, options)
+    except MissingDataError as error:
+        # The readers offer settings of data sets; a suite has none, but a layout.
+        layout = f"lay the data of {name} out so: {suite.layout}"
+        raise MissingDataError(error.what, where=error.where, why=error.why, fix=layout) from error
     result.notes = [*tower.notes, *result.notes]
     result.stamp = {
         "suite": name,

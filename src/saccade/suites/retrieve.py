@@ -12,7 +12,7 @@ from torch import Tensor
 
 from saccade.data.sources.base import Source, select_range
 from saccade.data.sources.karpathy import KarpathySource
-from saccade.data.sources.layout import first_existing
+from saccade.data.sources.layout import find_file, first_existing
 from saccade.metrics.ranking import recall_at_k
 from saccade.models.visft.clip import CLIPPair
 from saccade.suites.base import SuiteOptions, SuiteResult
@@ -51,12 +51,12 @@ def open_captioned(root: Path, which: Retrieval) -> KarpathySource:
     """Karpathy's test split of Flickr30k (1,000 images) or of COCO (5,000)."""
     if which == "coco":
         return KarpathySource(task=Task.CAPTION, root=root, split="test")
-    annotations, images = first_existing(root, _FLICKR), first_existing(root, _FLICKR_IMAGES)
+    annotations, images = find_file(root, "", _FLICKR, "the file of captions"), first_existing(root, _FLICKR_IMAGES)
     return KarpathySource(
         task=Task.CAPTION,
         root=root,
         split="test",
-        annotations="" if annotations is None else annotations.relative_to(root).as_posix(),
+        annotations=annotations.relative_to(root).as_posix(),
         images="" if images is None else images.relative_to(root).as_posix(),
     )
 

@@ -22,9 +22,9 @@ from saccade.models.visft.clip import CLIPPair
 from saccade.suites.base import SuiteOptions, SuiteResult
 from saccade.suites.classify import mean_point
 from saccade.suites.features import extract
-from saccade.suites.identify import Boxes, BoxProbe, fit_linear, mean_in_boxes
+from saccade.suites.identify import Boxes, BoxProbe, fit_linear, linear_schedule, mean_in_boxes
 from saccade.suites.pictures import CentreCrop
-from saccade.suites.probes import keep_probe, kept_probe
+from saccade.suites.probes import about_probe, keep_probe, kept_probe
 from saccade.suites.retrieve import caption_points
 from saccade.suites.scene_questions import (
     ATTRIBUTES,
@@ -70,7 +70,7 @@ def measure_scenes(tower: Tower, options: SuiteOptions) -> SuiteResult:
         options: ``limit`` and ``train_limit`` change the numbers of scenes; ``seed`` draws another world.
     """
     train, test = options.train_limit or TRAIN, options.limit or TEST
-    counter, namer = _probes(tower, train, options)
+    counter, namer, note = _probes(tower, train, options)
     scenes = draw_scenes(tower.side, "test", test, options.seed)
     counting, boxes = how_many(scenes), which_in_boxes(scenes)
     asked: dict[str, Question] = {}
@@ -93,7 +93,7 @@ def measure_scenes(tower: Tower, options: SuiteOptions) -> SuiteResult:
         metrics |= {f"{_COMMONEST}/{name}": value for name, value in question.commonest().items()}
     notes = [
         f"{test} scenes in each style, {len(boxes.truth)} boxes; the mean is that of {', '.join(UNSEEN)}",
-        f"linear probes trained on {train} plain scenes of another split",
+        note,
         "without an ending all true answers weigh the same; top1: the share of right ones",
         f"{_COMMONEST}: the best that one answer to all would reach",
     ]
@@ -142,19 +142,22 @@ def answer_points(pair: CLIPPair, name: str, options: SuiteOptions) -> Tensor:
     return torch.stack(points)
 
 
-def _probes(tower: Tower, train: int, options: SuiteOptions) -> tuple[BoxProbe, BoxProbe]:
-    """What counts objects and what names them in boxes: kept, or trained on plain scenes now."""
+def _probes(tower: Tower, train: int, options: SuiteOptions) -> tuple[BoxProbe, BoxProbe, str]:
+    """What counts objects, what names them in boxes, and whether both were kept or are trained on plain scenes now."""
     width = tower.vit.config.width
     counter, namer = (BoxProbe(width, answers).to(tower.device) for answers in (MOST_OBJECTS, len(THING_CLASSES)))
     both = nn.ModuleDict({"counting": counter, "box_class": namer})
-    about = f"scenes, seed {options.seed}, {tower.identity}"
-    if not kept_probe(options.probe, both, about):
+    about = about_probe(
+        "scenes", tower.identity, options, train_root=None, train_limit=train, **linear_schedule(options)
+    )
+    if not (note := kept_probe(options.probe, both, about)):
         scenes = draw_scenes(tower.side, "train", train, options.seed)
         seen = look(tower, scenes, "plain", options, split="train")
         fit_linear(counter, Boxes(features=seen.means, labels=how_many(scenes).truth), options)
-        fit_linear(namer, Boxes(features=seen.in_boxes, labels=which_in_boxes(scenes).truth), options)
-        keep_probe(options.probe, both.state_dict(), about)
-    return counter, namer
+        steps = fit_linear(namer, Boxes(features=seen.in_boxes, labels=which_in_boxes(scenes).truth), options)
+        note = f"linear probes trained {steps} steps on {train} plain scenes of another split"
+        keep_probe(options.probe, both.state_dict(), about, note)
+    return counter, namer, note
 
 
 def _said(probe: BoxProbe, features: Tensor) -> Tensor:

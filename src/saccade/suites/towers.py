@@ -14,8 +14,9 @@ from saccade.hub.adopt import adopt, listed
 from saccade.hub.checkpoint import read_card
 from saccade.hub.convert_visft import map_visft
 from saccade.hub.lora import load_lora, published_form
-from saccade.hub.resolve import load_model, resolve
+from saccade.hub.resolve import fetch_file, load_model, resolve
 from saccade.hub.unpickle import TensorFile, read_tensor_file
+from saccade.hub.zoo import ZOO
 from saccade.layers.lora import Multiplier, add_lora, lora_of, set_multiplier
 from saccade.layers.vit import PlainViT, ViTConfig
 from saccade.mapping import MappingReport
@@ -104,7 +105,8 @@ def open_tower(
     """Opens a tower and puts low-rank updates on it.
 
     Args:
-        name: A checkpoint of ours, or a released file: EVA-CLIP's (both towers) or a bare EVA backbone.
+        name: A checkpoint of ours, or a released file: EVA-CLIP's (both towers) or a bare EVA backbone; by its path, or
+            by its name in the zoo (``eva-clip-e``, ``eva-vit-g``), which fetches it at first use.
         lora: Low-rank updates: an official file, or a checkpoint of ours that was trained with some.
         multiplier: How often updates count: 1, or 2 as the official code runs in evaluation mode.
         vocabulary: CLIP's list of merges, for released files, which carry none.
@@ -114,7 +116,7 @@ def open_tower(
         UsageError: A model without a plain ViT, or updates on top of others.
         CheckpointError: A file is missing or damaged, or does not fit.
     """
-    path = resolve(name)
+    path = _path_of(name)
     tower = _released(name, path, vocabulary) if path.is_file() else _own(name, path, vocabulary)
     if lora is not None:
         _update(tower, lora)
@@ -129,6 +131,14 @@ def open_tower(
         raise UsageError("there are no low-rank updates to multiply", where=name, fix="--lora FILE")
     tower.model.to(device).eval().requires_grad_(False)
     return tower
+
+
+def _path_of(name: str) -> Path:
+    """A checkpoint folder, or a released file."""
+    entry = ZOO.get(name)
+    if entry is not None and entry.kind == "backbone" and entry.system == "visft" and not Path(name).exists():
+        return fetch_file(entry)
+    return resolve(name)
 
 
 def _own(name: str, path: Path, vocabulary: Path | None) -> Tower:

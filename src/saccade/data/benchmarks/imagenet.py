@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from saccade.data.images import IMAGE_SUFFIXES
-from saccade.data.sources.layout import data_root, files_of, first_existing, read_json
+from saccade.data.sources.layout import data_root, files_of, find_file, first_existing, read_json
 from saccade.errors import DataError, MissingDataError
 
 _HERE = Path(__file__).parent
@@ -130,8 +130,10 @@ def open_objectnet(root: str | Path) -> ClassifiedPictures:
     """ObjectNet: the 113 classes that ImageNet has, too, by the set's own mapping files, under ObjectNet's names."""
     folder = data_root(root)
     inner = first_existing(folder, ["objectnet-1.0", "objectnet"]) or folder
-    labels = read_json(inner / "mappings" / "folder_to_objectnet_label.json")
-    shared = read_json(inner / "mappings" / "objectnet_to_imagenet_1k.json")
+    labels, shared = (
+        read_json(find_file(inner, "", [f"mappings/{name}.json"], "a mapping file of ObjectNet"))
+        for name in ("folder_to_objectnet_label", "objectnet_to_imagenet_1k")
+    )
     if not isinstance(labels, dict) or not isinstance(shared, dict) or not set(shared) <= set(labels.values()):
         raise DataError("ObjectNet's mapping files contradict each other", where=inner / "mappings")
     names = sorted(shared)

@@ -29,7 +29,7 @@ from saccade.data.sources.layout import (
     split_names,
 )
 from saccade.data.sources.spec import SourceSpec
-from saccade.errors import DataError, UsageError
+from saccade.errors import DataError, MissingDataError, UsageError
 from saccade.samples import ClassList, Sample, Target
 from saccade.tasks import Task
 
@@ -322,7 +322,7 @@ def find_annotations(root: Path, split: str, annotations: str = "", layout: Coco
         The file; and whether it belongs to that split alone (else it is the whole data set).
 
     Raises:
-        UsageError: It is not found; the message lists what is there.
+        MissingDataError: It is not found; the message lists what is there.
     """
     if annotations:
         if not (root / annotations).is_file():
@@ -341,7 +341,7 @@ def find_annotations(root: Path, split: str, annotations: str = "", layout: Coco
     there = sorted(str(path.relative_to(root)) for path in root.glob("*/*.json")) + [
         p.name for p in root.glob("*.json")
     ]
-    raise UsageError(
+    raise MissingDataError(
         f"no COCO annotation file for the split '{split}' is found",
         where=root,
         why=f"json files there: {', '.join(there[:10]) or 'none'}",
