@@ -118,17 +118,20 @@ def test_a_probe_learns_is_kept_and_refuses_another_tower(tmp_path: Path) -> Non
     )  # fmt: skip
     assert last < 0.05 and said == list(range(1, 81)) and not probe.training
     path = tmp_path / "probes/one.safetensors"
-    keep_probe(path, probe.state_dict(), "tower a")
+    about = {"tower": "a", "folder": "/data", "steps": 80}
+    keep_probe(path, probe.state_dict(), about, "80 steps on 2 rows")
     fresh = nn.Linear(3, 1)
-    assert kept_probe(path, fresh, "tower a") and torch.equal(fresh.weight, probe.weight)
-    assert not kept_probe(tmp_path / "none", fresh, "tower a") and not kept_probe(None, fresh, "tower a")
-    with pytest.raises(CheckpointError, match="something else"):
-        kept_probe(path, fresh, "tower b")
+    assert kept_probe(path, fresh, about) == f"the probe is the one kept in {path}: 80 steps on 2 rows"
+    assert torch.equal(fresh.weight, probe.weight)
+    assert kept_probe(path, fresh, about | {"folder": None}), "what is not said is not compared"
+    assert not kept_probe(tmp_path / "none", fresh, about) and not kept_probe(None, fresh, about)
+    with pytest.raises(CheckpointError, match=r"why: +tower: a, now asked for: b; steps: 80, now asked for: 9\n"):
+        kept_probe(path, fresh, about | {"tower": "b", "steps": 9})
     with pytest.raises(CheckpointError, match="another form"):
-        kept_probe(path, nn.Linear(4, 1), "tower a")
+        kept_probe(path, nn.Linear(4, 1), about)
     path.write_bytes(b"damaged")
     with pytest.raises(CheckpointError, match="cannot be read"):
-        kept_probe(path, fresh, "tower a")
+        kept_probe(path, fresh, about)
 
 
 def test_the_rate_rises_and_falls_to_nothing() -> None:
