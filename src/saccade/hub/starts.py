@@ -33,6 +33,8 @@ from saccade.models.visft.config import Head
 from saccade.models.visft.model import ViSFT
 from saccade.models.vitdet import convert as vitdet
 from saccade.models.vitdet.model import ViTDet
+from saccade.tokens.words import FILE as WORDS
+from saccade.tokens.words import WordMap
 
 BACKBONE, TEXT, HEADS_FILE = "backbone.safetensors", "text_embed.safetensors", "heads.safetensors"
 """Names of the files that a converted backbone, text embedding and heads have in their folders."""
@@ -124,10 +126,14 @@ def load_head(model: ViSFT, head: Head, path: str | Path) -> MappingReport:
         path: A checkpoint or a released file of the authors, or a folder or file of ours.
 
     Raises:
-        CheckpointError: The file is damaged, or a tensor of the head is missing or has another shape (a caption head
-            of another vocabulary, say).
+        CheckpointError: The file is damaged, or a tensor of the head is missing or has another shape.
+        ConfigError: The folder of a caption head has another map of words than the model.
     """
     file, _ = _read_part(path, HEADS_FILE)
+    # A released file says nothing of its words; a folder of ours has them beside its weights.
+    beside = file.path.parent / WORDS
+    if head == "caption" and file.path.name in (HEADS_FILE, WEIGHTS) and beside.is_file():
+        require_same_words(WordMap.load(beside), model.vocabulary, where=beside)
     expected = {k: tuple(v.shape) for k, v in model.state_dict().items() if k.startswith(f"{head}.")}
     if visft.is_heads(file.tensors):
         mapped, report = visft.from_official(file.tensors, expected, heads=(head,), source=str(file.path))
@@ -142,6 +148,30 @@ def load_head(model: ViSFT, head: Head, path: str | Path) -> MappingReport:
     report.check()
     _copy_into(model, mapped)
     return report
+
+
+def require_same_words(trained: WordMap | None, used: WordMap | None, *, where: object) -> None:
+    """Refuses a caption head whose words have other ids than those that it is to read: it would say others.
+
+    Args:
+        trained: The words of the head; None = not known.
+        used: Those of the model that it becomes part of; None = it has none.
+        where: Where the head's are told.
+
+    Raises:
+        ConfigError: A word has another id, or only one of the two has it.
+    """
+    if trained is None or used is None or trained == used:
+        return
+    odd = [word for word in trained.words if used.ids.get(word) != trained.ids[word]]
+    odd += [word for word in used.words if word not in trained.ids]
+    told = [f"'{word}' {trained.ids.get(word, 'none')} -> {used.ids.get(word, 'none')}" for word in odd[:3]]
+    raise ConfigError(
+        "the caption head was trained with another map of words",
+        where=where,
+        why=f"{len(odd)} words have other ids, e.g. {', '.join(told)}",
+        fix="leave vocabulary= out (words= of visft.lora_g and the like): the map beside the head is then taken",
+    )
 
 
 def load_text_embedding(model: GiT, path: str | Path) -> MappingReport:

@@ -17,7 +17,7 @@ from saccade.hub.convert import map_file
 from saccade.hub.convert_gsva import load_parts
 from saccade.hub.resolve import ASSETS, bundled_checkpoints, fetch_file, load_model, resolve
 from saccade.hub.shards import fill, no_weights
-from saccade.hub.starts import load_backbone, load_head, load_text_embedding
+from saccade.hub.starts import load_backbone, load_head, load_text_embedding, require_same_words
 from saccade.hub.zoo import ZOO
 from saccade.layers.local_start import start_local
 from saccade.layers.lora import add_lora, fold
@@ -251,6 +251,8 @@ def _whole_model(config: TrainConfig) -> Model:
     loaded = load_model(config.weights).model
     fold(loaded)
     model = build(config.model, vocabulary_of(config))
+    if isinstance(model, ViSFT) and isinstance(loaded, ViSFT):
+        require_same_words(loaded.vocabulary, model.vocabulary, where=config.weights)
     state = loaded.state_dict()
     if isinstance(model, AiT) and isinstance(loaded, AiT):
         state = adapted_state(loaded, model)
@@ -363,8 +365,17 @@ def _words_of(config: TrainConfig, words: int) -> WordMap:
     if config.vocabulary:
         return WordMap.load(config.vocabulary)
     if named:
-        folder = resolve(named)
-        return WordMap.load(folder if folder.is_dir() else folder.parent)
+        file = resolve(named)
+        folder = file.parent if file.is_file() else file
+        if not (folder / WORDS).is_file():
+            raise ConfigError(
+                "nothing tells the words of the caption head",
+                where=named,
+                why=f"there is no {WORDS} beside it" if file.is_file() else f"there is no {folder / WORDS}",
+                fix="pass vocabulary=PATH/WORDMAP_....json (visft.lora_g and the like call it words=), that which the "
+                "head was trained with",
+            )
+        return WordMap.load(folder)
     for path in sorted(ASSETS.rglob(WORDS)):
         bundled = WordMap.load(path)
         if len(bundled) == words:
