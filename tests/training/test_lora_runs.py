@@ -9,15 +9,17 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers_training import assert_same_state, losses_of, scenes, tiny_run
+from helpers_training import assert_same_state, losses_of, scenes, tiny_model, tiny_run, write_vocabulary
 from safetensors.torch import load_file
 
 import saccade
 from saccade.errors import ConfigError
-from saccade.hub.checkpoint import load_folder, read_card
+from saccade.hub.checkpoint import load_folder, read_card, save_model
 from saccade.layers.lora import LoRAConfig, fold, lora_of, updates_of
+from saccade.models.git.model import GiT
 from saccade.models.gsva.presets import nano as gsva_nano
 from saccade.tasks import Task
+from saccade.tokens.vocabulary import TextVocabulary
 from saccade.training.checkpoint import MANIFEST, STATE_VALUES
 from saccade.training.config import TrainConfig, validate
 from saccade.training.trainer import Trainer
@@ -27,7 +29,17 @@ LORA = LoRAConfig(rank=4, targets=("backbone.*.qkv:qv", "backbone.*.fc1"), train
 
 def lora_run(folder: Path, **changes: object) -> TrainConfig:
     train = tuple(scenes(task) for task in (Task.DETECTION, Task.CAPTION))
-    return tiny_run(folder, **{"name": "lora", "train": train, "lora": LORA, "steps": 8, **changes})
+    start = tiny_start(folder)
+    return tiny_run(folder, **{"name": "lora", "train": train, "lora": LORA, "steps": 8, "weights": start, **changes})
+
+
+def tiny_start(folder: Path) -> str:
+    """A model that updates can be put on."""
+    start = folder / "start"
+    if not start.exists():
+        torch.manual_seed(0)
+        save_model(GiT(tiny_model(), TextVocabulary(write_vocabulary(folder))), start, classes={}, provenance={})
+    return str(start)
 
 
 @pytest.fixture(scope="module")

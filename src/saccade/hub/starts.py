@@ -15,6 +15,7 @@ from saccade.errors import CheckpointError, ConfigError
 from saccade.hub.shards import WEIGHTS
 from saccade.hub.sizes import count_blocks, variant_notes
 from saccade.hub.unpickle import TensorFile, read_tensor_file
+from saccade.layers.lora import CHILD
 from saccade.layers.vit import PlainViT
 from saccade.mapping import MappingReport, apply_mapping
 from saccade.models.ait import convert as ait
@@ -105,6 +106,7 @@ def load_backbone(model: Model, path: str | Path) -> MappingReport:
         vit = host.backbone.config
         allowed = [f"backbone.blocks.{index}.*" for index in range(depth, vit.depth)]
         report.notes += variant_notes(file.tensors, vit)
+    _hint_at_updates(report, file.path)
     report.check(allow=allowed)
     _copy_into(host, mapped)
     return report
@@ -145,9 +147,20 @@ def load_head(model: ViSFT, head: Head, path: str | Path) -> MappingReport:
             drop=lambda key: None if key.startswith(f"{head}.") else "not part of the head",
             source=str(file.path),
         )
+    _hint_at_updates(report, file.path)
     report.check()
     _copy_into(model, mapped)
     return report
+
+
+def _hint_at_updates(report: MappingReport, file: Path) -> None:
+    """Tells what to do with a checkpoint of ours whose low-rank updates have no place."""
+    if any(f".{CHILD}." in key for key in report.unexpected):
+        run = file.parent if file.name == WEIGHTS else file
+        report.notes = [
+            f"add its low-rank updates to the weights first: saccade lora merge {run} --out FOLDER",
+            *report.notes,
+        ]
 
 
 def require_same_words(trained: WordMap | None, used: WordMap | None, *, where: object) -> None:
