@@ -66,6 +66,24 @@ def test_a_run_goes_on_exactly(run: Path, tmp_path: Path) -> None:
     assert_same_state(second.checkpoint, run / "checkpoints/step-00000008")
 
 
+def test_a_run_whose_fresh_parts_learn_goes_on_exactly(tmp_path: Path) -> None:
+    def config(name: str) -> TrainConfig:
+        start = tiny_start(tmp_path)
+        return lora_run(
+            tmp_path, name=name, weights="", init_from=start, lora=LoRAConfig(rank=4), steps=4, save_every=2
+        )
+
+    whole = Trainer(config("whole")).fit()
+    Trainer(config("halves")).fit(until=2)
+    second = Trainer(config("halves")).fit()
+    assert_same_state(second.checkpoint, whole.checkpoint)
+    told = read_card(second.checkpoint).lora
+    assert told is not None and "text_embed.*" in told.trained
+    first, last = (load_file(whole.folder / f"checkpoints/step-0000000{step}/model.safetensors") for step in (2, 4))
+    moved = {key for key, value in last.items() if not torch.equal(value, first[key]) and ".lora." not in key}
+    assert moved and not any(key.startswith("backbone.blocks.") for key in moved)
+
+
 def test_the_checkpoint_tells_of_its_updates_and_loads(run: Path) -> None:
     folder = run / "checkpoints/last"
     assert read_card(folder).lora == LORA
