@@ -23,7 +23,7 @@ from saccade.models.ait.vqvae import MapVQVAE, MapVQVAEConfig
 from saccade.models.git.config import DetectionConfig, GiTConfig
 from saccade.models.gsva.config import GSVAConfig
 from saccade.models.gsva.presets import nano as gsva_nano
-from saccade.models.systems import ModelConfig
+from saccade.models.systems import ModelConfig, build
 from saccade.models.visft.clip import CLIPPairConfig
 from saccade.models.visft.config import ViSFTConfig
 from saccade.models.vitdet.config import ViTDetConfig
@@ -31,6 +31,7 @@ from saccade.recipes import RECIPES, get_recipe
 from saccade.tasks import Task
 from saccade.tokens.codebook import VQVAEConfig
 from saccade.training.config import SourceConfig, TrainConfig
+from saccade.training.start import vocabulary_of
 from saccade.training.trainer import Trainer
 
 SIDE = 64
@@ -47,7 +48,7 @@ def scaled_down(config: TrainConfig, out: Path) -> TrainConfig:
         val=tuple(_scenes(source, "val") for source in config.val),
         steps=min(config.steps, 2),
         accumulate=1,
-        weights="",
+        weights=_start(config, model, out) if config.lora is not None else "",
         init_from="",
         text_init="",
         vocabulary="",
@@ -60,6 +61,12 @@ def scaled_down(config: TrainConfig, out: Path) -> TrainConfig:
         out=str(out),
         device="cpu",
     )
+
+
+def _start(config: TrainConfig, model: ModelConfig, folder: Path) -> str:
+    """What low-rank updates are put on: they refuse fresh weights."""
+    vocabulary = vocabulary_of(dataclasses.replace(config, model=model, weights="", vocabulary=""))
+    return str(save_model(build(model, vocabulary), folder / "start", classes={}, provenance={}))
 
 
 def _small_detector(model: ViTDetConfig) -> ViTDetConfig:

@@ -9,15 +9,17 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers_training import assert_same_state, losses_of, scenes, tiny_run
+from helpers_training import assert_same_state, losses_of, scenes, tiny_model, tiny_run, write_vocabulary
 from safetensors.torch import load_file
 
 import saccade
 from saccade.errors import ConfigError
-from saccade.hub.checkpoint import load_folder, read_card
+from saccade.hub.checkpoint import load_folder, read_card, save_model
 from saccade.layers.lora import LoRAConfig, fold, lora_of, updates_of
+from saccade.models.git.model import GiT
 from saccade.models.gsva.presets import nano as gsva_nano
 from saccade.tasks import Task
+from saccade.tokens.vocabulary import TextVocabulary
 from saccade.training.checkpoint import MANIFEST, STATE_VALUES
 from saccade.training.config import TrainConfig, validate
 from saccade.training.trainer import Trainer
@@ -27,7 +29,17 @@ LORA = LoRAConfig(rank=4, targets=("backbone.*.qkv:qv", "backbone.*.fc1"), train
 
 def lora_run(folder: Path, **changes: object) -> TrainConfig:
     train = tuple(scenes(task) for task in (Task.DETECTION, Task.CAPTION))
-    return tiny_run(folder, **{"name": "lora", "train": train, "lora": LORA, "steps": 8, **changes})
+    start = tiny_start(folder)
+    return tiny_run(folder, **{"name": "lora", "train": train, "lora": LORA, "steps": 8, "weights": start, **changes})
+
+
+def tiny_start(folder: Path) -> str:
+    """A model that updates can be put on."""
+    start = folder / "start"
+    if not start.exists():
+        torch.manual_seed(0)
+        save_model(GiT(tiny_model(), TextVocabulary(write_vocabulary(folder))), start, classes={}, provenance={})
+    return str(start)
 
 
 @pytest.fixture(scope="module")
@@ -52,6 +64,24 @@ def test_a_run_goes_on_exactly(run: Path, tmp_path: Path) -> None:
     Trainer(config).fit(until=5)
     second = Trainer(config).fit()
     assert_same_state(second.checkpoint, run / "checkpoints/step-00000008")
+
+
+def test_a_run_whose_fresh_parts_learn_goes_on_exactly(tmp_path: Path) -> None:
+    def config(name: str) -> TrainConfig:
+        start = tiny_start(tmp_path)
+        return lora_run(
+            tmp_path, name=name, weights="", init_from=start, lora=LoRAConfig(rank=4), steps=4, save_every=2
+        )
+
+    whole = Trainer(config("whole")).fit()
+    Trainer(config("halves")).fit(until=2)
+    second = Trainer(config("halves")).fit()
+    assert_same_state(second.checkpoint, whole.checkpoint)
+    told = read_card(second.checkpoint).lora
+    assert told is not None and "text_embed.*" in told.trained
+    first, last = (load_file(whole.folder / f"checkpoints/step-0000000{step}/model.safetensors") for step in (2, 4))
+    moved = {key for key, value in last.items() if not torch.equal(value, first[key]) and ".lora." not in key}
+    assert moved and not any(key.startswith("backbone.blocks.") for key in moved)
 
 
 def test_the_checkpoint_tells_of_its_updates_and_loads(run: Path) -> None:

@@ -15,6 +15,7 @@ from saccade.errors import CheckpointError, ConfigError
 from saccade.hub.shards import WEIGHTS
 from saccade.hub.sizes import count_blocks, variant_notes
 from saccade.hub.unpickle import TensorFile, read_tensor_file
+from saccade.layers.lora import CHILD
 from saccade.layers.vit import PlainViT
 from saccade.mapping import MappingReport, apply_mapping
 from saccade.models.ait import convert as ait
@@ -33,6 +34,8 @@ from saccade.models.visft.config import Head
 from saccade.models.visft.model import ViSFT
 from saccade.models.vitdet import convert as vitdet
 from saccade.models.vitdet.model import ViTDet
+from saccade.tokens.words import FILE as WORDS
+from saccade.tokens.words import WordMap
 
 BACKBONE, TEXT, HEADS_FILE = "backbone.safetensors", "text_embed.safetensors", "heads.safetensors"
 """Names of the files that a converted backbone, text embedding and heads have in their folders."""
@@ -103,6 +106,7 @@ def load_backbone(model: Model, path: str | Path) -> MappingReport:
         vit = host.backbone.config
         allowed = [f"backbone.blocks.{index}.*" for index in range(depth, vit.depth)]
         report.notes += variant_notes(file.tensors, vit)
+    _hint_at_updates(report, file.path)
     report.check(allow=allowed)
     _copy_into(host, mapped)
     return report
@@ -124,10 +128,14 @@ def load_head(model: ViSFT, head: Head, path: str | Path) -> MappingReport:
         path: A checkpoint or a released file of the authors, or a folder or file of ours.
 
     Raises:
-        CheckpointError: The file is damaged, or a tensor of the head is missing or has another shape (a caption head
-            of another vocabulary, say).
+        CheckpointError: The file is damaged, or a tensor of the head is missing or has another shape.
+        ConfigError: The folder of a caption head has another map of words than the model.
     """
     file, _ = _read_part(path, HEADS_FILE)
+    # A released file says nothing of its words; a folder of ours has them beside its weights.
+    beside = file.path.parent / WORDS
+    if head == "caption" and file.path.name in (HEADS_FILE, WEIGHTS) and beside.is_file():
+        require_same_words(WordMap.load(beside), model.vocabulary, where=beside)
     expected = {k: tuple(v.shape) for k, v in model.state_dict().items() if k.startswith(f"{head}.")}
     if visft.is_heads(file.tensors):
         mapped, report = visft.from_official(file.tensors, expected, heads=(head,), source=str(file.path))
@@ -139,9 +147,44 @@ def load_head(model: ViSFT, head: Head, path: str | Path) -> MappingReport:
             drop=lambda key: None if key.startswith(f"{head}.") else "not part of the head",
             source=str(file.path),
         )
+    _hint_at_updates(report, file.path)
     report.check()
     _copy_into(model, mapped)
     return report
+
+
+def _hint_at_updates(report: MappingReport, file: Path) -> None:
+    """Tells what to do with a checkpoint of ours whose low-rank updates have no place."""
+    if any(f".{CHILD}." in key for key in report.unexpected):
+        run = file.parent if file.name == WEIGHTS else file
+        report.notes = [
+            f"add its low-rank updates to the weights first: saccade lora merge {run} --out FOLDER",
+            *report.notes,
+        ]
+
+
+def require_same_words(trained: WordMap | None, used: WordMap | None, *, where: object) -> None:
+    """Refuses a caption head whose words have other ids than those that it is to read: it would say others.
+
+    Args:
+        trained: The words of the head; None = not known.
+        used: Those of the model that it becomes part of; None = it has none.
+        where: Where the head's are told.
+
+    Raises:
+        ConfigError: A word has another id, or only one of the two has it.
+    """
+    if trained is None or used is None or trained == used:
+        return
+    odd = [word for word in trained.words if used.ids.get(word) != trained.ids[word]]
+    odd += [word for word in used.words if word not in trained.ids]
+    told = [f"'{word}' {trained.ids.get(word, 'none')} -> {used.ids.get(word, 'none')}" for word in odd[:3]]
+    raise ConfigError(
+        "the caption head was trained with another map of words",
+        where=where,
+        why=f"{len(odd)} words have other ids, e.g. {', '.join(told)}",
+        fix="leave vocabulary= out (words= of visft.lora_g and the like): the map beside the head is then taken",
+    )
 
 
 def load_text_embedding(model: GiT, path: str | Path) -> MappingReport:

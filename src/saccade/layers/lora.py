@@ -149,8 +149,8 @@ def add_lora(model: nn.Module, config: LoRAConfig) -> None:
         config: Which layers, and what else is trained.
 
     Raises:
-        ConfigError: A pattern fits no linear layer (or no parameter) or one that is never called, or thirds of a layer
-            that has none.
+        ConfigError: There is no linear layer, a pattern fits none (or no parameter) or one that is never called, or
+            thirds of a layer that has none.
         UsageError: The model has updates already.
     """
     if lora_of(model) is not None:
@@ -163,6 +163,13 @@ def add_lora(model: nn.Module, config: LoRAConfig) -> None:
         if isinstance(module, nn.MultiheadAttention)
         for child, _ in module.named_children()
     }
+    if not linears:
+        raise ConfigError(
+            "this model has no linear layer",
+            where="lora",
+            why="low-rank updates are of linear layers",
+            fix="train it without lora.rank",
+        )
     for target in config.targets:
         pattern, _, letters = target.partition(":")
         fitting = [name for name in linears if fnmatchcase(name, pattern)]

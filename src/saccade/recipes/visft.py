@@ -97,8 +97,9 @@ def second_stage(
     Args:
         size: The backbone, EVA-ViT-g or EVA-ViT-E.
         data: Folder of the data sets.
-        backbone: ``eva-vit-g``, ``eva-clip-e`` (fetched), or a file; empty = fresh weights.
-        detection: The trained head: a run of the first stage, or a file of the authors; empty = fresh weights.
+        backbone: ``eva-vit-g``, ``eva-clip-e`` (fetched), or a file; updates need one, or ``weights`` of the whole.
+        detection: The trained head: a run of the first stage, or a file of the authors; empty = a fresh one, which is
+            trained in full beside the updates.
         instance: The same for masks.
         caption: The same for captions.
         words: The ``WORDMAP_*.json`` of captions.

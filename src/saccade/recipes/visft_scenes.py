@@ -76,8 +76,8 @@ def nano_lora(
     nothing in so few as here. So the scale is 1, and the rate high.
 
     Args:
-        backbone: The checkpoint of :func:`nano_clip`; empty = fresh weights.
-        detection: The checkpoint of its head; empty = fresh weights.
+        backbone: The checkpoint of :func:`nano_clip`, or ``weights`` of the whole: updates need what was trained.
+        detection: The checkpoint of its head; empty = a fresh one, which is trained in full beside the updates.
         instance: The same for masks.
         caption: The same for captions.
         steps: Steps.

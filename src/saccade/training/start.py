@@ -17,13 +17,13 @@ from saccade.hub.convert import map_file
 from saccade.hub.convert_gsva import load_parts
 from saccade.hub.resolve import ASSETS, bundled_checkpoints, fetch_file, load_model, resolve
 from saccade.hub.shards import fill, no_weights
-from saccade.hub.starts import load_backbone, load_head, load_text_embedding
+from saccade.hub.starts import load_backbone, load_head, load_text_embedding, require_same_words
 from saccade.hub.zoo import ZOO
 from saccade.layers.local_start import start_local
-from saccade.layers.lora import add_lora, fold
+from saccade.layers.lora import fold
 from saccade.layers.vit import PlainViT
 from saccade.mapping import MappingReport
-from saccade.models.ait.adapt import adapted_state
+from saccade.models.ait.adapt import ROWS, adapted_state
 from saccade.models.ait.initialise import initialise_local as initialise_ait_local
 from saccade.models.ait.model import AiT
 from saccade.models.ait.vqvae import MapVQVAE, MapVQVAEConfig
@@ -55,6 +55,7 @@ from saccade.tokens.vocabulary import TextVocabulary
 from saccade.tokens.words import FILE as WORDS
 from saccade.tokens.words import WordMap
 from saccade.training.config import TrainConfig
+from saccade.training.lora_start import host_of, start_lora
 
 # What a detector must learn anew for other classes: outputs per class, and mask heads that only one of two models has.
 _OF_CLASSES = re.compile(r"roi\.(box_heads\.\d+\.(cls|box)\.|mask_heads\.|class_weights)")
@@ -75,22 +76,27 @@ def build_model(config: TrainConfig, *, resumed: Path | None = None) -> tuple[Mo
 
     Raises:
         CheckpointError: A file is missing or damaged, or does not fit the model.
-        ConfigError: ``weights`` names a model of another shape, or no bundled vocabulary fits the model.
+        ConfigError: ``weights`` names a model of another shape, no bundled vocabulary fits the model, or low-rank
+            updates are asked for where nothing is trained yet.
     """
     if resumed is not None:
         return load_folder(resumed).model, []
-    model, reports = _started(config)
+    if config.weights:
+        model, filled = _whole_model(config)
+        reports: list[MappingReport] = []
+    else:
+        model, reports = _started(config)
+        host = host_of(model)
+        filled = {f"{host}{key}" for report in reports for key in report.matched.values()}
     _load_vqvaes(model, config)
     _load_finder(model, config)
     if config.lora is not None:
-        add_lora(model, config.lora)
+        start_lora(model, config.lora, filled)
     return model, reports
 
 
 def _started(config: TrainConfig) -> tuple[Model, list[MappingReport]]:
-    """The model of a new run, but for what is put on it."""
-    if config.weights:
-        return _whole_model(config), []
+    """The model of a new run that starts fresh, or from parts of others."""
     model = build(config.model, vocabulary_of(config))
     if config.initialise == "local":
         _start_local(model)
@@ -239,18 +245,21 @@ def _start_local(model: Model) -> None:
         raise ConfigError("no local start is known for this backbone", where="initialise", fix="set initialise=plain")
 
 
-def _whole_model(config: TrainConfig) -> Model:
-    """``weights``: every tensor must find its place in the configured model.
+def _whole_model(config: TrainConfig) -> tuple[Model, set[str]]:
+    """``weights``: every tensor must find its place in the configured model. Names what is filled as a whole, too.
 
     Low-rank updates of the loaded one become part of its weights. A detector with other classes than those of
     ``weights`` keeps fresh what depends on the classes; AiT keeps what both
     know (:func:`saccade.models.ait.adapt.adapted_state`).
     """
     if isinstance(config.model, GSVAConfig):
-        return _large_model(config)
+        model = _large_model(config)
+        return model, set(model.state_dict())
     loaded = load_model(config.weights).model
     fold(loaded)
     model = build(config.model, vocabulary_of(config))
+    if isinstance(model, ViSFT) and isinstance(loaded, ViSFT):
+        require_same_words(loaded.vocabulary, model.vocabulary, where=config.weights)
     state = loaded.state_dict()
     if isinstance(model, AiT) and isinstance(loaded, AiT):
         state = adapted_state(loaded, model)
@@ -272,7 +281,10 @@ def _whole_model(config: TrainConfig) -> Model:
         )
     fitting = {key: value for key, value in state.items() if found[key] == expected.get(key)}
     model.load_state_dict(fitting, strict=False)
-    return model
+    filled = set(fitting)
+    if isinstance(model, AiT) and isinstance(loaded, AiT) and set(model.classes.names) - set(loaded.classes.names):
+        filled -= set(ROWS)  # those of new classes are fresh
+    return model, filled
 
 
 def _large_model(config: TrainConfig) -> Model:
@@ -363,8 +375,17 @@ def _words_of(config: TrainConfig, words: int) -> WordMap:
     if config.vocabulary:
         return WordMap.load(config.vocabulary)
     if named:
-        folder = resolve(named)
-        return WordMap.load(folder if folder.is_dir() else folder.parent)
+        file = resolve(named)
+        folder = file.parent if file.is_file() else file
+        if not (folder / WORDS).is_file():
+            raise ConfigError(
+                "nothing tells the words of the caption head",
+                where=named,
+                why=f"there is no {WORDS} beside it" if file.is_file() else f"there is no {folder / WORDS}",
+                fix="pass vocabulary=PATH/WORDMAP_....json (visft.lora_g and the like call it words=), that which the "
+                "head was trained with",
+            )
+        return WordMap.load(folder)
     for path in sorted(ASSETS.rglob(WORDS)):
         bundled = WordMap.load(path)
         if len(bundled) == words:

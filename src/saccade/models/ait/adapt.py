@@ -13,7 +13,9 @@ from saccade.models.ait.model import AiT
 from saccade.samples import ClassList
 from saccade.tasks import Task
 
-_ROWS = ("transformer.token_embed", "transformer.token_bias")
+ROWS = ("transformer.token_embed", "transformer.token_bias")
+"""Parameters with a row per word of the vocabulary."""
+
 _ALIKE = ("bins", "mask_codes", "depth_codes", "spare_rows")
 
 
@@ -79,7 +81,7 @@ def adapted_state(loaded: AiT, model: AiT) -> dict[str, Tensor]:
         )
     state, own = loaded.state_dict(), model.state_dict()
     old, new = _moved(loaded, model)
-    for key in _ROWS:
+    for key in ROWS:
         rows = own[key].clone()
         if rows.shape[1:] == state[key].shape[1:]:  # another width stays as it is, for the caller to refuse
             rows[new] = state[key][old]

@@ -31,7 +31,7 @@ class ViSFTConfig:
         semantic: The head for label maps, which the authors do not have; None = none. Its classes are all that a pixel
             can be, the background too; they are the names of the whole model.
         trained: What is trained; all else keeps its values. Low-rank updates (``lora`` of a training run) freeze all of
-            it and are trained instead.
+            it that a file has filled, and are trained instead.
         frozen_dropout: Dropout acts in frozen heads, too, as in the authors' second stage.
         detection_size: Greatest side of the network input of detection in pixels.
         detection_short_side: The shorter side becomes as long as this where the longer still fits; 0 = as large as
