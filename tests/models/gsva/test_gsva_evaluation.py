@@ -172,3 +172,38 @@ def test_what_nothing_was_asked_for_stands_behind_all_phrases_of_a_picture() -> 
     assert joined.masks == [masks[k] for k in (0, 2, 1, 3)]
     assert joined.rejected.tolist() == [False, False, True, False]
     assert joined.scores.tolist() == [0, 0.5, 0.25, 0.75]
+
+
+def test_the_published_rules_reach_the_model(model: GSVA) -> None:
+    """Every logit is 0, every target is rejected and every absent one is not: the score is known in advance."""
+    last = model.sam.mask_decoder.filters[0].layers[-1]
+    torch.nn.init.zeros_(last.weight)
+    torch.nn.init.zeros_(last.bias)
+    source = ScenesSource(task=Task.REFERRING, split="val", size=64, limit=3)
+    areas = [int(mask.sum()) for index in range(3) for mask in source[index].target.masks]
+    pictures = [source[index].size_hw[0] * source[index].size_hw[1] for index in range(3)]
+    whole = [size for index, size in enumerate(pictures) for _ in source[index].phrases]
+    assert 0 in areas and len(areas) == len(whole)
+
+    found = evaluate(model, source, batch_size=2).metrics
+    assert (found["N_acc"], found["T_acc"]) == (0.0, 0.0)
+    # As published a rejected phrase with a target is asked again, and a logit of 0 is then of the object.
+    shares = sum(area / size for area, size in zip(areas, whole, strict=True))
+    assert found["gIoU"] == pytest.approx(shares / len(areas), abs=1e-5)
+    assert found["cIoU"] == pytest.approx(sum(areas) / sum(whole), abs=1e-5)
+    found = evaluate(model, source, batch_size=2, protocol="rela").metrics
+    assert (found["gIoU"], found["cIoU"]) == (0.0, 0.0)
+
+
+def test_the_data_set_decides_by_which_rules_it_is_scored(model: GSVA) -> None:
+    class RefCOCO(Crowd):
+        """One phrase of one target."""
+
+        def __getitem__(self, index: int) -> Sample:
+            sample = super().__getitem__(0)
+            return dataclasses.replace(sample, phrases=("a",), target=Target(masks=sample.target.masks[150:151]))
+
+    source = RefCOCO(task=Task.REFERRING, split="val", size=64, limit=1)
+    source.name = "refcoco/val"
+    result = evaluate(model, source)
+    assert result.stamp["protocol"].startswith("RES") and "Pr@0.5" in result.metrics
