@@ -19,9 +19,11 @@ import helpers_vitdet
 
 from saccade.errors import ConfigError
 from saccade.layers.lora import LoRAConfig, add_lora, merge, unmerge, updates_of
-from saccade.models.git.config import GIT_TASKS
+from saccade.models.git.config import GIT_TASKS, GiTConfig
+from saccade.models.polar.config import PixelConfig, PolarConfig
+from saccade.models.polar.model import PolarSegmenter
 from saccade.models.polar.segmenter import Segmenter
-from saccade.models.systems import Model
+from saccade.models.systems import Model, build
 from saccade.models.visft.model import ViSFT
 from saccade.models.vitdet.model import ViTDet
 from saccade.samples import Batch
@@ -43,6 +45,14 @@ def _polar() -> Segmenter:
     return Segmenter(helpers_polar.TINY_VIT)
 
 
+def _unrolled(segmenter: PixelConfig) -> PolarSegmenter:
+    torch.manual_seed(0)
+    words = helpers_git.VOCABULARY if isinstance(segmenter, GiTConfig) else None
+    return build(PolarConfig(segmenter=segmenter), words)
+
+
+UNROLLED = {"vit": helpers_polar.TINY_VIT, "git": helpers_git.tiny_config(), "visft": helpers_polar.TINY_VISFT}
+
 CASES = {
     **{
         f"ait, {form}, {task}": (lambda form=form: helpers_ait.model(form), lambda task=task: helpers_ait.batch(task))
@@ -59,6 +69,13 @@ CASES = {
         for form in ("vitae_repo cascade", "vitae_s", "detectron2")
     },
     "polar": (_polar, lambda: helpers_polar.make_batch([[(14.0, 20.0, 6.0)]])),
+    **{
+        f"polar, unrolled for {name}": (
+            lambda config=config: _unrolled(config),
+            lambda side=side: helpers_polar.make_batch([[(14.0, 20.0, 6.0)]], side),
+        )
+        for (name, config), side in zip(UNROLLED.items(), ((32, 48), (64, 64), (48, 48)), strict=True)
+    },
 }
 
 
@@ -74,7 +91,10 @@ def answers(model: Model, batch: Batch) -> Iterator[tuple[str, Tensor]]:
         torch.manual_seed(5)
         losses = model.loss(batch)
         torch.manual_seed(5)
-        predicted = model.predict(batch)
+        if isinstance(model, PolarSegmenter):
+            predicted = model.predict(batch, centers_xy=[torch.tensor([[14.0, 20.0]])])
+        else:
+            predicted = model.predict(batch)
     yield from losses.items()
     for index, one in enumerate(predicted):
         for name, value in vars(one).items():

@@ -233,6 +233,21 @@ def test_an_answer_ends_at_its_end() -> None:
     assert short.ids_T.tolist() == said[: said.index(end) + 1]
 
 
+def test_a_free_answer_ends_where_the_positions_end() -> None:
+    net, prompt = model(max_new_tokens=1000), batch({0: [(13,)]}, labels=None)
+    net.language.lm_head.weight.data[END] = 0  # so that it is not said
+    with torch.no_grad():
+        read = net.read(prompt, net.encode(prompt.images, prompt.images_clip)).sequence
+    length = read.ids_NT.shape[1]
+    positions = net.config.language.positions
+    [whole] = net.answer(prompt)
+    assert len(whole.ids_T) == positions - length
+    ids = torch.cat([prompt.input_ids, torch.full((1, positions - length - 1), 13)], dim=1)
+    longer = dataclasses.replace(prompt, input_ids=ids, attention_mask=torch.ones_like(ids).bool())
+    [last] = net.answer(longer)
+    assert len(last.ids_T) == 1
+
+
 def test_encoding_once_and_asking_often() -> None:
     net = model()
     first, second = batch({0: [(SEG, END)]}), batch({0: [(13, SEG, SEG, END)]})

@@ -10,9 +10,13 @@ from torch import Tensor, nn
 from torchvision import tv_tensors
 
 from saccade.layers.hourglass import HourglassConfig
+from saccade.layers.mask2former import MaskedDecoderConfig, PixelDecoderConfig
 from saccade.layers.unet import UNetConfig
 from saccade.layers.vit import ViTConfig
 from saccade.models.polar.config import CentersConfig, SegmenterConfig, ViTPixelsConfig
+from saccade.models.visft.config import ViSFTConfig
+from saccade.models.visft.presets import eva
+from saccade.models.visft.segmentation import SegmentationHeadConfig
 from saccade.results import Prediction, SemanticMap
 from saccade.samples import Batch, ClassList, Origin, Preprocess, Sample, Target
 from saccade.tasks import Task
@@ -31,6 +35,22 @@ TINY_VIT = SegmenterConfig(
     ),
     input_hw=(32, 48),
 )  # fmt: skip
+TINY_VISFT = ViSFTConfig(
+    vit=eva(width=32, depth=1, heads=2, mlp_width=48, image_size=48, patch_size=6),
+    detection=None,
+    instance=None,
+    caption=None,
+    semantic=SegmentationHeadConfig(
+        pixels=PixelDecoderConfig(width=16, mask_width=8, heads=2, mlp_width=24, layers=1, groups=4),
+        decoder=MaskedDecoderConfig(heads=2, mlp_width=24, layers=2, queries=6),
+        num_classes=2,
+        classes=("background", "lesion"),
+        points=64,
+        stride=6,
+    ),
+    semantic_size=48,
+    trained=("backbone", "semantic"),
+)
 TINY_CENTERS = CentersConfig(network=HourglassConfig(stacks=2, width=8, depth=2), input_size=32, sigma=3.0)
 
 

@@ -7,38 +7,18 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers_polar import CLASSES, TINY_CENTERS, TINY_UNET, make_batch, overlap
+from helpers_polar import CLASSES, TINY_CENTERS, TINY_UNET, TINY_VISFT, make_batch, overlap
 from torch import Tensor
 
 from saccade.configs import from_dict, to_dict
 from saccade.errors import ConfigError
 from saccade.hub.checkpoint import load_folder, save_model
-from saccade.layers.mask2former import MaskedDecoderConfig, PixelDecoderConfig
 from saccade.models.polar.config import PolarConfig
 from saccade.models.polar.model import PolarSegmenter
 from saccade.models.systems import build, fixed_classes, input_size, offers, reader_of, reading_config, width_of
-from saccade.models.visft.config import ViSFTConfig
-from saccade.models.visft.presets import eva
-from saccade.models.visft.segmentation import SegmentationHeadConfig
 from saccade.tasks import Task
 
-SIDE = 48
-TINY_VISFT = ViSFTConfig(
-    vit=eva(width=32, depth=1, heads=2, mlp_width=48, image_size=SIDE, patch_size=6),
-    detection=None,
-    instance=None,
-    caption=None,
-    semantic=SegmentationHeadConfig(
-        pixels=PixelDecoderConfig(width=16, mask_width=8, heads=2, mlp_width=24, layers=1, groups=4),
-        decoder=MaskedDecoderConfig(heads=2, mlp_width=24, layers=2, queries=6),
-        num_classes=2,
-        classes=("background", "lesion"),
-        points=64,
-        stride=6,
-    ),
-    semantic_size=SIDE,
-    trained=("backbone", "semantic"),
-)
+SIDE = TINY_VISFT.vit.image_size
 DISCS = [[(20.0, 22.0, 10.0)], [(30.0, 20.0, 8.0)]]
 CENTERS = [torch.tensor([[20.0, 22.0]]), torch.tensor([[30.0, 20.0]])]
 
