@@ -139,18 +139,17 @@ _GIT = f"recipe=polar.git {_ISIC} model=git-nano precision=bf16 eval_every=0 dev
 _LAST = "{runs}/NAME-{seed}/checkpoints/last"
 
 
-def _measured(says: str, model: str, centers: str) -> Variant:
-    """A polar model with centres from elsewhere: ``truth``, or the variant whose checkpoint finds them."""
-    finder = centers if centers == "truth" else _LAST.replace("NAME", centers)
+def _measured(says: str, model: str, centers: str, less: str) -> Variant:
+    """A polar model with the centres that the checkpoint of another variant finds."""
     words = f"{_LAST.replace('NAME', model)} --data mask_folder --root ../shared/data/isic2018_512 --task semantic"
-    needs = (model,) if centers == "truth" else (model, centers)
     return Variant(
         says=says,
         words=f"{words} --classes background,lesion --protocol polar --precision bf16 --batch-size 16 --device cpu "
-        f"--centers {finder}",
-        needs=needs,
+        f"--centers {_LAST.replace('NAME', centers)}",
+        needs=(model, centers),
         columns=_LESIONS,
         evaluates=True,
+        less=less,
     )
 
 
@@ -296,16 +295,19 @@ CLAIMS: dict[str, dict[str, Variant]] = {
             columns=_PLACES,
         ),
         "unet-polar": Variant(
-            says="U-Net, unrolled; centres of the truth", words=f"{_UNET} polar=true steps=3000", columns=_LESIONS
+            says="U-Net, unrolled; centres of the truth",
+            words=f"{_UNET} polar=true steps=3000",
+            columns=_LESIONS,
+            less="unet-twice",
         ),
-        "unet-polar-pass": _measured("the same; centres of the plain U-Net", "unet-polar", "unet"),
-        "unet-polar-predictor": _measured("the same; centres of the predictor", "unet-polar", "centers"),
+        "unet-polar-pass": _measured("the same; centres of the plain U-Net", "unet-polar", "unet", "unet-twice"),
+        "unet-polar-predictor": _measured("the same; centres of the predictor", "unet-polar", "centers", "unet-twice"),
         "git": Variant(says="GiT-nano, plain pictures", words=f"{_GIT} polar=false", columns=_LESIONS),
         "git-polar": Variant(
-            says="GiT-nano, unrolled; centres of the truth", words=f"{_GIT} polar=true", columns=_LESIONS
+            says="GiT-nano, unrolled; centres of the truth", words=f"{_GIT} polar=true", columns=_LESIONS, less="git"
         ),
-        "git-polar-pass": _measured("the same; centres of the plain GiT-nano", "git-polar", "git"),
-        "git-polar-predictor": _measured("the same; centres of the predictor", "git-polar", "centers"),
+        "git-polar-pass": _measured("the same; centres of the plain GiT-nano", "git-polar", "git", "git"),
+        "git-polar-predictor": _measured("the same; centres of the predictor", "git-polar", "centers", "git"),
     },
     "gsva": {
         "describe": Variant(says="", words="recipe=gsva.nano_describe", columns={}, shared=True),
