@@ -303,7 +303,9 @@ CLAIMS: dict[str, dict[str, Variant]] = {
         "unet-polar-pass": _measured("the same; centres of the plain U-Net", "unet-polar", "unet", "unet-twice"),
         "unet-polar-predictor": _measured("the same; centres of the predictor", "unet-polar", "centers", "unet-twice"),
         "git": Variant(says="GiT-nano, plain pictures", words=f"{_GIT} polar=false", columns=_LESIONS),
-        "git-twice": Variant(says="the same, twice as long", words=f"{_GIT} polar=false steps=1800", columns=_LESIONS),
+        "git-twice": Variant(
+            says="the same, twice as long", words=f"{_GIT} polar=false steps=1800", columns=_LESIONS, less="git"
+        ),
         "git-polar": Variant(
             says="GiT-nano, unrolled; centres of the truth", words=f"{_GIT} polar=true", columns=_LESIONS, less="git"
         ),
