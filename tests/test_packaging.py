@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import os
 import re
 import subprocess
 import sys
@@ -86,7 +87,9 @@ for module in pkgutil.walk_packages(saccade.__path__, "saccade."):
         __import__(module.name)
 assert state() == before
 """
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    # Not the environment of this process: what a library has set here already could not be seen to change.
+    bare = {key: os.environ[key] for key in ("PATH", "HOME") if key in os.environ}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, env=bare)
     assert done.returncode == 0, done.stderr
     assert done.stdout == ""
 

@@ -10,8 +10,6 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 import numpy as np
-from scipy.io import loadmat
-from scipy.io.matlab import MatReadError
 
 from saccade.data.sources.layout import data_root, find_file, first_existing
 from saccade.errors import DataError, MissingDataError
@@ -51,6 +49,10 @@ class WordSet:
 
 def open_iiit5k(root: str | Path, split: str = "test") -> WordSet:
     """IIIT5K: ``testdata.mat`` (``traindata.mat``), a table with the columns ``ImgName`` and ``GroundTruth``."""
+    # scipy.io imports threadpoolctl, which sets a variable of the environment: not by importing saccade.
+    from scipy.io import loadmat
+    from scipy.io.matlab import MatReadError
+
     folder = data_root(root)
     table = find_file(folder, "", [f"{split}data.mat", f"IIIT5K/{split}data.mat"], f"the table of the split '{split}'")
     try:
